@@ -1,0 +1,30 @@
+"""From a Hydra configuration to the dataclasses that the package works with."""
+
+from typing import TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stma.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse_config(kind: type[T], config: DictConfig) -> T:
+    """Check a composed configuration against a dataclass and build it.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, a missing one, or one that the
+            dataclass refuses; the message names it.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), config)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise InputError(f"configuration: {where}{reason}") from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"configuration: {error}") from error

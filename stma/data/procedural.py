@@ -1,0 +1,311 @@
+"""Procedural clips: textured shapes that move, turn, deform and occlude one another.
+
+A clip is a function of its seed alone. Nothing is stored: shapes are outlines in polar
+coordinates, textures small images, and every frame draws them back to front.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+TEXTURE_SIZE = 96
+OUTLINE_POINTS = 72
+SUBPIXEL_BITS = 4  # cv2.fillPoly's fixed-point coordinates
+
+
+@dataclass
+class SceneConfig:
+    """What a scene holds, and how fast it moves.
+
+    Attributes:
+        height, width: pixels of a frame.
+        min_objects, max_objects: annotated objects, all visible in the first frame.
+        max_distractors: moving shapes that are never annotated; half of them look like an object.
+        min_radius, max_radius: mean radius of a shape, as a share of the frame's shorter side.
+        speed: how far an object travels in a frame, as a share of the shorter side.
+        spin: how far an object turns in a frame, in radians.
+        camera_speed: as `speed`, for the camera.
+    """
+
+    height: int = 128
+    width: int = 128
+    min_objects: int = 1
+    max_objects: int = 3
+    max_distractors: int = 2
+    min_radius: float = 0.1
+    max_radius: float = 0.24
+    speed: float = 0.035
+    spin: float = 0.08
+    camera_speed: float = 0.012
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 16:
+            raise ValueError(f"frames of {self.height} x {self.width}; 16 pixels at least")
+        if not 1 <= self.min_objects <= self.max_objects <= 255:
+            raise ValueError(
+                f"min_objects {self.min_objects}, max_objects {self.max_objects}; "
+                "needs 1 <= min_objects <= max_objects <= 255"
+            )
+        if not 0 < self.min_radius <= self.max_radius:
+            raise ValueError(
+                f"radii from {self.min_radius} to {self.max_radius}; give 0 < min <= max"
+            )
+
+
+def random_texture(rng: np.random.Generator, size: int = TEXTURE_SIZE) -> np.ndarray:
+    """``(size, size, 3)`` uint8: two colours in noise, stripes, checks or spots."""
+    colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    angle = rng.uniform(0, np.pi)
+    along = columns * np.cos(angle) + rows * np.sin(angle)
+    across = rows * np.cos(angle) - columns * np.sin(angle)
+    frequency = rng.uniform(2, 9)
+    kind = rng.integers(4)
+    if kind == 0:
+        cells = int(rng.integers(3, 14))
+        pattern = cv2.resize(
+            rng.uniform(0, 1, (cells, cells)).astype(np.float32),
+            (size, size),
+            interpolation=cv2.INTER_CUBIC,
+        )
+    elif kind == 1:
+        pattern = 0.5 + 0.5 * np.sin(2 * np.pi * frequency * along)
+    elif kind == 2:
+        pattern = 0.5 + 0.5 * np.sign(
+            np.sin(2 * np.pi * frequency * along) * np.sin(2 * np.pi * frequency * across)
+        )
+    else:
+        waves = np.cos(2 * np.pi * frequency * along) * np.cos(2 * np.pi * frequency * across)
+        pattern = np.clip(4 * waves - 1, 0, 1)
+    pattern = pattern[..., None]
+    texture = colours[0] * pattern + colours[1] * (1 - pattern)
+    texture += rng.normal(0, rng.uniform(2, 14), (size, size, 1))
+    return np.clip(texture, 0, 255).astype(np.uint8)
+
+
+@dataclass
+class _Shape:
+    """An outline and a texture, and where they are at time ``t`` (frames)."""
+
+    texture: np.ndarray
+    harmonics: np.ndarray  # (K, 4): order, amplitude, phase, phase speed
+    elongation: float
+    radius: float
+    position: np.ndarray  # in shorter sides, x then y
+    velocity: np.ndarray
+    sway: np.ndarray  # (2, 3): amplitude, angular speed, phase, for x and y
+    angle: float
+    spin: float
+    scale_wave: np.ndarray  # amplitude, angular speed, phase
+    shear_wave: np.ndarray
+
+    def outline(self, t: float) -> np.ndarray:
+        """``(P, 2)`` in units of the radius."""
+        theta = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
+        order, amplitude, phase, speed = self.harmonics.T[:, :, None]
+        radius = 1 + (amplitude * np.cos(order * theta + phase + speed * t)).sum(0)
+        return np.stack([radius * np.cos(theta), self.elongation * radius * np.sin(theta)], 1)
+
+    def transform(self, t: float, unit: float) -> np.ndarray:
+        """``(2, 3)``: units of the radius to pixels of a fixed camera whose shorter side is
+        ``unit`` pixels."""
+        scale = self.radius * unit * np.exp(_wave(self.scale_wave, t))
+        angle = self.angle + self.spin * t
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        shear = np.array([[1, _wave(self.shear_wave, t)], [0, 1]])
+        sway = np.array([_wave(wave, t) for wave in self.sway])
+        centre = (self.position + self.velocity * t + sway) * unit
+        return np.hstack([scale * rotation @ shear, centre[:, None]])
+
+
+def _wave(wave: np.ndarray, t: float) -> float:
+    """A sine that is 0 at ``t = 0``."""
+    amplitude, speed, phase = wave
+    return float(amplitude * (np.sin(speed * t + phase) - np.sin(phase)))
+
+
+def _random_shape(config: SceneConfig, rng: np.random.Generator, extent: np.ndarray) -> _Shape:
+    orders = np.arange(2, 6)
+    harmonics = np.stack(
+        [
+            orders,
+            rng.uniform(0, 0.32, 4) / np.sqrt(orders - 1),
+            rng.uniform(0, 2 * np.pi, 4),
+            rng.uniform(-0.25, 0.25, 4),
+        ],
+        axis=1,
+    )
+    direction = rng.uniform(0, 2 * np.pi)
+    speed = config.speed * rng.uniform(0, 1)
+    return _Shape(
+        texture=random_texture(rng),
+        harmonics=harmonics,
+        elongation=rng.uniform(0.5, 1.0),
+        radius=rng.uniform(config.min_radius, config.max_radius),
+        position=rng.uniform(0.12, 0.88, 2) * extent,
+        velocity=speed * np.array([np.cos(direction), np.sin(direction)]),
+        sway=np.stack(
+            [
+                rng.uniform(0, 3 * config.speed, 2),
+                rng.uniform(0.1, 0.5, 2),
+                rng.uniform(0, 2 * np.pi, 2),
+            ],
+            axis=1,
+        ),
+        angle=rng.uniform(0, 2 * np.pi),
+        spin=rng.uniform(-config.spin, config.spin),
+        scale_wave=np.array([rng.uniform(0, 0.25), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
+        shear_wave=np.array([rng.uniform(0, 0.25), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
+    )
+
+
+def _look_alike(
+    shape: _Shape, config: SceneConfig, rng: np.random.Generator, extent: np.ndarray
+) -> _Shape:
+    """Another shape with the same texture, and half of the time the same outline."""
+    other = _random_shape(config, rng, extent)
+    other.texture = shape.texture
+    if rng.random() < 0.5:
+        other.harmonics, other.elongation = shape.harmonics, shape.elongation
+    return other
+
+
+class Scene:
+    """Everything that one clip shows; `render` draws it at any time.
+
+    Args:
+        config: sizes and speeds.
+        rng: the only source of chance.
+    """
+
+    def __init__(self, config: SceneConfig, rng: np.random.Generator) -> None:
+        self.config = config
+        self.unit = float(min(config.height, config.width))
+        extent = np.array([config.width, config.height]) / self.unit
+        num_objects = int(rng.integers(config.min_objects, config.max_objects + 1))
+        num_distractors = int(rng.integers(config.max_distractors + 1))
+        self.shapes: list[_Shape] = []
+        for _ in range(num_objects):
+            if self.shapes and rng.random() < 0.25:
+                self.shapes.append(_look_alike(self.shapes[-1], config, rng, extent))
+            else:
+                self.shapes.append(_random_shape(config, rng, extent))
+        self.labels = list(range(1, num_objects + 1)) + [0] * num_distractors
+        for _ in range(num_distractors):
+            if rng.random() < 0.5:
+                model = self.shapes[int(rng.integers(num_objects))]
+                self.shapes.append(_look_alike(model, config, rng, extent))
+            else:
+                self.shapes.append(_random_shape(config, rng, extent))
+        self.depth_order = rng.permutation(len(self.shapes))
+
+        self.background = random_texture(rng, 2 * TEXTURE_SIZE)
+        self.background_scale = rng.uniform(0.8, 2.0) * self.unit / TEXTURE_SIZE
+        direction = rng.uniform(0, 2 * np.pi)
+        self.camera_velocity = (
+            config.camera_speed
+            * rng.uniform(0, 1)
+            * np.array([np.cos(direction), np.sin(direction)])
+        )
+        self.camera_spin = rng.uniform(-0.01, 0.01)
+        self.camera_zoom = rng.uniform(-0.01, 0.01)
+
+    def camera(self, t: float) -> np.ndarray:
+        """``(3, 3)``: pixels of a fixed camera to those of the moving one."""
+        centre = np.array([self.config.width, self.config.height]) / 2
+        angle, zoom = self.camera_spin * t, np.exp(self.camera_zoom * t)
+        linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        matrix = np.eye(3)
+        matrix[:2, :2] = linear
+        matrix[:2, 2] = centre - linear @ centre + self.camera_velocity * self.unit * t
+        return matrix
+
+    def render(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the frame at time ``t``: ``(H, W, 3)`` uint8 RGB and ``(H, W)`` uint8 indices."""
+        height, width = self.config.height, self.config.width
+        camera = self.camera(t)
+        scale = self.background_scale
+        texture_to_frame = camera @ np.diag([scale, scale, 1.0])
+        frame = cv2.warpAffine(
+            self.background,
+            texture_to_frame[:2],
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+        mask = np.zeros((height, width), np.uint8)
+        for index in self.depth_order:
+            shape, label = self.shapes[index], self.labels[index]
+            matrix = camera @ np.vstack([shape.transform(t, self.unit), [0, 0, 1]])
+            _draw(frame, mask, shape, label, matrix, t)
+        return frame, mask
+
+
+def _draw(
+    frame: np.ndarray, mask: np.ndarray, shape: _Shape, label: int, matrix: np.ndarray, t: float
+) -> None:
+    """Paint a shape over ``frame`` and ``mask``, within its bounding box."""
+    height, width = mask.shape
+    outline = shape.outline(t) @ matrix[:2, :2].T + matrix[:2, 2]
+    left, top = np.floor(outline.min(0)).astype(int)
+    right, bottom = np.ceil(outline.max(0)).astype(int) + 1
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if left >= right or top >= bottom:
+        return
+    size = (int(right - left), int(bottom - top))
+    offset = np.array([left, top])
+    points = np.round((outline - offset) * 2**SUBPIXEL_BITS).astype(np.int32)[None]
+    alpha = np.zeros(size[::-1], np.uint8)
+    cv2.fillPoly(alpha, points, 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
+    inside = alpha > 127
+
+    # The texture spans three radii, so that the longest outline stays on it.
+    texture_scale = 3.0 / TEXTURE_SIZE
+    texture_to_unit = np.array([[texture_scale, 0, -1.5], [0, texture_scale, -1.5], [0, 0, 1.0]])
+    texture_to_box = (matrix @ texture_to_unit)[:2]
+    texture_to_box[:, 2] -= offset
+    texture = cv2.warpAffine(
+        shape.texture,
+        texture_to_box,
+        size,
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
+    box = (slice(top, bottom), slice(left, right))
+    blend = cv2.merge([alpha] * 3).astype(np.float32) / 255
+    frame[box] = (frame[box] + blend * (texture.astype(np.float32) - frame[box]) + 0.5).astype(
+        np.uint8
+    )
+    mask[box][inside] = label
+
+
+def procedural_clip(
+    config: SceneConfig, times: np.ndarray, seed: tuple[int, ...], min_pixels: int = 40
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Draw one clip.
+
+    Objects of which fewer than ``min_pixels`` show in the first frame lose their label; a scene
+    without any object left is replaced by the next one of the same seed.
+
+    Args:
+        times: frames to draw, in units of a frame.
+        seed: of any length; equal seeds give equal clips.
+
+    Returns:
+        frames ``(T, H, W, 3)`` uint8, masks ``(T, H, W)`` uint8 and the number of objects.
+    """
+    rng = np.random.default_rng(seed)
+    while True:
+        scene = Scene(config, rng)
+        frame, mask = scene.render(times[0])
+        counts = np.bincount(mask.ravel(), minlength=256)
+        visible = [label for label in range(1, 256) if counts[label] >= min_pixels]
+        if visible:
+            break
+    relabel = np.zeros(256, np.uint8)
+    relabel[visible] = np.arange(1, len(visible) + 1)
+    rendered = [(frame, mask)] + [scene.render(t) for t in times[1:]]
+    frames = np.stack([frame for frame, _ in rendered])
+    masks = relabel[np.stack([mask for _, mask in rendered])]
+    return frames, masks, len(visible)

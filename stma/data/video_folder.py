@@ -1,0 +1,147 @@
+"""Videos on disk in the DAVIS layout, and reading their frames and masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from stma.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+RESOLUTIONS = ("480p", "Full-Resolution")
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """One video: its frames in order, and the masks that exist, by the stem of their frame."""
+
+    name: str
+    frames: list[Path]
+    masks: dict[str, Path]
+    mask_folder: Path
+
+    @property
+    def fully_annotated(self) -> bool:
+        """Every frame has a mask, so that results can be scored."""
+        return all(frame.stem in self.masks for frame in self.frames)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """``(H, W, 3)`` uint8, RGB.
+
+    Raises:
+        InputError: the file is not a whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
+    """An index mask ``(H, W)`` uint8, and its palette if it has one.
+
+    Raises:
+        InputError: the file is not a whole image, or not one channel of IDs up to 255.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            if mode not in ("P", "L", "1") and not mode.startswith("I"):
+                raise InputError(
+                    f"{path}: the mask is {mode}; masks are index images of one channel "
+                    "(palette or greyscale PNG), where a pixel holds the ID of its object"
+                )
+            mask = np.asarray(image)
+            palette = image.palette.tobytes() if mode == "P" and image.palette else None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a mask ({error})") from error
+    if mask.max(initial=0) > 255:
+        raise InputError(f"{path}: holds the ID {mask.max()}; IDs go up to 255")
+    return mask.astype(np.uint8), palette
+
+
+def find_videos(
+    root: str | Path, split: str | None = None, names: Sequence[str] | None = None
+) -> list[VideoFolder]:
+    """The videos of a root in the DAVIS layout.
+
+    ``JPEGImages/<video>/*.jpg`` and ``Annotations/<video>/*.png``, with or without a folder
+    ``480p`` or ``Full-Resolution`` between; a split is a list of names in ``ImageSets``.
+
+    Args:
+        split: name or path of a list below ``ImageSets`` (``val``, ``2017/val``); None takes
+            every video that has a mask.
+        names: keep only these videos.
+
+    Raises:
+        InputError: names what is missing.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    image_root = _resolution_folder(root / "JPEGImages")
+    mask_root = _resolution_folder(root / "Annotations")
+    if split is not None:
+        listed = _read_split(root / "ImageSets", split)
+    else:
+        listed = sorted(folder.name for folder in mask_root.iterdir() if folder.is_dir())
+    if names is not None:
+        if unknown := sorted(set(names) - set(listed)):
+            where = f"split {split}" if split is not None else str(mask_root)
+            raise InputError(f"{', '.join(unknown)}: not in {where}; it has {', '.join(listed)}")
+        listed = [name for name in listed if name in set(names)]
+    if not listed:
+        raise InputError(f"{root}: no videos in split {split}" if split else f"{root}: no videos")
+    return [_video(image_root / name, mask_root / name) for name in listed]
+
+
+def _resolution_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; see datasets/README.md for the layout")
+    for resolution in RESOLUTIONS:
+        if (folder / resolution).is_dir():
+            return folder / resolution
+    return folder
+
+
+def _read_split(folder: Path, split: str) -> list[str]:
+    names = f"{split}.txt"
+    found = sorted(folder.rglob(names)) if "/" not in split else [folder / names]
+    found = [path for path in found if path.is_file()]
+    if len(found) != 1:
+        available = sorted(
+            str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.txt")
+        )
+        problem = "is in several folders" if found else "does not exist"
+        raise InputError(
+            f"{folder}: the split {split} {problem}; it has {', '.join(available) or 'none'}"
+        )
+    lines = [line.strip() for line in found[0].read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def _video(image_folder: Path, mask_folder: Path) -> VideoFolder:
+    for folder in (image_folder, mask_folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder, though the split names this video")
+
+    def images(folder: Path) -> list[Path]:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
+
+    frames = images(image_folder)
+    if not frames:
+        raise InputError(f"{image_folder}: no frames")
+    masks = {path.stem: path for path in images(mask_folder)}
+    if not masks:
+        raise InputError(f"{mask_folder}: no masks")
+    if strangers := sorted(set(masks) - {frame.stem for frame in frames}):
+        raise InputError(f"{masks[strangers[0]]}: no frame of this name in {image_folder}")
+    return VideoFolder(image_folder.name, frames, masks, mask_folder)

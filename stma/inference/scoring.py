@@ -1,0 +1,87 @@
+"""J and F of predicted masks, by vos-benchmark (the figures of the official DAVIS tool)."""
+
+import csv
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from vos_benchmark.benchmark import VideoEvaluator
+
+
+@dataclass(frozen=True)
+class ObjectScore:
+    """Means over a clip's frames without its first and last, in percent."""
+
+    clip: str
+    object_id: int
+    j: float
+    f: float
+
+    @property
+    def jf(self) -> float:
+        return (self.j + self.f) / 2
+
+
+def score_clips(
+    truth_root: Path, result_root: Path, clips: Sequence[str], processes: int
+) -> list[ObjectScore]:
+    """Score clips whose masks exist in full, several at a time.
+
+    Args:
+        truth_root, result_root: hold ``<clip>/<frame>.png``.
+    """
+    evaluator = VideoEvaluator(str(truth_root), str(result_root))
+    processes = min(processes, len(clips))
+    if processes <= 1:
+        scored = [evaluator(clip) for clip in clips]
+    else:
+        # Not forked: the parent has threads of its own by now.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            scored = list(pool.map(evaluator, clips))
+    return [
+        ObjectScore(clip, int(object_id), float(j[object_id]), float(f[object_id]))
+        for clip, j, f in scored
+        for object_id in sorted(j)
+    ]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over objects, in percent."""
+
+    name: str
+    j: float
+    f: float
+
+    @property
+    def jf(self) -> float:
+        return (self.j + self.f) / 2
+
+
+def summarize(scores: Sequence[ObjectScore]) -> list[Score]:
+    """One line per clip, and last the mean over all objects (as DAVIS has it, not over clips)."""
+    rows = [
+        _mean(clip, [score for score in scores if score.clip == clip])
+        for clip in dict.fromkeys(score.clip for score in scores)
+    ]
+    return [*rows, _mean("mean", scores)]
+
+
+def _mean(name: str, scores: Sequence[ObjectScore]) -> Score:
+    return Score(name, float(np.mean([s.j for s in scores])), float(np.mean([s.f for s in scores])))
+
+
+def write_csv(path: Path, scores: Sequence[ObjectScore]) -> None:
+    """One line per object, and the mean."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip", "object", "J&F", "J", "F"])
+        for score in scores:
+            row = [f"{x:.3f}" for x in (score.jf, score.j, score.f)]
+            writer.writerow([score.clip, score.object_id, *row])
+        mean = _mean("mean", scores)
+        writer.writerow(["mean", "", *(f"{x:.3f}" for x in (mean.jf, mean.j, mean.f))])

@@ -1,0 +1,269 @@
+"""One video, one frame at a time: the object that everything which segments videos uses."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stma.device import autocast
+from stma.errors import InputError
+from stma.memory.spatial import SpatialMemory
+from stma.memory.temporal import TemporalMemory
+from stma.memory.video import VideoMemory
+from stma.model.backbone import STRIDE
+from stma.model.stma import STMA
+
+
+@dataclass
+class SegmenterConfig:
+    """How a video is segmented.
+
+    Attributes:
+        memory_interval: both memories take every n-th frame (3 on DAVIS, 5 on YouTube-VOS).
+        queue_size: unpinned reference frames to hold; null for no limit.
+        max_pinned: pinned frames that serve as references; null for all of them.
+        capacity: elements of the temporal memory, ``h * w`` to a frame; null for no eviction.
+        top_k: each query reads only the k most similar elements; null reads all.
+        short_side: larger frames are scaled down to this for the network; null never scales.
+        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32`` or ``bf16``.
+    """
+
+    memory_interval: int = 5
+    queue_size: int | None = 1
+    max_pinned: int | None = None
+    capacity: int | None = 10_000
+    top_k: int | None = None
+    short_side: int | None = 480
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.memory_interval < 1:
+            raise ValueError(f"memory_interval is {self.memory_interval}; give 1 or more")
+        if self.short_side is not None and self.short_side < STRIDE:
+            raise ValueError(f"short_side is {self.short_side}; give {STRIDE} or more, or null")
+        # The memories check their own settings; do so before the first video is read.
+        SpatialMemory(self.queue_size, self.max_pinned)
+        TemporalMemory(self.capacity, self.top_k)
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What is known of a frame after a step.
+
+    Attributes:
+        mask: ``(H, W)`` uint8, the IDs that were given; 0 is background.
+        probabilities: ``(N+1, H, W)`` fp32, background first, then the objects of ``ids``.
+        ids: the objects known so far, in the order in which they entered.
+    """
+
+    mask: np.ndarray
+    probabilities: Tensor
+    ids: list[int]
+
+
+class VideoSegmenter(Protocol):
+    """What evaluates and draws videos asks of a method; also met by the baselines."""
+
+    def step(
+        self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
+    ) -> FrameResult:
+        """The next frame of the video; see :meth:`Segmenter.step`."""
+        ...
+
+
+class Segmenter:
+    """Segments one video. Make a new one for each video; the network is shared.
+
+    Frames may be of any size; masks may bring new objects at any frame. Until the first mask every
+    frame is background.
+
+    Args:
+        model: in evaluation mode, on the device to run on.
+    """
+
+    def __init__(self, model: STMA, config: SegmenterConfig | None = None) -> None:
+        if model.training:
+            raise ValueError("the model is in training mode; call model.eval() first")
+        self.model = model
+        self.config = config or SegmenterConfig()
+        self.device = model.mean.device
+        self.ids: list[int] = []
+        self.memory = VideoMemory(
+            spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
+            temporal=TemporalMemory(self.config.capacity, self.config.top_k),
+        )
+        self._frame_size: tuple[int, int] | None = None
+        self._frames_since_first_mask = 0
+
+    @torch.inference_mode()
+    def step(
+        self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
+    ) -> FrameResult:
+        """Segment the next frame.
+
+        Args:
+            frame: ``(H, W, 3)`` uint8, RGB.
+            mask: ``(H, W)`` integers, or None. Every ID in it is taken as given, whether new or
+                known; 0 means "not annotated", so objects that it leaves out are predicted as in
+                any other frame.
+            last: no frame follows, so nothing is memorised.
+
+        Raises:
+            InputError: a frame or mask of the wrong type or size, or a mask without any object.
+                The state of the video is unchanged.
+        """
+        check_step(frame, mask, self._frame_size)
+        size = (frame.shape[0], frame.shape[1])
+        self._frame_size = size
+        if mask is None and not self.ids:
+            background = torch.ones(1, *size, device=self.device)
+            return FrameResult(np.zeros(size, np.uint8), background, [])
+
+        given = None
+        new_ids: list[int] = []
+        if mask is not None:
+            given = torch.from_numpy(mask.astype(np.int64)).to(self.device)
+            new_ids = [int(i) for i in np.unique(mask) if i != 0 and i not in self.ids]
+        with autocast(self.device, self.config.precision):
+            probabilities = self._advance(frame, given, new_ids, last=last)
+        probabilities = _resize(probabilities, size)
+        if given is not None:
+            probabilities = merge_given(probabilities, given, self.ids)
+        return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
+
+    def _advance(
+        self, frame: np.ndarray, given: Tensor | None, new_ids: list[int], *, last: bool
+    ) -> Tensor:
+        """Run the network: probabilities ``(N+1, H', W')`` of the objects known before, at its own
+        size, and the memories updated with all that is known now."""
+        image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
+        image = image.permute(2, 0, 1).to(self.model.mean.dtype) / 255
+        size = network_size(frame.shape[0], frame.shape[1], self.config.short_side)
+        image = _pad(self.model.normalize(_resize(image, size)[None]))
+        image = image.contiguous(memory_format=torch.channels_last)
+        embedding = self.model.embed(image)
+        if self.ids:
+            segmentation = self.model.segment(embedding, self.memory)
+            features = segmentation.features
+            probabilities = segmentation.probabilities[0, :, : size[0], : size[1]]
+        else:
+            features = self.model.encode(embedding, self.memory)
+            probabilities = torch.ones(1, *size, device=self.device)
+        self.ids += new_ids
+
+        on_grid = self._frames_since_first_mask % self.config.memory_interval == 0
+        self._frames_since_first_mask += 1
+        if not last and (on_grid or given is not None):
+            remembered = probabilities
+            if given is not None:
+                resized = F.interpolate(given[None, None].float(), size, mode="nearest-exact")
+                remembered = merge_given(probabilities, resized[0, 0].long(), self.ids)
+            self.model.memorize(
+                image,
+                embedding,
+                features,
+                _pad(remembered[None, 1:]),
+                self.memory,
+                pinned=bool(new_ids),
+            )
+        return probabilities
+
+
+def check_step(
+    frame: np.ndarray, mask: np.ndarray | None, frame_size: tuple[int, int] | None
+) -> None:
+    """Refuse what no method can use.
+
+    Args:
+        frame_size: ``(H, W)`` of the frames before; None before the first.
+
+    Raises:
+        InputError: says what is wrong with the frame or the mask.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        raise InputError(
+            f"the frame is {frame.shape} of {frame.dtype}; give (height, width, 3) of uint8, RGB"
+        )
+    size = (frame.shape[0], frame.shape[1])
+    if 0 in size:
+        raise InputError(f"the frame is empty: {frame.shape}")
+    if frame_size is not None and size != frame_size:
+        raise InputError(
+            f"the frame is {size[0]} x {size[1]}, those before it are "
+            f"{frame_size[0]} x {frame_size[1]}; a video has frames of one size"
+        )
+    if mask is None:
+        return
+    if mask.ndim != 2:
+        raise InputError(
+            f"the mask is {mask.shape}; give (height, width), where a pixel holds an ID, not RGB"
+        )
+    if mask.shape != size:
+        raise InputError(
+            f"the mask is {mask.shape[0]} x {mask.shape[1]}, its frame {size[0]} x {size[1]}"
+        )
+    if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
+        raise InputError(f"the mask is of {mask.dtype}; give integers")
+    if not mask.any():
+        raise InputError("the mask holds no object; leave it out where nothing is annotated")
+    if mask.min() < 0 or mask.max() > 255:
+        raise InputError(f"the mask holds IDs from {mask.min()} to {mask.max()}; they go up to 255")
+
+
+def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
+    """Put given objects into a prediction.
+
+    An object in the mask has probability 1 there and 0 elsewhere; what a known one loses goes to
+    the background. Other objects keep their probabilities where nothing is given.
+
+    Args:
+        probabilities: ``(N+1, H, W)``, background first, then the first ``N`` of ``ids``.
+        mask: ``(H, W)`` int64 IDs, 0 where nothing is annotated.
+        ids: all objects, those of the mask included.
+
+    Returns:
+        ``(len(ids)+1, H, W)``.
+    """
+    row_of_id = torch.full((256,), -1, device=mask.device)
+    row_of_id[[0, *ids]] = torch.arange(len(ids) + 1, device=mask.device)
+    rows = row_of_id[mask]
+    missing = len(ids) + 1 - probabilities.shape[0]
+    merged = F.pad(probabilities, (0, 0, 0, 0, 0, missing))
+    is_given = torch.zeros(len(ids) + 1, 1, 1, dtype=torch.bool, device=mask.device)
+    is_given[rows] = True
+    is_given[0] = False
+    lost = merged.masked_fill(~is_given, 0.0).sum(dim=0)
+    merged = merged.masked_fill(is_given, 0.0)
+    merged[0] += lost
+    one_hot = rows == torch.arange(len(ids) + 1, device=mask.device)[:, None, None]
+    return torch.where(mask > 0, one_hot.to(merged.dtype), merged)
+
+
+def index_mask(probabilities: Tensor, ids: list[int]) -> np.ndarray:
+    """The most probable ID of every pixel: ``(N+1, H, W)`` to ``(H, W)`` uint8."""
+    table = torch.tensor([0, *ids], dtype=torch.uint8, device=probabilities.device)
+    return table[probabilities.argmax(dim=0)].cpu().numpy()
+
+
+def network_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """The size at which the network sees a frame: never enlarged, proportions kept."""
+    if short_side is None or min(height, width) <= short_side:
+        return height, width
+    scale = short_side / min(height, width)
+    return round(height * scale), round(width * scale)
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(C, H, W)`` to another size, antialiased; probabilities are resized, never masks."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _pad(x: Tensor) -> Tensor:
+    """Zeros to the right and below, up to multiples of 16."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))

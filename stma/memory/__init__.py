@@ -1,0 +1,1 @@
+"""The two memories of a video."""

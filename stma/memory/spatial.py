@@ -1,0 +1,63 @@
+"""Spatial memory (Section 3.3): a first-in-first-out queue of reference frames."""
+
+import torch
+from torch import Tensor
+
+
+class SpatialMemory:
+    """Tokens of past frames as they entered the last stage.
+
+    A frame that first gave an object is pinned and never leaves; of the others the newest
+    ``queue_size`` stay. With one pinned frame and the default of 1 there are two references, the
+    first frame and the newest memorised one (``m = 2``, ours).
+
+    Args:
+        queue_size: unpinned frames to hold; None holds all.
+        max_pinned: how many pinned frames, the newest ones, serve as references; None takes all,
+            as the paper says. All are kept in any case.
+    """
+
+    def __init__(self, queue_size: int | None = 1, max_pinned: int | None = None) -> None:
+        if queue_size is not None and queue_size < 0:
+            raise ValueError(f"queue_size is {queue_size}; give 0 or more, or null for no limit")
+        if max_pinned is not None and max_pinned < 1:
+            raise ValueError(f"max_pinned is {max_pinned}; give 1 or more, or null for all")
+        self.queue_size = queue_size
+        self.max_pinned = max_pinned
+        self._frames: list[tuple[Tensor, bool]] = []
+        self._selection: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def write(self, tokens: Tensor, *, pinned: bool) -> None:
+        """Add a frame's tokens ``(B, L, C)``, and drop the oldest unpinned one beyond the queue."""
+        self._frames.append((tokens, pinned))
+        self._selection = None
+        unpinned = [index for index, (_, keep) in enumerate(self._frames) if not keep]
+        if self.queue_size is not None and len(unpinned) > self.queue_size:
+            del self._frames[unpinned[0]]
+
+    def select(self, indices: Tensor) -> None:
+        """Choose the references by hand, until the next write.
+
+        Args:
+            indices: ``(B, R)`` int64 positions among the frames held, oldest first.
+        """
+        self._selection = indices
+
+    def references(self) -> Tensor:
+        """``(B, R, L, C)``: the selection, or the pinned frames and the queue, oldest first."""
+        if self._selection is not None:
+            held = torch.stack([tokens for tokens, _ in self._frames], dim=1)
+            return held[torch.arange(held.shape[0], device=held.device)[:, None], self._selection]
+        skipped = 0
+        if self.max_pinned is not None:
+            skipped = sum(pinned for _, pinned in self._frames) - self.max_pinned
+        chosen = []
+        for tokens, pinned in self._frames:
+            if pinned and skipped > 0:
+                skipped -= 1
+            else:
+                chosen.append(tokens)
+        return torch.stack(chosen, dim=1)

@@ -1,0 +1,270 @@
+"""Temporal memory (Section 3.3): keys shared by all objects, ID values for each of them.
+
+With a capacity it is allocated once and written in place, never waits for the device, and evicts
+the least frequently used elements. Without one it grows and lets gradients through: training.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def least_used(usage: Tensor, age: Tensor, protected: Tensor, count: int) -> Tensor:
+    """The elements to evict: those with the least affinity received per unit of age (XMem).
+
+    Args:
+        usage: ``(B, M)`` affinity received since it was written.
+        age: ``(B, M)`` reads since it was written.
+        protected: ``(B, M)`` bool, never to be evicted.
+        count: how many; at most the unprotected ones.
+
+    Returns:
+        ``(B, count)`` indices.
+    """
+    frequency = (usage / age.clamp(min=1)).masked_fill(protected, float("inf"))
+    return frequency.topk(count, dim=1, largest=False).indices
+
+
+@dataclass(frozen=True)
+class ObjectGroup:
+    """Objects that entered at the same frame, and so share their memory elements.
+
+    Attributes:
+        objects: their range among all objects.
+        present: ``(B, M)`` bool, the elements written since then; None where it is all of them.
+    """
+
+    objects: slice
+    present: Tensor | None
+
+
+class TemporalMemory:
+    """Keys ``(B, M, C)``, values ``(B, M, N, C)`` and a pooled token per object and frame.
+
+    Args:
+        capacity: elements (one frame is ``h * w`` of them); None grows without limit. Elements of
+            pinned frames are never evicted; where they would leave no room for one more frame the
+            capacity grows by what is missing, with a warning.
+        top_k: every query reads only the ``k`` elements most similar to it; None reads all.
+        max_frames: frames of which something may remain. Beyond it, the unpinned frame with the
+            fewest elements left is evicted whole, so that a long video needs bounded memory.
+    """
+
+    def __init__(
+        self, capacity: int | None = None, top_k: int | None = None, max_frames: int = 64
+    ) -> None:
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity is {capacity} elements; give 1 or more, or null")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; give 1 or more, or null to read all elements")
+        if max_frames < 2:
+            raise ValueError(f"max_frames is {max_frames}; give 2 or more")
+        self.capacity = capacity
+        self.top_k = top_k
+        self.max_frames = max_frames
+        self.size = 0
+        self._group_sizes: list[int] = []
+        self._group_entered: list[int] = []
+        self._num_writes = 0
+        self._pinned_elements = 0
+        self._pinned_frames = 0
+        # Of every element: B x M first.
+        self._keys: Tensor | None = None
+        self._values: Tensor
+        self._usage: Tensor
+        self._age: Tensor
+        self._frame: Tensor  # the row of `_tokens` that the element's frame has
+        # Of every frame: B x F first.
+        self._tokens: Tensor
+        self._written: Tensor  # the number of the write, from 0
+        self._pinned: Tensor
+
+    @property
+    def num_objects(self) -> int:
+        return sum(self._group_sizes)
+
+    def __len__(self) -> int:
+        """Elements held."""
+        return self.size
+
+    @property
+    def keys(self) -> Tensor:
+        """``(B, M, C)``."""
+        assert self._keys is not None, "the memory is empty"
+        return self._keys[:, : self.size]
+
+    @property
+    def values(self) -> Tensor:
+        """``(B, M, N, C)``; zero where an element is older than the object."""
+        return self._values[:, : self.size]
+
+    @property
+    def groups(self) -> list[ObjectGroup]:
+        groups = []
+        start = 0
+        for size, entered in zip(self._group_sizes, self._group_entered, strict=True):
+            present = None
+            if entered > 0:
+                written = self._written.gather(1, self._frame[:, : self.size])
+                present = written >= entered
+            groups.append(ObjectGroup(slice(start, start + size), present))
+            start += size
+        return groups
+
+    @property
+    def object_tokens(self) -> Tensor:
+        """``(B, N, C)``: the maximum over the frames of which elements remain (Eq. 5)."""
+        if self.capacity is None:
+            return self._tokens.amax(dim=1)
+        gone = self._elements_per_frame() == 0
+        return self._tokens.masked_fill(gone[:, :, None, None], float("-inf")).amax(dim=1)
+
+    def count_use(self, weights: Tensor, group: ObjectGroup) -> None:
+        """Record a read, for the eviction.
+
+        Args:
+            weights: ``(B, L, M)`` softmax affinity of the objects in ``group``, which counts by
+                their share of all objects.
+        """
+        if self.capacity is None:
+            return
+        objects = group.objects
+        share = (objects.stop - objects.start) / self.num_objects
+        self._usage[:, : self.size] += share * weights.detach().sum(dim=1)
+        if objects.start == 0:  # once per read
+            self._age[:, : self.size] += 1
+
+    def write(self, keys: Tensor, values: Tensor, tokens: Tensor, *, pinned: bool) -> None:
+        """Memorise a frame.
+
+        Args:
+            keys: ``(B, L, C)``.
+            values: ``(B, N, L, C)``; objects beyond those known enter with this frame.
+            tokens: ``(B, N, C)``, each object's values pooled over this frame.
+            pinned: never evict it: it is the first frame of an object.
+        """
+        entering = values.shape[1] - self.num_objects
+        if entering < 0:
+            raise ValueError(f"values of {values.shape[1]} objects; {self.num_objects} are known")
+        values = values.transpose(1, 2)
+        if self.capacity is None:
+            self._grow(keys, values, tokens)
+        else:
+            self._reserve(keys, values, tokens, entering)
+            self._overwrite(keys, values, tokens, pinned)
+        if entering:
+            self._group_sizes.append(entering)
+            self._group_entered.append(self._num_writes)
+        self._num_writes += 1
+
+    def _grow(self, keys: Tensor, values: Tensor, tokens: Tensor) -> None:
+        if self._keys is None:
+            self._keys, self._values, self._tokens = keys, values, tokens[:, None]
+        else:
+            if values.shape[2] != self._values.shape[2]:
+                raise ValueError("objects cannot enter a memory without capacity")
+            self._keys = torch.cat([self._keys, keys], dim=1)
+            self._values = torch.cat([self._values, values], dim=1)
+            self._tokens = torch.cat([self._tokens, tokens[:, None]], dim=1)
+        self.size = self._keys.shape[1]
+
+    def _reserve(self, keys: Tensor, values: Tensor, tokens: Tensor, entering: int) -> None:
+        """Make the buffers fit: allocate them, let objects in, keep room for one frame."""
+        assert self.capacity is not None
+        count = keys.shape[1]
+        if self._pinned_elements + count > self.capacity:
+            needed = self._pinned_elements + count
+            log.warning(
+                "temporal memory: frames that are never evicted hold %d of %d elements and a new "
+                "frame has %d; the capacity grows to %d",
+                self._pinned_elements,
+                self.capacity,
+                count,
+                needed,
+            )
+            self.capacity = needed
+        if self._pinned_frames + 1 >= self.max_frames:
+            self.max_frames = 2 * self.max_frames
+        # With every frame row in use the memory is full, so an evicted frame's elements are
+        # always overwritten by the frame that takes its row.
+        self.max_frames = max(self.max_frames, self.capacity // count + 2)
+
+        if self._keys is None:
+            batch = keys.shape[0]
+            self._keys = keys.new_zeros(batch, 0, keys.shape[2])
+            self._values = values.new_zeros(batch, 0, *values.shape[2:])
+            self._usage = torch.zeros(batch, 0, device=keys.device)
+            self._age = torch.zeros(batch, 0, device=keys.device)
+            self._frame = torch.zeros(batch, 0, dtype=torch.long, device=keys.device)
+            self._tokens = tokens.new_zeros(batch, 0, *tokens.shape[1:])
+            self._written = torch.zeros(batch, 0, dtype=torch.long, device=keys.device)
+            self._pinned = torch.zeros(batch, 0, dtype=torch.bool, device=keys.device)
+        elif entering:
+            self._values = _pad(self._values, dim=2, size=values.shape[2])
+            self._tokens = _pad(self._tokens, dim=2, size=values.shape[2], value=float("-inf"))
+        for name in ("_keys", "_values", "_usage", "_age", "_frame"):
+            setattr(self, name, _pad(getattr(self, name), dim=1, size=self.capacity))
+        for name in ("_tokens", "_written", "_pinned"):
+            setattr(self, name, _pad(getattr(self, name), dim=1, size=self.max_frames))
+
+    def _overwrite(self, keys: Tensor, values: Tensor, tokens: Tensor, pinned: bool) -> None:
+        """Write into free elements and rows first, then over the least used."""
+        assert self.capacity is not None
+        assert self._keys is not None
+        batch, count = keys.shape[:2]
+        device = keys.device
+
+        usage = self._usage
+        if self._num_writes < self.max_frames:
+            row = torch.full((batch, 1), self._num_writes, device=device)
+        else:
+            held = self._elements_per_frame()
+            row = held.masked_fill(self._pinned, self.capacity + 1).argmin(dim=1, keepdim=True)
+            usage = usage.masked_fill(self._frame == row, -1.0)
+
+        free = torch.arange(self.size, min(self.size + count, self.capacity), device=device)
+        elements = free.expand(batch, -1)
+        missing = count - free.shape[0]
+        if missing:
+            # Before the first eviction every element is in use up to `size`; those after are free.
+            in_use = slice(0, self.size)
+            protected = self._pinned.gather(1, self._frame[:, in_use])
+            evicted = least_used(usage[:, in_use], self._age[:, in_use], protected, missing)
+            elements = torch.cat([elements, evicted], dim=1)
+
+        _write_rows(self._keys, elements, keys)
+        _write_rows(self._values, elements, values)
+        self._usage.scatter_(1, elements, 0.0)
+        self._age.scatter_(1, elements, 0.0)
+        self._frame.scatter_(1, elements, row.expand(-1, count))
+        _write_rows(self._tokens, row, tokens[:, None])
+        self._written.scatter_(1, row, self._num_writes)
+        self._pinned.scatter_(1, row, pinned)
+        self.size = min(self.size + count, self.capacity)
+        if pinned:
+            self._pinned_elements += count
+            self._pinned_frames += 1
+
+    def _elements_per_frame(self) -> Tensor:
+        """``(B, F)``."""
+        frame = self._frame[:, : self.size]
+        return torch.zeros_like(self._written).scatter_add_(1, frame, torch.ones_like(frame))
+
+
+def _write_rows(target: Tensor, index: Tensor, rows: Tensor) -> None:
+    """``target[b, index[b, i]] = rows[b, i]``, in place."""
+    index = index.view(*index.shape, *(1,) * (rows.ndim - 2)).expand_as(rows)
+    target.scatter_(1, index, rows.to(target.dtype))
+
+
+def _pad(x: Tensor, dim: int, size: int, value: float = 0.0) -> Tensor:
+    """``x`` with ``dim`` enlarged to ``size``, or ``x`` itself where it is that large."""
+    if x.shape[dim] >= size:
+        return x
+    shape = list(x.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([x, x.new_full(shape, value)], dim=dim)

@@ -1,0 +1,69 @@
+"""Multi-head attention taken apart: projecting to queries, keys and values, and attending.
+
+STML (Section 3.2) lets three streams attend to different keys with the same
+projections, so a block needs the two halves separately.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from stma.structures import KeyValue
+
+
+class Attention(nn.Module):
+    """The shared ``W^Q, W^K, W^V`` and output projection of a block, named as in timm."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"token width {dim} is not divisible by {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, x: Tensor) -> tuple[Tensor, KeyValue]:
+        """``(B, S, C)`` to queries ``(B, heads, S, C / heads)`` and keys and values alike."""
+        query, key, value = rearrange(
+            self.qkv(x), "b s (three nh d) -> three b nh s d", three=3, nh=self.num_heads
+        )
+        return query, KeyValue(key, value)
+
+    def attend(self, query: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """Attention scaled by ``1 / sqrt(d)``; ``mask`` is True where a key may be read.
+
+        Shapes: ``query (B, heads, S', d)``, ``mask`` broadcastable to ``(B, heads, S', S)``;
+        the result is ``(B, S', C)``.
+        """
+        x = F.scaled_dot_product_attention(query, keys.key, keys.value, attn_mask=mask)
+        return self.proj(rearrange(x, "b nh s d -> b s (nh d)"))
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm transformer block that is called in two halves, `project` and `update`.
+
+    ``update(x, *project(x))`` is the ordinary self-attention block of ViT, MAE and ConvMAE. It has
+    no other parameters than theirs, so their weights initialise it entirely.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def project(self, x: Tensor) -> tuple[Tensor, KeyValue]:
+        """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block."""
+        return self.attn.project(self.norm1(x))
+
+    def update(
+        self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None = None
+    ) -> Tensor:
+        """The tokens ``(B, S, C)`` after they have read ``keys`` and passed the MLP."""
+        x = x + self.drop_path(self.attn.attend(query, keys, mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

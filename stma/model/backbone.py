@@ -1,0 +1,106 @@
+"""What STMA asks of a backbone: tokens at stride 16, transformer blocks, and finer features."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
+from torch import Tensor, nn
+
+from stma.model.attention import TransformerBlock
+
+STRIDE = 16
+PRETRAINING_GRID = (14, 14)  # 224 / 16
+
+
+@dataclass(frozen=True)
+class FrameEmbedding:
+    """A frame before the last stage.
+
+    Attributes:
+        tokens: ``(B, L, C)``, positions added, as they enter the first transformer block.
+        grid: ``(h, w)``.
+        fine: the features at strides 8 and 4, ``(B, C8, 2h, 2w)`` and ``(B, C4, 4h, 4w)``, or None
+            where the backbone makes them from the last stage's output.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    fine: tuple[Tensor, Tensor] | None
+
+    def frames(self, num_frames: int) -> list["FrameEmbedding"]:
+        """Split an embedding of ``B * T`` frames, clip by clip, into ``T`` of ``B`` frames."""
+
+        def split(x: Tensor) -> list[Tensor]:
+            return list(x.unflatten(0, (-1, num_frames)).unbind(1))
+
+        tokens = split(self.tokens)
+        if self.fine is None:
+            return [FrameEmbedding(x, self.grid, None) for x in tokens]
+        stride8, stride4 = (split(x) for x in self.fine)
+        return [
+            FrameEmbedding(x, self.grid, (fine8, fine4))
+            for x, fine8, fine4 in zip(tokens, stride8, stride4, strict=True)
+        ]
+
+
+class Backbone(nn.Module, ABC):
+    """The interface between a backbone and :class:`stma.model.stma.STMA`.
+
+    Attributes:
+        dim: width of a token, ``C``.
+        fine_dims: channels of the features at strides 8 and 4.
+        norm: the norm after the last block.
+    """
+
+    dim: int
+    fine_dims: tuple[int, int]
+    norm: nn.Module
+
+    @property
+    @abstractmethod
+    def last_stage(self) -> list[TransformerBlock]:
+        """The blocks that STML runs its three streams through."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> FrameEmbedding:
+        """``(B, 3, H, W)`` normalised images, H and W multiples of 16."""
+
+    @abstractmethod
+    def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The features at strides 8 and 4, given the last stage's output ``(B, L, C)``."""
+
+
+def sinusoidal_position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
+    """The fixed 2-D sine-cosine embedding of MAE and ConvMAE, ``(1, L, dim)``.
+
+    The first half of the channels encodes the column and the second the row, as MAE does; timm
+    builds the same bands with the row first.
+    """
+    embedding = build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=True)
+    return embedding.roll(dim // 2, dims=1)[None]
+
+
+def resample_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Interpolate a ``(1, 14 * 14, C)`` position embedding to another grid."""
+    return resample_abs_pos_embed(
+        embedding, list(grid), old_size=list(PRETRAINING_GRID), num_prefix_tokens=0
+    )
+
+
+def init_transformer_weights(module: nn.Module) -> None:
+    """Xavier-uniform linear and patch projections, as MAE does."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """``(..., L, C)`` to ``(..., C, h, w)``."""
+    return tokens.transpose(-1, -2).unflatten(-1, grid)
+
+
+def map_to_tokens(x: Tensor) -> Tensor:
+    """``(..., C, h, w)`` to ``(..., L, C)``."""
+    return torch.transpose(x.flatten(-2), -1, -2)

@@ -1,0 +1,101 @@
+"""The one place where sizes are chosen: a flat configuration to a built network."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from stma.model.association import SIMILARITIES, Association
+from stma.model.backbone import Backbone
+from stma.model.convvit import ConvViT
+from stma.model.decoder import Decoder
+from stma.model.object_features import ObjectFeatures
+from stma.model.stma import STMA
+from stma.model.value_encoder import ValueEncoder
+from stma.model.vit import ViT
+
+BACKBONES = ("convvit", "vit")
+
+
+@dataclass
+class ModelConfig:
+    """Every size of the network. The defaults are ConvViT-B.
+
+    Attributes:
+        backbone: ``convvit`` or ``vit``.
+        dims: channels at strides 4, 8 and 16; a ViT makes the first two with its pyramid.
+        depths: blocks at these strides; a ViT has some at stride 16 only.
+        drop_path: stochastic depth of the last block.
+        value_dim: channels of an ID value; null for the width of a token.
+        value_widths: channels of the value encoder at strides 4, 8 and 16.
+        value_depth: its residual blocks per stride.
+        decoder_widths: channels of the decoder at stride 16, and at strides 8 and 4.
+        key_dim: width of the projected memory keys; null for no projection.
+        similarity: ``dot`` or ``l2``.
+    """
+
+    backbone: str = "convvit"
+    dims: list[int] = field(default_factory=lambda: [256, 384, 768])
+    depths: list[int] = field(default_factory=lambda: [2, 2, 11])
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    value_dim: int | None = None
+    value_widths: list[int] = field(default_factory=lambda: [64, 128, 256])
+    value_depth: int = 2
+    decoder_widths: list[int] = field(default_factory=lambda: [256, 128])
+    key_dim: int | None = None
+    similarity: str = "dot"
+
+    def __post_init__(self) -> None:
+        lengths = {"dims": 3, "depths": 3, "value_widths": 3, "decoder_widths": 2}
+        for name, length in lengths.items():
+            value = getattr(self, name)
+            if len(value) != length:
+                raise ValueError(f"model.{name} is {list(value)}; it needs {length} numbers")
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
+        if self.similarity not in SIMILARITIES:
+            raise ValueError(
+                f"model.similarity is {self.similarity!r}; choose one of {SIMILARITIES}"
+            )
+        if self.dims[2] % self.num_heads or self.dims[2] % 4:
+            raise ValueError(
+                f"model.dims[2] is {self.dims[2]}; it must be divisible by "
+                f"model.num_heads ({self.num_heads}) and, for the position embedding, by 4"
+            )
+
+
+def build_backbone(config: ModelConfig) -> Backbone:
+    if config.backbone == "vit":
+        if config.depths[:2] != [0, 0]:
+            raise ValueError(f"model.depths is {config.depths}; a ViT needs [0, 0, n]")
+        return ViT(
+            dim=config.dims[2],
+            depth=config.depths[2],
+            num_heads=config.num_heads,
+            fine_dims=(config.dims[1], config.dims[0]),
+            mlp_ratio=config.mlp_ratio,
+            drop_path=config.drop_path,
+        )
+    return ConvViT(
+        dims=config.dims,
+        depths=config.depths,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_ratio,
+        drop_path=config.drop_path,
+    )
+
+
+def build_model(config: ModelConfig) -> STMA:
+    """A network with fresh weights (seed torch first for the same ones)."""
+    backbone = build_backbone(config)
+    value_dim = config.value_dim or backbone.dim
+    model = STMA(
+        backbone=backbone,
+        value_encoder=ValueEncoder(value_dim, config.value_widths, config.value_depth),
+        object_features=ObjectFeatures(value_dim, backbone.dim),
+        association=Association(backbone.dim, config.key_dim, config.similarity),
+        decoder=Decoder(value_dim, backbone.dim, backbone.fine_dims, config.decoder_widths),
+    )
+    # Depthwise and pointwise convolutions of few channels are much faster so on every device.
+    return model.to(memory_format=torch.channels_last)

@@ -1,0 +1,158 @@
+"""The network: Eq. 1, one frame at a time, and the unroll of a training clip.
+
+The network owns no state of a video. `embed`, `encode`, `segment` and `memorize` take a
+:class:`~stma.memory.video.VideoMemory`; `forward` unrolls the same calls that the segmenter makes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from stma.memory.video import VideoMemory
+from stma.model.aggregation import soft_aggregate
+from stma.model.association import Association
+from stma.model.backbone import Backbone, FrameEmbedding, map_to_tokens, tokens_to_map
+from stma.model.decoder import Decoder
+from stma.model.object_features import ObjectFeatures
+from stma.model.stml import encode_references, encode_test
+from stma.model.value_encoder import ValueEncoder
+from stma.structures import ClipBatch, Prediction, at_least_fp32
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the network says of one frame.
+
+    Attributes:
+        features: ``F_t (B, L, C)``, the key under which the frame is memorised.
+        logits: ``(B, N+1, H, W)``, background first.
+    """
+
+    features: Tensor
+    logits: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """``(B, N+1, H, W)``."""
+        return self.logits.softmax(dim=1)
+
+
+class STMA(nn.Module):
+    """Spatial-Temporal Multi-level Association, from built parts."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        value_encoder: ValueEncoder,
+        object_features: ObjectFeatures,
+        association: Association,
+        decoder: Decoder,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.value_encoder = value_encoder
+        self.object_features = object_features
+        self.association = association
+        self.decoder = decoder
+        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)``, uint8 or float in ``[0, 1]``, to ImageNet statistics."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        return (images - self.mean) / self.std
+
+    def embed(self, images: Tensor) -> FrameEmbedding:
+        """Stages before the last one; they see a frame alone.
+
+        Args:
+            images: ``(B, 3, H, W)`` normalised, H and W multiples of 16.
+        """
+        return self.backbone.embed(images)
+
+    def encode(self, frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
+        """STML: ``F_t (B, L, C)`` of a frame, given the references and the objects (Eq. 2-4).
+
+        With nothing in memory the test stream runs alone, which gives the first frame's key.
+        """
+        blocks = self.backbone.last_stage
+        if memory.reference_cache is None and len(memory) > 0:
+            memory.reference_cache = encode_references(
+                blocks,
+                memory.spatial.references(),
+                self.object_features(memory.temporal.object_tokens),
+                memory.valid_objects,
+            )
+        return self.backbone.norm(encode_test(blocks, frame.tokens, memory.reference_cache))
+
+    def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
+        """Eq. 1: ``M_t = decoder(P_mem(STML(F_t, F_r, F_o), memory), F_t^{1/8}, F_t^{1/4})``."""
+        features = self.encode(frame, memory)
+        readout = self.association(features, memory.temporal)  # (B, N, L, C)
+        logits = self.decoder(
+            tokens_to_map(readout, frame.grid),
+            tokens_to_map(features, frame.grid),
+            self.backbone.fine_features(frame, features),
+        )
+        return Segmentation(
+            features, soft_aggregate(at_least_fp32(logits).sigmoid(), memory.valid_objects)
+        )
+
+    def memorize(
+        self,
+        images: Tensor,
+        frame: FrameEmbedding,
+        features: Tensor,
+        masks: Tensor,
+        memory: VideoMemory,
+        *,
+        pinned: bool,
+    ) -> None:
+        """Write a frame and its masks into both memories.
+
+        Args:
+            images: ``(B, 3, H, W)`` normalised, the frame of ``frame``.
+            features: its ``F_t (B, L, C)``.
+            masks: ``(B, N, H, W)`` probabilities or ground truth; objects beyond those in memory
+                enter with this frame.
+            pinned: the frame first gave an object and is never to be forgotten.
+        """
+        values = self.value_encoder(images, masks)
+        memory.write(
+            frame.tokens,
+            self.association.key(features),
+            map_to_tokens(values),
+            self.object_features.pool(values, masks),
+            pinned=pinned,
+        )
+
+    def forward(self, clip: ClipBatch) -> Prediction:
+        """Segment frames ``1..T-1`` of a batch of clips from the masks of frame 0."""
+        num_frames = clip.frames.shape[1]
+        num_objects = clip.valid_objects.shape[1]
+        images = self.normalize(clip.frames.flatten(0, 1))
+        frames = self.embed(images).frames(num_frames)
+        images_by_frame = images.unflatten(0, (-1, num_frames)).unbind(1)
+        first_masks = F.one_hot(clip.masks[:, 0], num_objects + 1)[..., 1:].permute(0, 3, 1, 2)
+
+        memory = VideoMemory(valid_objects=clip.valid_objects)
+        features, masks = self.encode(frames[0], memory), first_masks.to(images.dtype)
+        logits = []
+        for t in range(1, num_frames):
+            self.memorize(
+                images_by_frame[t - 1], frames[t - 1], features, masks, memory, pinned=t == 1
+            )
+            # With one frame in memory there is one reference, not the same one twice.
+            memory.select_references(clip.references[:, t, : min(t, clip.references.shape[2])])
+            segmentation = self.segment(frames[t], memory)
+            features, masks = segmentation.features, segmentation.probabilities[:, 1:]
+            logits.append(segmentation.logits)
+        return Prediction(torch.stack(logits, dim=1))

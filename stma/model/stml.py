@@ -1,0 +1,96 @@
+"""STML, the spatial-temporal multi-level association block (Section 3.2, Eq. 2-4).
+
+Three streams run through every last-stage block on that block's own weights:
+
+=============================  ==============  =========================  ========
+stream                         queries         keys and values            equation
+=============================  ==============  =========================  ========
+object self-attention          ``F_o``         ``F_o``                    2
+reference-object enhancement   ``F_r^i``       ``[F_r^i ; F_o]``          3
+test-reference correlation     ``F_t``         ``[F_t ; F_r^1 .. F_r^m]``  4
+=============================  ==============  =========================  ========
+
+Information flows objects -> references -> test and never back, so the keys and values of the
+references do not depend on the test frame: `encode_references` computes them once per memory
+update and `encode_test` reads them. An ablation of Table 1 is another pair of these two functions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from stma.model.attention import TransformerBlock
+from stma.structures import KeyValue
+
+ReferenceCache = list[KeyValue]
+"""For every block, keys and values of all references, ``(B, heads, R * L, d)``."""
+
+
+def encode_references(
+    blocks: Sequence[TransformerBlock],
+    references: Tensor,
+    objects: Tensor,
+    valid_objects: Tensor | None = None,
+) -> ReferenceCache:
+    """Run the object and the reference streams and keep what the test stream will read.
+
+    Args:
+        references: ``(B, R, L, C)`` tokens of the reference frames as they enter the blocks.
+        objects: ``(B, N, C)`` object tokens as they enter the blocks.
+        valid_objects: ``(B, N)`` bool; False hides a padded object from every stream.
+    """
+    num_references, num_tokens = references.shape[1:3]
+    references = rearrange(references, "b r l c -> (b r) l c")
+    object_mask = reference_mask = None
+    if valid_objects is not None:
+        object_mask = rearrange(valid_objects, "b n -> b 1 1 n")
+        own_tokens = valid_objects.new_ones(valid_objects.shape[0], num_tokens)
+        reference_mask = repeat(
+            torch.cat([own_tokens, valid_objects], dim=-1),
+            "b s -> (b r) 1 1 s",
+            r=num_references,
+        )
+
+    cache: ReferenceCache = []
+    for index, block in enumerate(blocks):
+        object_query, object_keys = block.project(objects)
+        reference_query, reference_keys = block.project(references)
+        cache.append(
+            KeyValue(
+                *(
+                    rearrange(x, "(b r) nh l d -> b nh (r l) d", r=num_references)
+                    for x in reference_keys
+                )
+            )
+        )
+        if index + 1 == len(blocks):
+            break  # nothing reads the tokens that would leave the last block
+        # Eq. 3 before Eq. 2: both read the object keys of this block's input.
+        shared_objects = KeyValue(
+            *(repeat(x, "b nh n d -> (b r) nh n d", r=num_references) for x in object_keys)
+        )
+        references = block.update(  # Eq. 3
+            references,
+            reference_query,
+            KeyValue.concatenate(reference_keys, shared_objects),
+            reference_mask,
+        )
+        objects = block.update(objects, object_query, object_keys, object_mask)  # Eq. 2
+    return cache
+
+
+def encode_test(
+    blocks: Sequence[TransformerBlock], tokens: Tensor, references: ReferenceCache | None
+) -> Tensor:
+    """Run the test stream (Eq. 4): ``tokens (B, L, C)`` read themselves and all references.
+
+    Without references (the very first frame) the tokens read themselves alone.
+    """
+    for index, block in enumerate(blocks):
+        query, keys = block.project(tokens)
+        if references is not None:
+            keys = KeyValue.concatenate(keys, references[index])
+        tokens = block.update(tokens, query, keys)
+    return tokens

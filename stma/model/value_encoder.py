@@ -1,0 +1,59 @@
+"""The ID value encoder: a frame and the masks in it, to one value map per object (Section 3.3).
+
+It is also the paper's feature enhancement layer: on the first frame, with nothing in memory yet,
+it turns the frame and its ground truth into the first object features (our reading).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stma.model.blocks import group_norm, init_convolutions, per_object, residual_block
+
+
+class ValueEncoder(nn.Module):
+    """(image, mask of the object, masks of the others) to ``C x h x w``, for each object.
+
+    A ResNet up to stride 16 with GroupNorm. Its first convolution is split: the image part is the
+    same for every object and is computed once.
+
+    Args:
+        dim: channels of a value.
+        widths: channels at strides 4, 8 and 16.
+        depth: residual blocks per stride.
+    """
+
+    def __init__(self, dim: int, widths: Sequence[int], depth: int) -> None:
+        super().__init__()
+        self.stem_image = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
+        self.stem_masks = nn.Conv2d(2, widths[0], 7, stride=2, padding=3, bias=False)
+        self.stem = nn.Sequential(
+            group_norm(widths[0]), nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+        )
+        stages: list[nn.Module] = []
+        in_dim = widths[0]
+        for index, width in enumerate(widths):
+            stages.append(residual_block(in_dim, width, stride=1 if index == 0 else 2))
+            stages += [residual_block(width, width) for _ in range(depth - 1)]
+            in_dim = width
+        self.stages = nn.Sequential(*stages)
+        self.project = nn.Conv2d(in_dim, dim, 1)
+        self.apply(init_convolutions)
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised.
+            masks: ``(B, N, H, W)`` probabilities or hard masks.
+
+        Returns:
+            ``(B, N, C, h, w)``.
+        """
+        batch, num_objects = masks.shape[:2]
+        others = masks.sum(dim=1, keepdim=True) - masks
+        pairs = torch.stack([masks, others], dim=2).flatten(0, 1)
+        x = per_object(self.stem_image(images), self.stem_masks(pairs))
+        x = self.project(self.stages(self.stem(x)))
+        return x.unflatten(0, (batch, num_objects))

@@ -1,0 +1,87 @@
+"""The plain ViT backbone of Table 2, with the parameter names of MAE, MoCo v3 and timm."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from stma.model.attention import TransformerBlock
+from stma.model.backbone import (
+    PRETRAINING_GRID,
+    STRIDE,
+    Backbone,
+    FrameEmbedding,
+    init_transformer_weights,
+    map_to_tokens,
+    resample_positions,
+    sinusoidal_position_embedding,
+    tokens_to_map,
+)
+
+
+class PatchProjection(nn.Module):
+    """``(B, 3, H, W)`` to ``(B, C, H/16, W/16)`` (``patch_embed.proj`` in checkpoints)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=STRIDE, stride=STRIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class ViT(Backbone):
+    """ViT without class token and head.
+
+    It has no stages at strides 8 and 4: transposed convolutions on the last feature supply them,
+    as ViTDet and SimVOS do (ours, not the paper's).
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        fine_dims: Sequence[int],
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        stride8_dim, stride4_dim = fine_dims
+        self.fine_dims = (stride8_dim, stride4_dim)
+        self.patch_embed = PatchProjection(dim)
+        self.register_buffer("pos_embed", sinusoidal_position_embedding(PRETRAINING_GRID, dim))
+        rates = np.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, num_heads, mlp_ratio, rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.to_stride8 = nn.Sequential(
+            nn.ConvTranspose2d(dim, stride8_dim, 2, stride=2), LayerNorm2d(stride8_dim), nn.GELU()
+        )
+        self.to_stride4 = nn.Sequential(
+            nn.ConvTranspose2d(stride8_dim, stride4_dim, 2, stride=2),
+            LayerNorm2d(stride4_dim),
+            nn.GELU(),
+        )
+        self.apply(init_transformer_weights)
+
+    @property
+    def last_stage(self) -> list[TransformerBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def embed(self, images: Tensor) -> FrameEmbedding:
+        """See :meth:`stma.model.backbone.Backbone.embed`."""
+        x = self.patch_embed(images)
+        grid = (x.shape[-2], x.shape[-1])
+        tokens = map_to_tokens(x) + resample_positions(self.pos_embed, grid)
+        return FrameEmbedding(tokens, grid, None)
+
+    def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`stma.model.backbone.Backbone.fine_features`; made from ``features``."""
+        stride8 = self.to_stride8(tokens_to_map(features, frame.grid))
+        return stride8, self.to_stride4(stride8)

@@ -1,0 +1,115 @@
+"""Weights on disk: one safetensors file that is enough to build the model.
+
+The configuration of the model and where the weights come from are in the file's metadata. Nothing
+is ever unpickled.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from stma.errors import InputError
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+
+FORMAT = "stma-weights-1"
+
+
+def save_weights(
+    path: str | Path, model: STMA, config: ModelConfig, provenance: Mapping[str, Any]
+) -> None:
+    """Write atomically: to a file beside it, flushed, then renamed.
+
+    Args:
+        provenance: anything JSON can hold: the run's configuration, iterations, versions.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "format": FORMAT,
+        "model": json.dumps(asdict(config)),
+        "provenance": json.dumps(dict(provenance)),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(save(tensors, metadata))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
+    """The model's configuration, the provenance and the tensors (on the CPU).
+
+    Raises:
+        InputError: there is no such file, it is a pickle or damaged, or not this project's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02"):
+        raise InputError(
+            f"{path}: a PyTorch pickle, which can run any code when it is loaded; "
+            "give a .safetensors file that train.py wrote"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: a safetensors file without STMA's model configuration; "
+            "give one that train.py wrote"
+        )
+    values = json.loads(metadata["model"])
+    known = {entry.name for entry in fields(ModelConfig)}
+    if unknown := sorted(set(values) - known):
+        raise InputError(
+            f"{path}: its model configuration has {', '.join(unknown)}, which this version of "
+            "stma does not know; use the version that wrote it"
+        )
+    return ModelConfig(**values), json.loads(metadata["provenance"]), tensors
+
+
+def load_state(model: STMA, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy tensors into a model; every name and shape has to fit.
+
+    Raises:
+        InputError: names all missing, unexpected and misshapen tensors. The model is unchanged.
+    """
+    own = model.state_dict()
+    problems = [f"missing: {name}" for name in own if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in own]
+    problems += [
+        f"shape of {name}: {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        raise InputError(f"{source}: weights of another architecture\n  " + "\n  ".join(problems))
+    model.load_state_dict(dict(tensors))
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> STMA:
+    """Build the network that a weights file describes, ready for inference.
+
+    Raises:
+        InputError: see :func:`read_weights` and :func:`load_state`.
+    """
+    config, _, tensors = read_weights(path)
+    model = build_model(config)
+    load_state(model, tensors, path)
+    return model.to(device).eval()

@@ -1,0 +1,95 @@
+"""Pictures of results: overlays, contact sheets and videos."""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from PIL import Image
+
+
+def davis_palette() -> np.ndarray:
+    """``(256, 3)`` uint8: the colour map of PASCAL VOC, which DAVIS uses."""
+    index = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return palette
+
+
+def save_mask(path: Path, mask: np.ndarray, palette: bytes | None = None) -> None:
+    """Write ``(H, W)`` uint8 as a palette PNG; without a palette, in DAVIS's colours."""
+    image = Image.fromarray(mask)
+    image.putpalette(davis_palette().tobytes() if palette is None else palette)
+    image.save(path)
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write ``(H, W, 3)`` uint8 RGB."""
+    Image.fromarray(picture).save(path)
+
+
+def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Tint every object in its colour and outline it; ``(H, W, 3)`` uint8."""
+    colours = davis_palette()[mask].astype(np.float32)
+    tinted = frame + opacity * (mask > 0)[..., None] * (colours - frame)
+    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    tinted[edge] = 255
+    return tinted.astype(np.uint8)
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], height: int = 160
+) -> np.ndarray:
+    """Rows of pictures of equal size, each under its title; ``(H, W, 3)`` uint8."""
+    drawn = []
+    for title, pictures in rows:
+        scaled = [_scale_to_height(picture, height) for picture in pictures]
+        row = np.concatenate(scaled, axis=1)
+        header = np.full((22, row.shape[1], 3), 255, np.uint8)
+        cv2.putText(
+            header, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA
+        )
+        drawn += [header, row]
+    width = max(part.shape[1] for part in drawn)
+    padded = [
+        np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255)
+        for part in drawn
+    ]
+    return np.concatenate(padded)
+
+
+def _scale_to_height(picture: np.ndarray, height: int) -> np.ndarray:
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    shrinking = height < picture.shape[0]
+    return cv2.resize(
+        picture,
+        (width, height),
+        interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_NEAREST,
+    )
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 12) -> None:
+    """An H.264 video that browsers play; odd sizes lose their last row or column.
+
+    Args:
+        frames: ``(H, W, 3)`` uint8, RGB, all of one size.
+    """
+    with av.open(str(path), mode="w") as container:
+        stream = None
+        for frame in frames:
+            height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+            if stream is None:
+                stream = container.add_stream("libx264", rate=Fraction(fps))
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(frame[:height, :width]), format="rgb24"
+            )
+            container.mux(stream.encode(picture))
+        if stream is not None:
+            container.mux(stream.encode())

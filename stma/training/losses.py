@@ -1,0 +1,97 @@
+"""The loss of Section 4: half bootstrapped cross entropy, half Dice."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from stma.structures import ClipBatch, Prediction
+
+
+@dataclass
+class LossConfig:
+    """Weights, and the schedule of the bootstrapping (XMem's; the paper names no numbers).
+
+    Attributes:
+        cross_entropy, dice: weights; 0.5 each in the paper.
+        bootstrap_start: iteration from which on the easiest pixels are left out.
+        bootstrap_end: iteration at which only the hardest ``bootstrap_share`` is left.
+    """
+
+    cross_entropy: float = 0.5
+    dice: float = 0.5
+    bootstrap_start: int = 20_000
+    bootstrap_end: int = 70_000
+    bootstrap_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bootstrap_share <= 1:
+            raise ValueError(f"loss.bootstrap_share is {self.bootstrap_share}; give 0 < share <= 1")
+        if self.bootstrap_end < self.bootstrap_start:
+            raise ValueError(
+                f"loss.bootstrap_end ({self.bootstrap_end}) is before "
+                f"loss.bootstrap_start ({self.bootstrap_start})"
+            )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars; ``total`` is what is minimised."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    dice: Tensor
+
+
+def bootstrap_fraction(config: LossConfig, iteration: int) -> float:
+    """The share of pixels, the hardest ones, that the cross entropy averages."""
+    if iteration < config.bootstrap_start:
+        return 1.0
+    if iteration >= config.bootstrap_end:
+        return config.bootstrap_share
+    span = config.bootstrap_end - config.bootstrap_start
+    progress = (iteration - config.bootstrap_start) / span
+    return 1.0 - progress * (1.0 - config.bootstrap_share)
+
+
+def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, fraction: float) -> Tensor:
+    """Mean over images of the mean of each image's ``fraction`` of hardest pixels.
+
+    Args:
+        logits: ``(B, N+1, H, W)``.
+        target: ``(B, H, W)`` int64.
+    """
+    loss = F.cross_entropy(logits, target, reduction="none").flatten(1)
+    if fraction < 1:
+        loss = loss.topk(max(1, int(loss.shape[1] * fraction)), dim=1, sorted=False).values
+    return loss.mean()
+
+
+def dice_loss(probabilities: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """``1 - (2 |p m| + 1) / (|p| + |m| + 1)``, mean over the valid objects.
+
+    Args:
+        probabilities, masks: ``(B, N, H, W)``.
+        valid: ``(B, N)`` bool.
+    """
+    probabilities, masks = probabilities.flatten(2), masks.flatten(2)
+    overlap = (probabilities * masks).sum(2)
+    loss = 1 - (2 * overlap + 1) / (probabilities.sum(2) + masks.sum(2) + 1)
+    return loss[valid].mean()
+
+
+def clip_loss(
+    prediction: Prediction, clip: ClipBatch, config: LossConfig, iteration: int
+) -> Losses:
+    """The loss of a batch of clips, averaged over frames ``1..T-1``."""
+    num_objects = clip.valid_objects.shape[1]
+    logits = prediction.logits.flatten(0, 1)
+    target = clip.masks[:, 1:].flatten(0, 1)
+    cross_entropy = bootstrapped_cross_entropy(
+        logits, target, bootstrap_fraction(config, iteration)
+    )
+    masks = F.one_hot(target, num_objects + 1)[..., 1:].permute(0, 3, 1, 2)
+    valid = clip.valid_objects.repeat_interleave(clip.masks.shape[1] - 1, dim=0)
+    dice = dice_loss(logits.softmax(1)[:, 1:], masks, valid)
+    total = config.cross_entropy * cross_entropy + config.dice * dice
+    return Losses(total=total, cross_entropy=cross_entropy, dice=dice)

@@ -1,0 +1,79 @@
+"""AdamW as the paper has it, and the learning rate over a stage."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+SCHEDULES = ("step", "cosine")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule; progress is the share of the stage that is done, 0 to 1.
+
+    Attributes:
+        learning_rate: 3e-5 in the paper.
+        weight_decay: 0.05 in the paper; not on norms, biases and position embeddings.
+        betas: of AdamW.
+        clip_norm: gradients are scaled down to this norm (ours).
+        schedule: ``step`` multiplies by `decay_factor` at each of `decay_at`; ``cosine`` falls
+            to 0.
+        decay_at: progress; 100k of 160k iterations in the paper's last stage.
+        warmup: progress over which the rate grows linearly from 0.
+    """
+
+    learning_rate: float = 3e-5
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip_norm: float = 1.0
+    schedule: str = "step"
+    decay_at: list[float] = field(default_factory=list)
+    decay_factor: float = 0.1
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"optimizer.schedule is {self.schedule!r}; choose one of {SCHEDULES}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; give more than 0")
+        if self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm is {self.clip_norm}; give more than 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optimizer.warmup is {self.warmup}; give 0 <= warmup < 1")
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas is {self.betas}; it needs 2 numbers")
+
+
+def learning_rate(config: OptimizerConfig, progress: float) -> float:
+    """The learning rate at a share ``progress`` of the stage."""
+    rate = config.learning_rate
+    if config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    else:
+        rate *= config.decay_factor ** sum(progress >= at for at in config.decay_at)
+    if config.warmup > 0:
+        rate *= min(1.0, progress / config.warmup)
+    return rate
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: matrices and filters decay; norms, biases and the position vector do not."""
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    no_decay = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    beta1, beta2 = config.betas
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

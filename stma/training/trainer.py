@@ -1,0 +1,258 @@
+"""One stage of training, in one process."""
+
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from stma import __version__
+from stma.data.dataset import DataConfig, ProceduralClips
+from stma.device import autocast, resolve_device
+from stma.errors import InputError
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+from stma.model.weights import load_state, read_weights, save_weights
+from stma.pictures import contact_sheet, draw_overlay
+from stma.structures import ClipBatch, Prediction
+from stma.training.losses import LossConfig, Losses, bootstrap_fraction, clip_loss
+from stma.training.optimizer import (
+    OptimizerConfig,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainConfig:
+    """A run of training.
+
+    Attributes:
+        output: folder for weights, TensorBoard and the log.
+        iterations: length of the stage.
+        max_minutes: end sooner, after this time; schedules follow whichever comes first. Runs
+            that end by time are not reproducible.
+        batch_size: clips per iteration.
+        num_workers: processes that make clips; 0 makes them between the steps.
+        weights: start from this file of the same architecture; null starts fresh.
+        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32`` or ``bf16``.
+        log_every, picture_every, save_every: in iterations.
+    """
+
+    output: str
+    iterations: int = 150_000
+    max_minutes: float | None = None
+    batch_size: int = 16
+    num_workers: int = 4
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    weights: str | None = None
+    log_every: int = 50
+    picture_every: int = 1000
+    save_every: int = 5000
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "log_every", "picture_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; give 0 or more")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ValueError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
+
+
+class Trainer:
+    """Trains one network on one stage's clips."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        autocast(self.device, config.precision)  # refuses an unknown precision now
+        self.output = Path(config.output)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model)
+        if config.weights is not None:
+            _, _, tensors = read_weights(config.weights)
+            load_state(self.model, tensors, config.weights)
+        self.model.to(self.device)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.iteration = 0
+
+    @property
+    def weights_path(self) -> Path:
+        return self.output / "weights.safetensors"
+
+    def run(self) -> STMA:
+        """Train to the end of the stage; the weights are in :attr:`weights_path`."""
+        config = self.config
+        self.output.mkdir(parents=True, exist_ok=True)
+        count = sum(p.numel() for p in self.model.parameters())
+        log.info("%.2f M parameters, %s, %s", count / 1e6, self.device, config.output)
+        start = time.monotonic()
+        shown: float | None = None
+        with (
+            SummaryWriter(self.output / "tensorboard") as board,
+            tqdm(total=100, unit="%", desc="train", bar_format=BAR) as bar,
+        ):
+            for batch in self._batches():
+                progress = self._progress(time.monotonic() - start)
+                if progress >= 1:
+                    break
+                losses, prediction, grad_norm = self.step(batch.to(self.device), progress)
+                if self.iteration % config.log_every == 0:
+                    # The only place where the host waits for the device.
+                    total = losses.total.item()
+                    shown = total if shown is None else 0.8 * shown + 0.2 * total
+                    self._log_scalars(board, losses, grad_norm, progress)
+                    speed = (self.iteration + 1) / (time.monotonic() - start)
+                    bar.set_postfix_str(
+                        f"iteration {self.iteration}, loss {shown:.3f}, {speed:.1f} it/s"
+                    )
+                if self.iteration % config.picture_every == 0:
+                    picture = prediction_picture(batch, prediction)
+                    board.add_image("prediction", picture, self.iteration, dataformats="HWC")
+                self.iteration += 1
+                if self.iteration % config.save_every == 0:
+                    self.save()
+                bar.update(100 * progress - bar.n)
+            bar.update(100 - bar.n)
+        self.save()
+        log.info("%d iterations; weights: %s", self.iteration, self.weights_path)
+        return self.model
+
+    def step(self, clip: ClipBatch, progress: float) -> tuple[Losses, Prediction, Tensor]:
+        """One step of the optimiser; returns the losses, the prediction and the gradient norm."""
+        config = self.config
+        self.model.train()
+        set_learning_rate(self.optimizer, learning_rate(config.optimizer, progress))
+        with autocast(self.device, config.precision):
+            prediction = self.model(clip)
+        losses = clip_loss(prediction, clip, config.loss, self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.optimizer.clip_norm
+        )
+        self.optimizer.step()
+        return losses, prediction, grad_norm
+
+    def save(self) -> None:
+        """Write the weights, with all that tells where they come from."""
+        save_weights(self.weights_path, self.model, self.config.model, self._provenance())
+
+    def _progress(self, seconds: float) -> float:
+        done = self.iteration / self.config.iterations
+        if self.config.max_minutes is not None:
+            done = max(done, seconds / (60 * self.config.max_minutes))
+        return done
+
+    def _batches(self) -> Iterator[ClipBatch]:
+        config = self.config
+        clips = ProceduralClips(
+            config.data, length=config.iterations * config.batch_size, seed=config.seed
+        )
+        return iter(
+            DataLoader(
+                clips,
+                batch_size=config.batch_size,
+                num_workers=config.num_workers,
+                collate_fn=ClipBatch.collate,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def _log_scalars(
+        self, board: SummaryWriter, losses: Losses, grad_norm: Tensor, progress: float
+    ) -> None:
+        config = self.config
+        scalars = {
+            "loss/total": losses.total.item(),
+            "loss/cross_entropy": losses.cross_entropy.item(),
+            "loss/dice": losses.dice.item(),
+            "loss/bootstrap_fraction": bootstrap_fraction(config.loss, self.iteration),
+            "optimizer/learning_rate": learning_rate(config.optimizer, progress),
+            "optimizer/gradient_norm": grad_norm.item(),
+        }
+        for name, value in scalars.items():
+            board.add_scalar(name, value, self.iteration)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "stma": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "git": _git_revision(),
+            "command": sys.argv,
+            "iterations": self.iteration,
+            "config": asdict(self.config),
+        }
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+
+
+def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:
+    """The first clip of a batch with its truth and, from frame 1 on, its prediction.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
+    """
+    frames = clip.frames[0].permute(0, 2, 3, 1).cpu().numpy()
+    truth = clip.masks[0].to(torch.uint8).cpu().numpy()
+    predicted = prediction.logits[0].argmax(dim=1).to(torch.uint8).cpu().numpy()
+    return contact_sheet(
+        [
+            ("truth", [draw_overlay(f, m) for f, m in zip(frames, truth, strict=True)]),
+            (
+                "frame 0, prediction",
+                [
+                    frames[0],
+                    *(draw_overlay(f, m) for f, m in zip(frames[1:], predicted, strict=True)),
+                ],
+            ),
+        ]
+    )
+
+
+def _git_revision() -> str | None:
+    """The commit of the code, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def train(config: TrainConfig) -> Path:
+    """Train one stage.
+
+    Returns:
+        The weights file.
+
+    Raises:
+        InputError: something in the input is wrong; the message names it.
+    """
+    if Path(config.output).is_file():
+        raise InputError(f"output: {config.output} is a file; give a folder")
+    trainer = Trainer(config)
+    trainer.run()
+    return trainer.weights_path

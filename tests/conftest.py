@@ -1,0 +1,68 @@
+"""Small models and clips that the tests share."""
+
+import os
+
+# Before torch is imported: the test suite is many small tensors, and spinning threads only hurt.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import pytest
+import torch
+
+from stma.data.dataset import DataConfig, ProceduralClips
+from stma.data.procedural import SceneConfig
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+from stma.structures import ClipBatch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+TINY = ModelConfig(
+    dims=[8, 12, 16],
+    depths=[1, 1, 3],
+    num_heads=2,
+    value_widths=[8, 8, 16],
+    value_depth=1,
+    decoder_widths=[16, 8],
+)
+
+
+def perturbed(model: STMA, seed: int = 0) -> STMA:
+    """A fresh model whose zero and one parameters are not that, so that nothing hides."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return TINY
+
+
+@pytest.fixture
+def tiny_model() -> STMA:
+    """In fp64: the recurrence over frames would blow up fp32's rounding."""
+    torch.manual_seed(0)
+    return perturbed(build_model(TINY)).eval().double()
+
+
+def make_batch(
+    *, seed: int = 0, batch: int = 1, num_frames: int = 4, size: int = 64, max_objects: int = 3
+) -> ClipBatch:
+    scene = SceneConfig(height=size, width=size, min_objects=1, max_objects=max_objects)
+    clips = ProceduralClips(DataConfig(num_frames=num_frames, scene=scene), batch, seed)
+    return ClipBatch.collate([clips[index] for index in range(batch)])
+
+
+def random_frame(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+
+from stma.model.backbone import (
+    FrameEmbedding,
+    map_to_tokens,
+    resample_positions,
+    sinusoidal_position_embedding,
+    tokens_to_map,
+)
+
+
+def test_positions_are_maes() -> None:
+    """First half: sine then cosine of the column; second half: of the row (MAE's pos_embed.py)."""
+    embedding = sinusoidal_position_embedding((2, 3), dim=8)[0]
+    row, column = 1, 2
+    bands = [1.0, 10000 ** (-1 / 2)]
+    expected = [
+        *(math.sin(column * band) for band in bands),
+        *(math.cos(column * band) for band in bands),
+        *(math.sin(row * band) for band in bands),
+        *(math.cos(row * band) for band in bands),
+    ]
+    assert embedding[row * 3 + column].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_positions_are_kept_at_the_pretraining_size_and_resampled_elsewhere() -> None:
+    embedding = sinusoidal_position_embedding((14, 14), dim=8)
+    assert torch.equal(resample_positions(embedding, (14, 14)), embedding)
+    assert resample_positions(embedding, (3, 29)).shape == (1, 87, 8)
+
+
+def test_tokens_and_maps_are_inverse() -> None:
+    x = torch.randn(2, 3, 5, 4, 6)
+    assert torch.equal(tokens_to_map(map_to_tokens(x), (4, 6)), x)
+
+
+def test_an_embedding_of_clips_splits_into_frames() -> None:
+    tokens = torch.arange(6.0).view(6, 1, 1)  # two clips of three frames
+    fine = (torch.zeros(6, 1, 2, 2), tokens.view(6, 1, 1, 1))
+    frames = FrameEmbedding(tokens, (1, 1), fine).frames(3)
+    assert [frame.tokens.flatten().tolist() for frame in frames] == [[0, 3], [1, 4], [2, 5]]
+    assert frames[1].fine is not None
+    assert frames[1].fine[1].flatten().tolist() == [1, 4]
+    assert FrameEmbedding(tokens, (1, 1), None).frames(3)[2].fine is None

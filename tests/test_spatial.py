@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import Tensor
+
+from stma.memory.spatial import SpatialMemory
+
+
+def frame(number: float) -> Tensor:
+    return torch.full((1, 2, 3), number)
+
+
+def numbers(memory: SpatialMemory) -> list[float]:
+    return memory.references()[0, :, 0, 0].tolist()
+
+
+def test_first_in_first_out_with_pinned_frames_kept() -> None:
+    memory = SpatialMemory(queue_size=2)
+    for number in range(6):
+        memory.write(frame(number), pinned=number in (0, 3))
+    assert numbers(memory) == [0, 3, 4, 5]
+    assert len(memory) == 4
+
+
+def test_one_frame_is_one_reference() -> None:
+    memory = SpatialMemory(queue_size=1)
+    memory.write(frame(7), pinned=True)
+    assert numbers(memory) == [7]
+
+
+def test_a_queue_of_none_holds_pinned_frames_alone() -> None:
+    memory = SpatialMemory(queue_size=0)
+    for number in range(3):
+        memory.write(frame(number), pinned=number == 0)
+    assert numbers(memory) == [0]
+
+
+def test_pinned_references_can_be_limited_to_the_newest() -> None:
+    memory = SpatialMemory(queue_size=1, max_pinned=2)
+    for number in range(5):
+        memory.write(frame(number), pinned=number < 4)
+    assert numbers(memory) == [2, 3, 4]
+    assert len(memory) == 5
+
+
+def test_selection_by_hand_lasts_until_the_next_write() -> None:
+    memory = SpatialMemory(queue_size=None)
+    for number in range(4):
+        memory.write(torch.tensor([number, number + 10.0]).view(2, 1, 1), pinned=False)
+    memory.select(torch.tensor([[0, 2], [1, 3]]))
+    assert memory.references().flatten().tolist() == [0, 2, 11, 13]
+    memory.write(torch.zeros(2, 1, 1), pinned=False)
+    assert memory.references().shape[1] == 5
+
+
+@pytest.mark.parametrize("settings", [{"queue_size": -1}, {"max_pinned": 0}])
+def test_settings_that_make_no_sense(settings: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        SpatialMemory(**settings)

@@ -1,0 +1,111 @@
+import dataclasses
+
+import torch
+from conftest import make_batch
+
+from stma.memory.video import VideoMemory
+from stma.model.backbone import FrameEmbedding
+from stma.model.stma import STMA
+from stma.structures import ClipBatch
+
+
+def test_one_distribution_per_pixel_for_every_frame_but_the_first(tiny_model: STMA) -> None:
+    clip = make_batch(batch=2, num_frames=3, size=48)
+    probabilities = tiny_model(clip).probabilities
+    num_objects = clip.valid_objects.shape[1]
+    assert probabilities.shape == (2, 2, num_objects + 1, 48, 48)
+    assert torch.allclose(probabilities.sum(2), torch.ones(2, 2, 48, 48).double(), atol=1e-9)
+
+
+def test_padding_a_clip_with_objects_changes_nothing(tiny_model: STMA) -> None:
+    clip = make_batch(batch=1)
+    count = clip.valid_objects.shape[1]
+    valid = torch.cat([clip.valid_objects, torch.zeros(1, 2, dtype=torch.bool)], dim=1)
+    padded = dataclasses.replace(clip, valid_objects=valid)
+    alone, together = tiny_model(clip).probabilities, tiny_model(padded).probabilities
+    assert torch.allclose(together[:, :, : count + 1], alone, atol=1e-9)
+    assert (together[:, :, count + 1 :] == 0).all()
+
+
+def test_objects_permute(tiny_model: STMA) -> None:
+    clip = make_batch(seed=0)
+    assert clip.valid_objects.shape[1] == 3
+    renamed = torch.tensor([0, 3, 1, 2])[clip.masks]  # object 1 is now 3, 2 is 1, 3 is 2
+    permuted = tiny_model(dataclasses.replace(clip, masks=renamed)).probabilities
+    expected = tiny_model(clip).probabilities[:, :, [0, 2, 3, 1]]
+    assert torch.allclose(permuted, expected, atol=1e-9)
+
+
+def test_clips_of_a_batch_do_not_see_one_another(tiny_model: STMA) -> None:
+    first, second = make_batch(seed=1), make_batch(seed=2)
+    count = max(first.valid_objects.shape[1], second.valid_objects.shape[1])
+
+    def pad(clip: ClipBatch) -> torch.Tensor:
+        missing = count - clip.valid_objects.shape[1]
+        return torch.nn.functional.pad(clip.valid_objects, (0, missing))
+
+    both = ClipBatch(
+        names=[],
+        frames=torch.cat([first.frames, second.frames]),
+        masks=torch.cat([first.masks, second.masks]),
+        valid_objects=torch.cat([pad(first), pad(second)]),
+        references=torch.cat([first.references, second.references]),
+    )
+    together = tiny_model(both).probabilities
+    alone = tiny_model(second).probabilities
+    assert torch.allclose(together[1:, :, : alone.shape[2]], alone, atol=1e-9)
+
+
+def test_the_references_that_a_clip_names_are_the_ones_read(tiny_model: STMA) -> None:
+    clip = make_batch(num_frames=4)
+    references = clip.references.clone()
+    references[:, 3] = torch.tensor([0, 1])
+    other = references.clone()
+    other[:, 3] = torch.tensor([1, 2])
+    before = tiny_model(dataclasses.replace(clip, references=references)).logits
+    after = tiny_model(dataclasses.replace(clip, references=other)).logits
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-6)
+
+
+def test_references_and_objects_do_not_depend_on_the_test_frame(tiny_model: STMA) -> None:
+    memory, frames = memory_of_one_frame(tiny_model)
+    with torch.no_grad():
+        tiny_model.encode(frames[1], memory)
+        cache = memory.reference_cache
+        tiny_model.encode(frames[2], memory)
+    assert cache is not None
+    assert memory.reference_cache is cache  # reused: nothing was written in between
+    memory.reference_cache = None
+    with torch.no_grad():
+        tiny_model.encode(frames[2], memory)
+    assert memory.reference_cache is not None
+    for old, new in zip(cache, memory.reference_cache, strict=True):
+        assert torch.equal(old.key, new.key)
+        assert torch.equal(old.value, new.value)
+
+
+def memory_of_one_frame(model: STMA) -> tuple[VideoMemory, list[FrameEmbedding]]:
+    clip = make_batch()
+    with torch.no_grad():
+        images = model.normalize(clip.frames[0])
+        frames = model.embed(images).frames(clip.frames.shape[1])
+        memory = VideoMemory()
+        masks = torch.nn.functional.one_hot(clip.masks[0, 0])[..., 1:].permute(2, 0, 1)[None]
+        features = model.encode(frames[0], memory)
+        model.memorize(images[:1], frames[0], features, masks.double(), memory, pinned=True)
+    return memory, frames
+
+
+def test_every_parameter_gets_a_gradient(tiny_model: STMA) -> None:
+    tiny_model.train()
+    tiny_model(make_batch(num_frames=3)).logits.sum().backward()
+    without = [name for name, p in tiny_model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_network_keeps_nothing_of_a_video(tiny_model: STMA) -> None:
+    clip = make_batch()
+    first = tiny_model(clip).logits
+    tiny_model(make_batch(seed=5))
+    assert torch.equal(tiny_model(clip).logits, first)

@@ -1,0 +1,26 @@
+import torch
+
+from stma.model.vit import ViT
+
+
+def test_names_and_shapes_are_those_of_mae() -> None:
+    with torch.device("meta"):
+        model = ViT(dim=768, depth=12, num_heads=12, fine_dims=(384, 192))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {
+        "pos_embed": (1, 196, 768),
+        "patch_embed.proj.weight": (768, 3, 16, 16),
+        "blocks.11.attn.qkv.weight": (2304, 768),
+        "blocks.11.mlp.fc2.weight": (768, 3072),
+        "norm.weight": (768,),
+    }
+    assert expected.items() <= shapes.items()
+
+
+def test_the_pyramid_supplies_strides_8_and_4() -> None:
+    model = ViT(dim=16, depth=1, num_heads=2, fine_dims=(12, 8))
+    frame = model.embed(torch.randn(2, 3, 32, 48))
+    assert frame.tokens.shape == (2, 6, 16)
+    stride8, stride4 = model.fine_features(frame, frame.tokens)
+    assert stride8.shape == (2, 12, 4, 6)
+    assert stride4.shape == (2, 8, 8, 12)
