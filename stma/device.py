@@ -1,5 +1,7 @@
 """Which device to run on, and in which precision."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from stma.errors import InputError
@@ -31,3 +33,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Computes in the tensors' own precision, on devices without autocast (meta) too."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

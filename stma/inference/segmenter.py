@@ -90,6 +90,7 @@ class Segmenter:
         self.model = model
         self.config = config or SegmenterConfig()
         self.device = model.mean.device
+        self.dtype = model.mean.dtype
         self.ids: list[int] = []
         self.memory = VideoMemory(
             spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
@@ -119,7 +120,7 @@ class Segmenter:
         size = (frame.shape[0], frame.shape[1])
         self._frame_size = size
         if mask is None and not self.ids:
-            background = torch.ones(1, *size, device=self.device)
+            background = torch.ones(1, *size, device=self.device, dtype=self.dtype)
             return FrameResult(np.zeros(size, np.uint8), background, [])
 
         given = None
@@ -140,7 +141,7 @@ class Segmenter:
         """Run the network: probabilities ``(N+1, H', W')`` of the objects known before, at its own
         size, and the memories updated with all that is known now."""
         image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
-        image = image.permute(2, 0, 1).to(self.model.mean.dtype) / 255
+        image = image.permute(2, 0, 1).to(self.dtype) / 255
         size = network_size(frame.shape[0], frame.shape[1], self.config.short_side)
         image = _pad(self.model.normalize(_resize(image, size)[None]))
         image = image.contiguous(memory_format=torch.channels_last)
@@ -151,7 +152,7 @@ class Segmenter:
             probabilities = segmentation.probabilities[0, :, : size[0], : size[1]]
         else:
             features = self.model.encode(embedding, self.memory)
-            probabilities = torch.ones(1, *size, device=self.device)
+            probabilities = torch.ones(1, *size, device=self.device, dtype=self.dtype)
         self.ids += new_ids
 
         on_grid = self._frames_since_first_mask % self.config.memory_interval == 0

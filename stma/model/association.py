@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from stma.device import without_autocast
 from stma.memory.temporal import TemporalMemory
 from stma.structures import at_least_fp32
 
@@ -24,7 +25,7 @@ def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
     Returns:
         ``(B, L, M)``. Never under autocast: rounded to bf16, a score of 28 is off by 6 %.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         scores = query @ keys.transpose(1, 2)
         if similarity == "l2":
             scores = 2 * scores - keys.square().sum(dim=2)[:, None]

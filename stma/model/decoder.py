@@ -13,7 +13,7 @@ class UpsampleBlock(nn.Module):
 
     def __init__(self, in_dim: int, fine_dim: int, dim: int) -> None:
         super().__init__()
-        self.skip = nn.Conv2d(fine_dim, in_dim, 3, padding=1)
+        self.skip = nn.Conv2d(fine_dim, in_dim, 1)
         self.refine = residual_block(in_dim, dim)
 
     def forward(self, x: Tensor, fine: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Trainer:
         shown: float | None = None
         with (
             SummaryWriter(self.output / "tensorboard") as board,
-            tqdm(total=100, unit="%", desc="train", bar_format=BAR) as bar,
+            tqdm(total=100, unit="%", desc="train", bar_format=BAR, mininterval=1) as bar,
         ):
             for batch in self._batches():
                 progress = self._progress(time.monotonic() - start)

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from stma.config import parse_config
+from stma.errors import InputError
+from stma.inference.evaluation import EvalConfig
+from stma.model.factory import build_model
+from stma.training.trainer import TrainConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(name: str, *overrides: str):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_composes_and_builds(model: str) -> None:
+    config = parse_config(TrainConfig, composed("train", f"model={model}"))
+    with torch.device("meta"):
+        network = build_model(config.model)
+    assert network.backbone.dim == config.model.dims[2]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_builds(experiment: str) -> None:
+    config = parse_config(TrainConfig, composed("train", f"experiment={experiment}"))
+    with torch.device("meta"):
+        build_model(config.model)
+
+
+def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
+    """A number stands in both: in YAML to be seen and overridden, in code to be used without."""
+    config = parse_config(TrainConfig, composed("train"))
+    plain = TrainConfig(output="")
+    for part in ("model", "loss", "optimizer"):
+        assert getattr(config, part) == getattr(plain, part)
+    evaluation = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
+    assert evaluation.segmenter == EvalConfig(root="", output="", weights="").segmenter
+
+
+def test_eval_composes() -> None:
+    config = parse_config(EvalConfig, composed("eval", "root=x", "method=flow"))
+    assert config.output == "results/flow"
+
+
+def test_an_unknown_key_is_named() -> None:
+    with pytest.raises(InputError, match="learning_rat"):
+        parse_config(TrainConfig, composed("train", "+optimizer.learning_rat=1"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_size=many", "batch_size"),
+        ("batch_size=0", "batch_size is 0"),
+        ("data.num_frames=1", r"data\.num_frames is 1"),
+        ("model.num_heads=5", r"model\.num_heads"),
+    ],
+)
+def test_a_bad_value_is_named(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config(TrainConfig, composed("train", override))
+
+
+def test_missing_values_are_named() -> None:
+    with pytest.raises(InputError, match="root"):
+        parse_config(EvalConfig, composed("eval", "weights=x"))
+    with pytest.raises(InputError, match="weights"):
+        parse_config(EvalConfig, composed("eval", "root=x"))

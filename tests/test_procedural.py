@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from stma.data.procedural import Scene, SceneConfig, procedural_clip, random_texture
+
+
+def clip(seed: int, frames: int = 6, **settings) -> tuple[np.ndarray, np.ndarray, int]:
+    config = SceneConfig(height=64, width=96, **settings)
+    return procedural_clip(config, np.arange(frames, dtype=float), (seed,))
+
+
+def test_equal_seeds_give_equal_clips_and_others_do_not() -> None:
+    frames, masks, count = clip(3)
+    again_frames, again_masks, again_count = clip(3)
+    assert np.array_equal(frames, again_frames)
+    assert np.array_equal(masks, again_masks)
+    assert count == again_count
+    assert not np.array_equal(frames, clip(4)[0])
+
+
+def test_a_frame_does_not_depend_on_which_others_are_drawn() -> None:
+    config = SceneConfig(height=64, width=64)
+    dense = procedural_clip(config, np.arange(5.0), (0,))
+    sparse = procedural_clip(config, np.array([0.0, 4.0]), (0,))
+    assert np.array_equal(dense[0][4], sparse[0][1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_objects_are_numbered_from_1_and_all_visible_at_first(seed: int) -> None:
+    frames, masks, count = clip(seed, frames=3)
+    assert frames.shape == (3, 64, 96, 3)
+    assert frames.dtype == masks.dtype == np.uint8
+    ids, areas = np.unique(masks[0], return_counts=True)
+    assert set(ids) - {0} == set(range(1, count + 1))
+    assert all(area >= 40 for area in areas)
+    assert masks.max() <= count
+
+
+def test_objects_move() -> None:
+    changed = [(masks[0] != masks[-1]).mean() for _, masks, _ in map(clip, range(10))]
+    assert np.mean(changed) > 0.02
+
+
+def test_objects_occlude_one_another() -> None:
+    """Drawn alone, the shapes of a scene would cover more than they do together."""
+    config = SceneConfig(height=64, width=64, min_objects=3, max_objects=3, max_distractors=0)
+    hidden = 0
+    for seed in range(10):
+        scene = Scene(config, np.random.default_rng(seed))
+        _, together = scene.render(0.0)
+        labels = scene.labels
+        for index in range(3):
+            scene.labels = [0] * 3
+            scene.labels[index] = 1
+            order, scene.depth_order = scene.depth_order, np.array([index])
+            hidden += int(scene.render(0.0)[1].sum() > (together == index + 1).sum())
+            scene.depth_order = order
+        scene.labels = labels
+    assert hidden > 5
+
+
+def test_distractors_are_drawn_and_never_annotated() -> None:
+    config = SceneConfig(height=64, width=64, min_objects=1, max_objects=1, max_distractors=2)
+    scene = next(
+        scene
+        for scene in (Scene(config, np.random.default_rng(seed)) for seed in range(50))
+        if len(scene.shapes) == 3
+    )
+    assert scene.labels == [1, 0, 0]
+    with_them, mask = scene.render(0.0)
+    scene.depth_order = np.array([0])
+    without, _ = scene.render(0.0)
+    assert not np.array_equal(with_them, without)
+    assert set(np.unique(mask)) <= {0, 1}
+
+
+def test_textures_differ() -> None:
+    rng = np.random.default_rng(0)
+    textures = [random_texture(rng) for _ in range(4)]
+    assert all(texture.shape == (96, 96, 3) and texture.std() > 2 for texture in textures)
+    assert not np.array_equal(textures[0], textures[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"height": 8}, "16 pixels"),
+        ({"min_objects": 4}, "min_objects 4"),
+        ({"min_radius": 0.0}, "radii"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SceneConfig(**settings)

@@ -1,0 +1,277 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch, random_frame
+
+from stma.errors import InputError
+from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
+from stma.memory.video import VideoMemory
+from stma.model.factory import build_model
+from stma.model.stma import STMA
+
+
+def blob_mask(height: int, width: int, ids: list[int]) -> np.ndarray:
+    """Objects side by side."""
+    mask = np.zeros((height, width), np.uint8)
+    for index, columns in enumerate(np.array_split(np.arange(width), len(ids))):
+        mask[height // 4 : max(height // 4 + 1, 3 * height // 4), columns] = ids[index]
+    return mask
+
+
+def test_equal_to_the_unroll_of_training(tiny_model: STMA) -> None:
+    """What is trained is what is run: the same clip, the same references, fp32."""
+    model = tiny_model.float()
+    clip = make_batch(num_frames=6, size=64)
+    references = clip.references.clone()
+    for t in range(2, 6):
+        references[:, t] = torch.tensor([0, t - 1])  # the pinned frame and the newest
+    clip = type(clip)(clip.names, clip.frames, clip.masks, clip.valid_objects, references)
+    with torch.no_grad():
+        expected = model(clip).probabilities[0]
+
+    config = SegmenterConfig(memory_interval=1, queue_size=1, capacity=10_000)
+    segmenter = Segmenter(model, config)
+    frames = clip.frames[0].permute(0, 2, 3, 1).numpy()
+    segmenter.step(frames[0], clip.masks[0, 0].numpy())
+    for t in range(1, 6):
+        result = segmenter.step(frames[t])
+        assert torch.allclose(result.probabilities, expected[t - 1], atol=1e-4)
+
+
+class Recomputing(Segmenter):
+    """Encodes all references anew for every frame."""
+
+    def step(self, *arguments, **keywords):
+        self.memory.reference_cache = None
+        return super().step(*arguments, **keywords)
+
+
+def test_cached_references_equal_recomputed_ones(tiny_model: STMA) -> None:
+    """Over 20 frames with several memory updates and an object that enters late, off the grid."""
+    model = tiny_model.float()
+    logits: dict[type, list[torch.Tensor]] = {}
+    for kind in (Segmenter, Recomputing):
+        rng = np.random.default_rng(0)
+        segmenter = kind(model, SegmenterConfig(memory_interval=5))
+        records = logits.setdefault(kind, [])
+        handle = model.decoder.register_forward_hook(lambda *a, r=records: r.append(a[2]))
+        for t in range(20):
+            mask = {0: blob_mask(48, 64, [1, 2]), 7: blob_mask(48, 64, [0, 5])}.get(t)
+            segmenter.step(random_frame(rng, 48, 64), mask)
+        handle.remove()
+    assert len(logits[Segmenter]) == 19
+    for cached, recomputed in zip(*logits.values(), strict=True):
+        assert torch.allclose(cached, recomputed, atol=1e-4)
+
+
+def test_references_are_encoded_once_per_update(tiny_model: STMA, monkeypatch) -> None:
+    import stma.model.stma as module
+
+    calls = []
+    encode = module.encode_references
+    monkeypatch.setattr(
+        module, "encode_references", lambda *a: calls.append(a[1].shape[1]) or encode(*a)
+    )
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model, SegmenterConfig(memory_interval=5))
+    for t in range(12):
+        segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [1]) if t == 0 else None)
+    assert calls == [1, 2, 2]  # after frames 0, 5 and 10
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "num_objects"),
+    [(17, 33, 1), (33, 17, 2), (16, 16, 3), (100, 75, 12), (129, 240, 5), (500, 900, 2)],
+)
+def test_every_size_comes_back(tiny_model: STMA, height: int, width: int, num_objects: int) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model.float(), SegmenterConfig(memory_interval=1))
+    ids = list(range(1, num_objects + 1))
+    first = blob_mask(height, width, ids)
+    result = segmenter.step(random_frame(rng, height, width), first)
+    assert np.array_equal(result.mask, first)
+    for _ in range(2):
+        result = segmenter.step(random_frame(rng, height, width))
+        assert result.mask.shape == (height, width)
+        assert result.mask.dtype == np.uint8
+        assert result.probabilities.shape == (num_objects + 1, height, width)
+        assert torch.allclose(result.probabilities.sum(0), torch.ones(height, width), atol=1e-4)
+        assert set(np.unique(result.mask)) <= {0, *ids}
+
+
+@pytest.mark.slow
+def test_many_sizes_and_object_counts_come_back(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(1)
+    model = tiny_model.float()
+    for count in range(1, 13):
+        height, width = int(rng.integers(17, 501)), int(rng.integers(33, 901))
+        segmenter = Segmenter(model, SegmenterConfig(short_side=None))
+        segmenter.step(
+            random_frame(rng, height, width), blob_mask(height, width, list(range(1, count + 1)))
+        )
+        result = segmenter.step(random_frame(rng, height, width))
+        assert result.probabilities.shape == (count + 1, height, width)
+
+
+def test_ids_are_kept_and_late_objects_join(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model)
+    early = segmenter.step(random_frame(rng, 32, 48))
+    assert early.ids == []
+    assert not early.mask.any()
+    assert (early.probabilities == 1).all()
+
+    first = blob_mask(32, 48, [200, 7])
+    assert np.array_equal(segmenter.step(random_frame(rng, 32, 48), first).mask, first)
+    late = np.zeros((32, 48), np.int32)
+    late[2:6, 2:9] = 255
+    result = segmenter.step(random_frame(rng, 32, 48), late)
+    assert result.ids == [7, 200, 255]
+    assert (result.mask[2:6, 2:9] == 255).all()
+    assert (result.mask == 255).sum() == 4 * 7
+    assert len(segmenter.memory.spatial) == 2  # off the grid, yet memorised
+    result = segmenter.step(random_frame(rng, 32, 48))
+    assert result.probabilities.shape[0] == 4
+
+
+def test_memory_is_updated_on_the_grid_and_never_after_the_last_frame(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model, SegmenterConfig(memory_interval=3, queue_size=None))
+    held = []
+    for t in range(7):
+        mask = blob_mask(32, 32, [1]) if t == 0 else None
+        segmenter.step(random_frame(rng, 32, 32), mask, last=t == 6)
+        held.append(len(segmenter.memory))
+    assert held == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_capacity_bounds_the_memory_of_a_long_video(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    config = SegmenterConfig(memory_interval=1, capacity=10)  # 4 elements to a frame
+    segmenter = Segmenter(tiny_model, config)
+    for t in range(40):
+        segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [1]) if t == 0 else None)
+        assert len(segmenter.memory.temporal) <= 10
+        assert len(segmenter.memory.spatial) <= 2
+
+
+def test_two_videos_on_one_network_do_not_meet(tiny_model: STMA) -> None:
+    def run(other: Segmenter | None) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        segmenter = Segmenter(tiny_model)
+        for t in range(4):
+            mask = blob_mask(32, 32, [1, 2]) if t == 0 else None
+            result = segmenter.step(random_frame(rng, 32, 32), mask)
+            if other is not None:
+                other.step(np.full((48, 32, 3), t, np.uint8), blob_mask(48, 32, [t + 1]))
+        return result.probabilities
+
+    assert torch.equal(run(None), run(Segmenter(tiny_model)))
+
+
+def test_large_frames_are_scaled_down_for_the_network_alone(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model, SegmenterConfig(short_side=32))
+    first = blob_mask(100, 130, [1, 2])
+    result = segmenter.step(random_frame(rng, 100, 130), first)
+    assert np.array_equal(result.mask, first)
+    assert segmenter.memory.spatial.references().shape[2] == 2 * 3  # 32 x 42, padded to 32 x 48
+    assert segmenter.step(random_frame(rng, 100, 130)).mask.shape == (100, 130)
+
+
+def test_network_size_never_enlarges() -> None:
+    assert network_size(720, 1280, 480) == (480, 853)
+    assert network_size(1280, 720, 480) == (853, 480)
+    assert network_size(100, 200, 480) == (100, 200)
+    assert network_size(720, 1280, None) == (720, 1280)
+
+
+def test_merging_gives_an_object_its_mask_and_its_losses_to_the_background() -> None:
+    probabilities = torch.tensor([[0.2, 0.1, 0.5], [0.8, 0.3, 0.2], [0.0, 0.6, 0.3]])[:, None]
+    mask = torch.tensor([[0, 9, 0]])
+    new = merge_given(probabilities, mask, ids=[4, 5, 9])
+    assert torch.allclose(
+        new[:, 0], torch.tensor([[0.2, 0, 0.5], [0.8, 0, 0.2], [0, 0, 0.3], [0, 1, 0]])
+    )
+    corrected = merge_given(probabilities, torch.tensor([[0, 4, 0]]), ids=[4, 5])
+    assert torch.allclose(corrected[:, 0], torch.tensor([[1.0, 0, 0.7], [0, 1, 0], [0, 0, 0.3]]))
+
+
+FRAME = np.zeros((32, 48, 3), np.uint8)
+MASK = np.ones((32, 48), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frame", "mask", "message"),
+    [
+        (FRAME[..., 0], MASK, r"the frame is \(32, 48\)"),
+        (FRAME.astype(np.float32), MASK, "float32"),
+        (FRAME[:0], None, "empty"),
+        (FRAME, np.stack([MASK] * 3, -1), r"\(32, 48, 3\).*RGB"),
+        (FRAME, MASK[:20], "mask is 20 x 48, its frame 32 x 48"),
+        (FRAME, MASK * 0, "holds no object"),
+        (FRAME, MASK.astype(float), "float64"),
+        (FRAME, MASK.astype(int) * 256, "IDs from 256 to 256"),
+        (FRAME, -MASK.astype(int), "IDs from -1"),
+    ],
+)
+def test_bad_frames_and_masks_are_named_and_lose_nothing(
+    tiny_model: STMA, frame: np.ndarray, mask: np.ndarray, message: str
+) -> None:
+    segmenter = Segmenter(tiny_model)
+    with pytest.raises(InputError, match=message):
+        segmenter.step(frame, mask)
+    assert segmenter.ids == []
+    segmenter.step(FRAME, MASK)  # the video goes on
+
+
+def test_frames_of_a_video_have_one_size(tiny_model: STMA) -> None:
+    segmenter = Segmenter(tiny_model)
+    segmenter.step(FRAME, MASK)
+    with pytest.raises(InputError, match="frame is 20 x 48, those before it are 32 x 48"):
+        segmenter.step(FRAME[:20])
+
+
+def test_a_network_in_training_mode_is_refused(tiny_config) -> None:
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        Segmenter(build_model(tiny_config))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"memory_interval": 0}, {"short_side": 3}, {"capacity": 0}, {"queue_size": -1}, {"top_k": 0}],
+)
+def test_settings_that_make_no_sense(settings: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        SegmenterConfig(**settings)
+
+
+def test_top_k_as_large_as_the_memory_changes_nothing(tiny_model: STMA) -> None:
+    def run(top_k: int | None) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        segmenter = Segmenter(tiny_model, SegmenterConfig(top_k=top_k))
+        segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [1]))
+        return segmenter.step(random_frame(rng, 32, 32)).probabilities
+
+    assert torch.equal(run(None), run(4))
+    assert not torch.allclose(run(None), run(1), atol=1e-6)
+
+
+def test_a_fresh_memory_is_empty() -> None:
+    assert len(VideoMemory()) == 0
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu(tiny_model: STMA) -> None:
+    def run(model: STMA, precision: str) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        segmenter = Segmenter(model, SegmenterConfig(precision=precision))
+        for t in range(4):
+            mask = blob_mask(48, 64, [1, 2]) if t == 0 else None
+            result = segmenter.step(random_frame(rng, 48, 64), mask)
+        return result.probabilities.cpu()
+
+    cpu = run(tiny_model.float(), "fp32")
+    cuda = tiny_model.cuda()
+    assert torch.allclose(run(cuda, "fp32"), cpu, atol=1e-3)
+    assert torch.isfinite(run(cuda, "bf16")).all()

@@ -1,0 +1,156 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from stma.data.dataset import DataConfig
+from stma.data.procedural import SceneConfig
+from stma.errors import InputError
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.model.factory import ModelConfig, build_model
+from stma.model.weights import load_model, read_weights
+from stma.structures import Clip, ClipBatch
+from stma.training.optimizer import OptimizerConfig
+from stma.training.trainer import TrainConfig, Trainer, prediction_picture, train
+
+
+def config(output, **settings) -> TrainConfig:
+    scene = SceneConfig(height=32, width=48)
+    defaults = TrainConfig(
+        output=str(output),
+        iterations=3,
+        batch_size=2,
+        num_workers=0,
+        log_every=1,
+        picture_every=2,
+        device="cpu",
+        model=TINY,
+        data=DataConfig(num_frames=3, scene=scene),
+    )
+    return dataclasses.replace(defaults, **settings)
+
+
+def test_a_run_leaves_weights_that_say_where_they_come_from_and_tensorboard(tmp_path) -> None:
+    path = train(config(tmp_path / "run"))
+    model_config, provenance, _ = read_weights(path)
+    assert model_config == TINY
+    assert provenance["iterations"] == 3
+    assert provenance["config"]["batch_size"] == 2
+    assert {"torch", "git", "command", "stma"} <= set(provenance)
+    json.dumps(provenance)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    load_model(path)
+
+
+def test_equal_seeds_train_equal_weights(tmp_path) -> None:
+    models = [Trainer(config(tmp_path / name)).run() for name in "ab"]
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_goes_on_from_weights_of_the_same_architecture(tmp_path) -> None:
+    first = train(config(tmp_path / "first"))
+    trainer = Trainer(config(tmp_path / "second", weights=str(first)))
+    loaded = load_model(first)
+    for a, b in zip(trainer.model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = dataclasses.replace(TINY, value_depth=2)
+    with pytest.raises(InputError, match="another architecture"):
+        Trainer(config(tmp_path / "third", weights=str(first), model=other))
+
+
+def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
+    trainer = Trainer(config(tmp_path, iterations=100_000, max_minutes=0.02))
+    trainer.run()
+    assert 0 < trainer.iteration < 100_000
+    assert trainer.weights_path.is_file()
+
+
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file"):
+        train(config(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"precision is 'fp8'.*bf16"):
+        Trainer(config(tmp_path / "run", precision="fp8"))
+    with pytest.raises(InputError, match="no such weights file"):
+        Trainer(config(tmp_path / "run", weights="nowhere.safetensors"))
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            Trainer(config(tmp_path / "run", device="cuda"))
+    with pytest.raises(InputError, match="device is 'gpu'"):
+        Trainer(config(tmp_path / "run", device="gpu"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["iterations", "batch_size", "log_every", "save_every"])
+def test_counts_have_to_be_positive(tmp_path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        config(tmp_path, **{name: 0})
+
+
+def test_the_picture_shows_every_frame_twice() -> None:
+    from conftest import make_batch
+
+    batch = make_batch(num_frames=3, size=32)
+    picture = prediction_picture(batch, build_model(TINY)(batch))
+    assert picture.shape[1] == 3 * 160
+    assert picture.dtype == np.uint8
+
+
+class OneClip(Trainer):
+    """Trains on one clip for ever."""
+
+    clip: Clip
+
+    def _batches(self):
+        while True:
+            yield ClipBatch.collate([self.clip])
+
+
+@pytest.mark.slow
+def test_overfitting_one_clip_brings_its_j_above_90(tmp_path) -> None:
+    """150 steps of ConvViT-T; J of the segmenter on the same clip, first frame left out."""
+    from stma.data.dataset import ProceduralClips
+
+    model = ModelConfig(
+        dims=[24, 48, 96],
+        depths=[1, 1, 3],
+        num_heads=4,
+        value_widths=[16, 32, 64],
+        value_depth=1,
+        decoder_widths=[64, 32],
+    )
+    data = DataConfig(num_frames=4, scene=SceneConfig(height=96, width=96, min_objects=2))
+    settings = config(
+        tmp_path,
+        iterations=150,
+        log_every=50,
+        model=model,
+        data=data,
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup=0.05),
+    )
+    trainer = OneClip(settings)
+    trainer.clip = clip = ProceduralClips(data, 1, seed=5)[0]
+    network = trainer.run().eval()
+
+    segmenter = Segmenter(network, SegmenterConfig(memory_interval=1))
+    segmenter.step(clip.frames[0], clip.masks[0])
+    scores = []
+    for frame, truth in zip(clip.frames[1:], clip.masks[1:], strict=True):
+        mask = segmenter.step(frame).mask
+        for i in range(1, clip.num_objects + 1):
+            union = ((mask == i) | (truth == i)).sum()
+            if union:
+                scores.append(((mask == i) & (truth == i)).sum() / union)
+    assert clip.num_objects >= 2
+    assert np.mean(scores) > 0.9
+
+
+@pytest.mark.gpu
+def test_a_step_in_bf16_on_cuda(tmp_path) -> None:
+    trainer = Trainer(config(tmp_path, device="cuda"))
+    trainer.run()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stma.data.video_folder import find_videos, read_image, read_mask
+from stma.errors import InputError
+from stma.pictures import save_mask, save_picture
+
+
+def make_video(root: Path, name: str, frames: int, masks: list[int], middle: str = "") -> None:
+    images, annotations = (root / kind / middle / name for kind in ("JPEGImages", "Annotations"))
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    for number in range(frames):
+        save_picture(images / f"{number:05d}.jpg", np.zeros((8, 10, 3), np.uint8))
+    for number in masks:
+        save_mask(annotations / f"{number:05d}.png", np.ones((8, 10), np.uint8))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_video(tmp_path, "b", 3, [0], middle="480p")
+    make_video(tmp_path, "a", 2, [0, 1], middle="480p")
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("b\na\n\n")
+    return tmp_path
+
+
+def test_videos_of_a_split_in_its_order(root: Path) -> None:
+    for split in ("val", "2017/val"):
+        first, second = find_videos(root, split)
+        assert (first.name, second.name) == ("b", "a")
+        assert [path.name for path in first.frames] == ["00000.jpg", "00001.jpg", "00002.jpg"]
+        assert list(first.masks) == ["00000"]
+        assert not first.fully_annotated
+        assert second.fully_annotated
+
+
+def test_without_a_split_every_video_and_without_a_resolution_folder(tmp_path: Path) -> None:
+    make_video(tmp_path, "x", 2, [1])
+    make_video(tmp_path, "y", 2, [0])
+    (tmp_path / "JPEGImages" / "x" / ".hidden.jpg").touch()
+    assert [video.name for video in find_videos(tmp_path)] == ["x", "y"]
+    assert len(find_videos(tmp_path, names=["x"])[0].frames) == 2
+
+
+def test_what_is_missing_is_named(root: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        find_videos(root / "nowhere")
+    with pytest.raises(InputError, match="split train does not exist; it has 2017/val"):
+        find_videos(root, "train")
+    with pytest.raises(InputError, match="zebra: not in split val; it has b, a"):
+        find_videos(root, "val", ["zebra"])
+    (root / "ImageSets" / "2016").mkdir()
+    (root / "ImageSets" / "2016" / "val.txt").write_text("a\n")
+    with pytest.raises(InputError, match=r"several folders.*2016/val, 2017/val"):
+        find_videos(root, "val")
+    assert len(find_videos(root, "2016/val")) == 1
+    (root / "ImageSets" / "2017" / "new.txt").write_text("gone\n")
+    with pytest.raises(InputError, match="gone: no such folder"):
+        find_videos(root, "new")
+
+
+def test_videos_without_frames_or_masks_and_masks_without_frames(root: Path) -> None:
+    stranger = root / "Annotations" / "480p" / "a" / "00009.png"
+    save_mask(stranger, np.ones((8, 10), np.uint8))
+    with pytest.raises(InputError, match=r"00009\.png: no frame of this name"):
+        find_videos(root, "val")
+    for path in (root / "Annotations" / "480p" / "b").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="b: no masks"):
+        find_videos(root, "val")
+    for path in (root / "JPEGImages" / "480p" / "b").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="b: no frames"):
+        find_videos(root, "val")
+
+
+def test_an_unreadable_or_truncated_image_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"broken\.jpg: cannot be read"):
+        read_image(broken)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    save_picture(tmp_path / "cut.jpg", noise)
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut\.jpg: cannot be read"):
+        read_image(tmp_path / "cut.jpg")
+
+
+def test_masks_keep_their_ids_and_palette(tmp_path: Path) -> None:
+    mask = np.array([[0, 3], [255, 7]], np.uint8)
+    palette = bytes(range(256)) * 3
+    save_mask(tmp_path / "p.png", mask, palette)
+    read, read_palette = read_mask(tmp_path / "p.png")
+    assert np.array_equal(read, mask)
+    assert read_palette == palette
+    Image.fromarray(mask).save(tmp_path / "grey.png")
+    read, read_palette = read_mask(tmp_path / "grey.png")
+    assert np.array_equal(read, mask)
+    assert read_palette is None
+    Image.fromarray(mask.astype(np.uint16)).save(tmp_path / "16.png")
+    assert np.array_equal(read_mask(tmp_path / "16.png")[0], mask)
+
+
+def test_masks_that_are_no_index_images_are_refused(tmp_path: Path) -> None:
+    save_picture(tmp_path / "rgb.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(InputError, match=r"rgb\.png: the mask is RGB"):
+        read_mask(tmp_path / "rgb.png")
+    Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "many.png")
+    with pytest.raises(InputError, match=r"many\.png: holds the ID 300"):
+        read_mask(tmp_path / "many.png")
