@@ -26,6 +26,40 @@ def test_pooling_is_the_maximum_over_the_region_alone() -> None:
 
 
 def test_tokens_do_not_depend_on_the_other_objects() -> None:
-    features = ObjectFeatures(value_dim=4, dim=6)
-    pooled = torch.randn(1, 3, 4 + 2)[..., :6]
+    features = ObjectFeatures(value_dim=4, dim=6).eval()
+    pooled = torch.randn(1, 3, 6)
     assert torch.allclose(features(pooled)[:, 1:2], features(pooled[:, 1:2]))
+
+
+def test_the_mean_over_objects_is_followed_however_a_batch_is_split() -> None:
+    pooled = torch.randn(4, 3, 6)
+    valid = torch.tensor([[True, True, False]] * 4)
+    whole, halves = ObjectFeatures(4, 6).train(), ObjectFeatures(4, 6).train()
+    whole(pooled, valid)
+    halves(pooled[:1], valid[:1])
+    halves(pooled[1:], valid[1:])
+    assert (halves.center == 0).all()  # the same for all passes of one step
+    for features in (whole, halves):
+        features.update_center()
+    assert torch.allclose(whole.center, pooled[:, :2].mean((0, 1)), atol=1e-6)
+    assert torch.allclose(whole.center, halves.center, atol=1e-6)
+
+    for _ in range(200):
+        whole(torch.full((1, 1, 6), 5.0))
+        whole.update_center()
+    assert torch.allclose(whole.center, torch.full((6,), 5.0), atol=0.05)
+    whole.eval()(torch.full((1, 1, 6), 100.0))
+    assert whole.center.max() < 6
+
+
+def test_what_objects_share_is_taken_away() -> None:
+    torch.manual_seed(0)
+    features = ObjectFeatures(4, 64).train()
+    shared = 20 * torch.randn(64)
+    objects = shared + torch.randn(1, 50, 64)
+    for _ in range(3):
+        features(objects)
+        features.update_center()
+    tokens = features.eval()(objects)[0]
+    cosine = torch.nn.functional.cosine_similarity(tokens[:, None], tokens[None], dim=-1)
+    assert cosine[~torch.eye(50, dtype=torch.bool)].mean().abs() < 0.1

@@ -1,4 +1,4 @@
-"""The information flow of Section 3.2: objects -> references -> test, never back."""
+"""The information flow of Eq. 2-4: objects -> references -> test, never back."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ def sample_times(num_frames: int, max_gap: int, rng: np.random.Generator) -> np.
 
 
 def draw_references(num_frames: int, num_references: int, rng: np.random.Generator) -> np.ndarray:
-    """For every frame, the past frames that serve as its references (Section 3.4).
+    """For every frame, past frames as its references, drawn at random as the paper does.
 
     Distinct and in order; a frame with fewer past frames than ``num_references`` takes all of
     them, and the rest of its row is 0 and not to be read.

@@ -140,7 +140,7 @@ class Segmenter:
     ) -> Tensor:
         """Run the network: probabilities ``(N+1, H', W')`` of the objects known before, at its own
         size, and the memories updated with all that is known now."""
-        image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
+        image = torch.from_numpy(np.array(frame)).to(self.device)  # a frame may be read-only
         image = image.permute(2, 0, 1).to(self.dtype) / 255
         size = network_size(frame.shape[0], frame.shape[1], self.config.short_side)
         image = _pad(self.model.normalize(_resize(image, size)[None]))

@@ -1,59 +1,121 @@
-"""What each stream carries: the same network with one of them cut at inference.
+"""What each stream carries: the same network, with one stream cut at inference.
 
-A good score alone does not show that STML works; the temporal memory can do all of it.
+A good score alone does not show that STML works, since the temporal memory can do all the work.
 """
 
-from copy import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from stma.inference.segmenter import SegmenterConfig
+from stma.data.video_folder import VideoFolder, read_image, read_mask
+from stma.inference.evaluation import only_new_objects
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.memory.video import VideoMemory
+from stma.model.backbone import FrameEmbedding
 from stma.model.stma import STMA
 from stma.model.stml import encode_test
 
-
-def without_objects(model: STMA) -> STMA:
-    """The same network, whose object tokens are zero as they enter STML."""
-    probe = copy(model)
-    features = model.object_features
-
-    class Zeroed(torch.nn.Module):
-        pool = features.pool
-
-        def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(features(pooled))
-
-    probe._modules = {**model._modules, "object_features": Zeroed()}
-    return probe
-
-
-def without_references(model: STMA) -> STMA:
-    """The same network, whose test frames attend to themselves alone."""
-
-    class Blind(STMA):
-        def encode(self, frame, memory):  # type: ignore[no-untyped-def]
-            return self.backbone.norm(encode_test(self.backbone.last_stage, frame.tokens, None))
-
-    probe = copy(model)
-    probe.__class__ = Blind
-    return probe
+NEVER = 10**9
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One way to run a network, and what to call it."""
+    """What one way of running the network gives.
+
+    Attributes:
+        name: what was cut.
+        j: mean Jaccard index over objects and frames in percent, first and last frame left out.
+        cosine: mean cosine between ``F_o`` of two objects of one frame; NaN without such pairs.
+    """
 
     name: str
-    model: STMA
-    config: SegmenterConfig
+    j: float
+    cosine: float
 
 
-def probes(model: STMA, config: SegmenterConfig) -> list[Probe]:
-    """The network as it is, then with one stream cut at a time."""
+def probe_streams(
+    model: STMA, videos: Sequence[VideoFolder], config: SegmenterConfig
+) -> Iterator[Probe]:
+    """Segment fully annotated videos as trained, then with one stream cut at a time."""
+    frozen = replace(config, memory_interval=NEVER)
+    yield _probe("as trained", model, videos, config)
+    with objects_zeroed(model):
+        yield _probe("objects zeroed", model, videos, config)
+    with references_removed(model):
+        yield _probe("references removed", model, videos, config)
+    with objects_zeroed(model), references_removed(model):
+        yield _probe("neither (temporal memory alone)", model, videos, config)
+    yield _probe("memory never updated", model, videos, frozen)
+
+
+@contextmanager
+def objects_zeroed(model: STMA) -> Iterator[None]:
+    """``F_o`` is zero as it enters STML."""
+    handle = model.object_features.register_forward_hook(
+        lambda module, inputs, output: torch.zeros_like(output)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def references_removed(model: STMA) -> Iterator[None]:
+    """Test frames attend to themselves alone; the objects then reach nothing either."""
+
+    def encode(frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
+        tokens = encode_test(model.backbone.last_stage, frame.tokens, None)
+        return model.backbone.norm(tokens)
+
+    model.encode = encode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.encode
+
+
+def pairwise_cosine(tokens: Tensor) -> list[float]:
+    """The cosine of every pair of objects; ``tokens (N, C)``."""
     return [
-        Probe("as trained", model, config),
-        Probe("objects zeroed", without_objects(model), config),
-        Probe("references removed", without_references(model), config),
-        Probe("memory never updated", model, replace(config, memory_interval=10**9)),
+        F.cosine_similarity(tokens[a], tokens[b], dim=0).item()
+        for a, b in combinations(range(tokens.shape[0]), 2)
     ]
+
+
+def _probe(name: str, model: STMA, videos: Sequence[VideoFolder], config: SegmenterConfig) -> Probe:
+    cosines: list[float] = []
+    # The output of `object_features` is F_o as it enters the first block: (1, N, C).
+    handle = model.object_features.register_forward_hook(
+        lambda module, inputs, output: cosines.extend(pairwise_cosine(output[0]))
+    )
+    try:
+        jaccards = [_jaccard(model, video, config) for video in videos]
+    finally:
+        handle.remove()
+    cosine = float(np.mean(cosines)) if cosines else float("nan")
+    return Probe(name, 100 * float(np.mean(np.concatenate(jaccards))), cosine)
+
+
+def _jaccard(model: STMA, video: VideoFolder, config: SegmenterConfig) -> np.ndarray:
+    """The mean of each object over the video's frames."""
+    segmenter = Segmenter(model, config)
+    totals: dict[int, list[float]] = {}
+    ids: list[int] = []
+    for index, path in enumerate(video.frames):
+        truth, _ = read_mask(video.masks[path.stem])
+        result = segmenter.step(read_image(path), only_new_objects(truth, ids))
+        ids = result.ids
+        if 0 < index < len(video.frames) - 1:
+            for i in ids:
+                inside, target = result.mask == i, truth == i
+                union = (inside | target).sum()
+                value = 1.0 if union == 0 else (inside & target).sum() / union
+                totals.setdefault(i, []).append(float(value))
+    return np.array([np.mean(values) for values in totals.values()])

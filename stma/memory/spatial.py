@@ -1,4 +1,4 @@
-"""Spatial memory (Section 3.3): a first-in-first-out queue of reference frames."""
+"""Spatial memory: a first-in-first-out queue of reference frames."""
 
 import torch
 from torch import Tensor

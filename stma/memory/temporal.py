@@ -1,4 +1,4 @@
-"""Temporal memory (Section 3.3): keys shared by all objects, ID values for each of them.
+"""Temporal memory: keys shared by all objects, ID values for each of them.
 
 With a capacity it is allocated once and written in place, never waits for the device, and evicts
 the least frequently used elements. Without one it grows and lets gradients through: training.

@@ -1,4 +1,4 @@
-"""ID association ``P_mem`` (Section 3.3): what every object's memory says about the test frame."""
+"""ID association ``P_mem`` (Eq. 1): what every object's memory says about the test frame."""
 
 import math
 

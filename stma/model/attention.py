@@ -1,6 +1,6 @@
 """Multi-head attention taken apart: projecting to queries, keys and values, and attending.
 
-STML (Section 3.2) lets three streams attend to different keys with the same
+STML (Eq. 2-4) lets three streams attend to different keys with the same
 projections, so a block needs the two halves separately.
 """
 

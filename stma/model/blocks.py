@@ -7,7 +7,7 @@ from torchvision.models.resnet import BasicBlock
 def group_norm(dim: int) -> nn.GroupNorm:
     """GroupNorm with groups of 8 channels or more, at most 32 groups.
 
-    Not optional (spec, section 10): without it a small model collapsed to background.
+    Not optional: without it a small model collapsed to background.
     """
     groups = min(32, max(1, dim // 8))
     while dim % groups:

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stma.model.backbone import STRIDE, map_to_tokens
+from stma.structures import at_least_fp32
+
+CENTER_MOMENTUM = 0.95
 
 
 def object_regions(masks: Tensor) -> Tensor:
@@ -28,11 +31,19 @@ class ObjectFeatures(nn.Module):
     background's maxima win, and all objects get nearly the same token).
     """
 
+    center: Tensor
+    num_updates: Tensor
+
     def __init__(self, value_dim: int, dim: int) -> None:
         super().__init__()
         self.f_o = nn.Linear(value_dim, dim)
+        # Most of a pooled value says "this is an object", alike for all of them. Without taking
+        # the mean over objects away, trained tokens had a cosine of 0.99 (ours).
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
+        self._observed: list[Tensor] = []
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.project = nn.Linear(dim, dim)
+        self.project = nn.Linear(dim, dim, bias=False)
         # One vector for all objects: the model is equivariant to their order and not bound to a
         # number of them (ours).
         self.position = nn.Parameter(torch.zeros(dim))
@@ -52,6 +63,38 @@ class ObjectFeatures(nn.Module):
         region = object_regions(masks)[..., None]
         return projected.masked_fill(~region, float("-inf")).amax(dim=2)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """``F_o`` as it enters the first block, from the maximum over time: ``(B, N, C)``."""
-        return self.project(self.norm(pooled)) + self.position
+    def forward(self, pooled: Tensor, valid_objects: Tensor | None = None) -> Tensor:
+        """``F_o`` as it enters the first block.
+
+        Args:
+            pooled: ``(B, N, C)``, the maximum over time.
+            valid_objects: ``(B, N)`` bool; the others do not count in the running mean.
+
+        Returns:
+            ``(B, N, C)``.
+        """
+        if self.training:
+            self._observe(pooled.detach(), valid_objects)
+        return self.project(self.norm(pooled - self.center)) + self.position
+
+    def _observe(self, pooled: Tensor, valid_objects: Tensor | None) -> None:
+        """Keep the sum and the number of objects seen, ``(C + 1)``, for `update_center`."""
+        weight = pooled.new_ones(pooled.shape[:2]) if valid_objects is None else valid_objects
+        weight = weight.to(pooled.dtype)[..., None]
+        total = torch.cat([pooled * weight, weight], dim=-1).sum(dim=(0, 1))
+        self._observed.append(at_least_fp32(total))
+
+    @torch.no_grad()
+    def update_center(self) -> None:
+        """Move the running mean towards the objects seen since the last call.
+
+        Training calls this once per step of the optimiser, so that all forward passes of a step
+        see the same mean, however its batch is split.
+        """
+        total = torch.stack(self._observed).sum(dim=0)
+        self._observed.clear()
+        mean = total[:-1] / total[-1]
+        # A plain average at first, then an exponential one.
+        rate = torch.clamp(1.0 / (self.num_updates + 1), min=1 - CENTER_MOMENTUM)
+        self.center.lerp_(mean.to(self.center.dtype), rate.to(self.center.dtype))
+        self.num_updates += 1

@@ -88,7 +88,7 @@ class STMA(nn.Module):
             memory.reference_cache = encode_references(
                 blocks,
                 memory.spatial.references(),
-                self.object_features(memory.temporal.object_tokens),
+                self.object_features(memory.temporal.object_tokens, memory.valid_objects),
                 memory.valid_objects,
             )
         return self.backbone.norm(encode_test(blocks, frame.tokens, memory.reference_cache))
@@ -102,9 +102,7 @@ class STMA(nn.Module):
             tokens_to_map(features, frame.grid),
             self.backbone.fine_features(frame, features),
         )
-        return Segmentation(
-            features, soft_aggregate(at_least_fp32(logits).sigmoid(), memory.valid_objects)
-        )
+        return Segmentation(features, soft_aggregate(at_least_fp32(logits), memory.valid_objects))
 
     def memorize(
         self,
@@ -125,7 +123,8 @@ class STMA(nn.Module):
                 enter with this frame.
             pinned: the frame first gave an object and is never to be forgotten.
         """
-        values = self.value_encoder(images, masks)
+        tokens = tokens_to_map(frame.tokens, frame.grid)
+        values = self.value_encoder(images, tokens, masks)
         memory.write(
             frame.tokens,
             self.association.key(features),

@@ -1,4 +1,4 @@
-"""STML, the spatial-temporal multi-level association block (Section 3.2, Eq. 2-4).
+"""STML, the spatial-temporal multi-level association block (Eq. 2-4).
 
 Three streams run through every last-stage block on that block's own weights:
 

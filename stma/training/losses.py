@@ -1,4 +1,4 @@
-"""The loss of Section 4: half bootstrapped cross entropy, half Dice."""
+"""The loss of the paper: half bootstrapped cross entropy, half Dice."""
 
 from dataclasses import dataclass
 
@@ -77,7 +77,7 @@ def dice_loss(probabilities: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     probabilities, masks = probabilities.flatten(2), masks.flatten(2)
     overlap = (probabilities * masks).sum(2)
     loss = 1 - (2 * overlap + 1) / (probabilities.sum(2) + masks.sum(2) + 1)
-    return loss[valid].mean()
+    return (loss * valid).sum() / valid.sum()
 
 
 def clip_loss(

@@ -153,6 +153,7 @@ class Trainer:
             self.model.parameters(), config.optimizer.clip_norm
         )
         self.optimizer.step()
+        self.model.object_features.update_center()
         return losses, prediction, grad_norm
 
     def save(self) -> None:

@@ -1,0 +1,109 @@
+"""Does a model run here? python scripts/try_model.py convvit_b
+
+One training step of the paper's clip (5 frames of 384 x 384, 3 objects) and the inference of a few
+480p frames, with random weights: time, memory, and whether all gradients are finite.
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+
+from stma.config import parse_config
+from stma.data.dataset import DataConfig, ProceduralClips
+from stma.data.procedural import SceneConfig, procedural_clip
+from stma.device import autocast, resolve_device
+from stma.inference.segmenter import Segmenter
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+from stma.structures import ClipBatch
+from stma.training.losses import LossConfig, clip_loss
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main() -> None:
+    models = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="convvit_b", choices=models)
+    parser.add_argument("--size", type=int, default=384, help="of a training clip")
+    parser.add_argument("--frames", type=int, default=5, help="of a training clip")
+    parser.add_argument("--objects", type=int, default=3)
+    parser.add_argument("--height", type=int, default=480, help="at inference")
+    parser.add_argument("--width", type=int, default=854, help="at inference")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+
+    device = resolve_device(arguments.device)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        overrides = [f"model={arguments.model}"]
+        config = parse_config(ModelConfig, compose("train", overrides=overrides).model)
+    torch.manual_seed(0)
+    model = build_model(config).to(device)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{arguments.model}: {count / 1e6:.1f} M parameters, on {device}")
+    train_step(model, arguments.size, arguments.frames, arguments.objects, device)
+    infer(model.eval(), arguments.height, arguments.width, arguments.objects)
+    print(f"peak memory {peak_gigabytes(device):.1f} GB")
+
+
+def train_step(
+    model: STMA, size: int, num_frames: int, num_objects: int, device: torch.device
+) -> None:
+    """One forward and backward pass of one procedural clip."""
+    scene = SceneConfig(
+        height=size, width=size, min_objects=num_objects, max_objects=num_objects + 2
+    )
+    clips = ProceduralClips(DataConfig(num_frames=num_frames, scene=scene), 1000, seed=0)
+    clip = next(
+        clip for clip in map(clips.__getitem__, range(1000)) if clip.num_objects == num_objects
+    )
+    batch = ClipBatch.collate([clip]).to(device)
+    start = time.perf_counter()
+    with autocast(device, "auto"):
+        prediction = model(batch)
+    loss = clip_loss(prediction, batch, LossConfig(), iteration=0).total
+    forward = time.perf_counter() - start
+    loss.backward()
+    both = time.perf_counter() - start
+    finite = all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    model.zero_grad(set_to_none=True)
+    print(
+        f"training: {num_frames} frames of {size} x {size}, {num_objects} objects: "
+        f"loss {loss.item():.3f}, forward {forward:.1f} s, both {both:.1f} s, "
+        f"gradients {'finite' if finite else 'NOT FINITE'}"
+    )
+
+
+def infer(model: STMA, height: int, width: int, num_objects: int) -> None:
+    """Segment five frames of a procedural clip, memorising every fifth."""
+    scene = SceneConfig(
+        height=height, width=width, min_objects=num_objects, max_objects=num_objects
+    )
+    frames, masks, visible = procedural_clip(scene, np.arange(5.0), (0,))
+    segmenter = Segmenter(model)
+    seconds = []
+    for t, frame in enumerate(frames):
+        start = time.perf_counter()
+        result = segmenter.step(frame, masks[0] if t == 0 else None)
+        seconds.append(time.perf_counter() - start)  # the result is on the host: nothing pends
+    assert result.mask.shape == (height, width)
+    print(
+        f"inference: {height} x {width}, {visible} objects: first frame {seconds[0]:.2f} s, "
+        f"second (encodes the references) {seconds[1]:.2f} s, later {np.median(seconds[2:]):.2f} s"
+    )
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """Of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    main()
