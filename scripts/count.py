@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stma.config import parse_config
 from stma.memory.spatial import SpatialMemory
 from stma.memory.video import VideoMemory
-from stma.model.backbone import STRIDE, FrameEmbedding, tokens_to_map
+from stma.model.backbone import STRIDE, FrameEmbedding
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stml import encode_references
 
@@ -84,8 +84,7 @@ def count(
                 model.object_features(memory.temporal.object_tokens),
             ),
         )
-        tokens = tokens_to_map(frame.tokens, frame.grid)
-        counted("values", lambda: model.value_encoder(image, tokens, masks))
+        counted("values", lambda: model.value_encoder(image, masks))
         counted("test stream", lambda: model.encode(frame, memory))
         counted("readout", lambda: model.association(features, memory.temporal))
         counted("whole", lambda: model.segment(frame, memory))

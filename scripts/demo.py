@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.video_folder import find_videos, read_image, read_mask
+from stma.data.video_folder import VideoFolder, find_videos, read_image, read_mask
 from stma.pictures import contact_sheet, draw_overlay, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,23 +66,28 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
 
 
-def draw_overview(clips: Path, output: Path, path: Path, count: int = 4) -> None:
-    """The first clips: truth, then every method's masks."""
+def draw_overview(clips: Path, output: Path, path: Path) -> None:
+    """The first four clips, two side by side: truth, then every method's masks."""
+    videos = find_videos(clips, "val")[:4]
     rows = []
-    for video in find_videos(clips, "val")[:count]:
-        chosen = [video.frames[i] for i in np.linspace(0, len(video.frames) - 1, 7).astype(int)]
-        frames = [read_image(frame) for frame in chosen]
-        truth = [read_mask(video.masks[frame.stem])[0] for frame in chosen]
-        rows.append((f"{video.name}: truth", _overlays(frames, truth)))
-        for method, title in METHODS.items():
-            folder = output / method / "masks" / video.name
-            masks = [read_mask(folder / f"{frame.stem}.png")[0] for frame in chosen]
-            rows.append((title, _overlays(frames, masks)))
-    save_picture(path, contact_sheet(rows, height=128))
+    for left, right in zip(videos[::2], videos[1::2], strict=True):
+        folders = {"truth": clips / "Annotations"} | {
+            title: output / method / "masks" for method, title in METHODS.items()
+        }
+        for title, folder in folders.items():
+            pictures = overlays(left, folder)
+            gap = np.full((pictures[0].shape[0], 12, 3), 255, np.uint8)
+            rows.append((title, [*pictures, gap, *overlays(right, folder)]))
+    save_picture(path, contact_sheet(rows, height=112))
 
 
-def _overlays(frames: list[np.ndarray], masks: list[np.ndarray]) -> list[np.ndarray]:
-    return [draw_overlay(frame, mask) for frame, mask in zip(frames, masks, strict=True)]
+def overlays(video: VideoFolder, masks: Path, count: int = 6) -> list[np.ndarray]:
+    """Frames from the first to the last with the masks in ``masks/<video>``."""
+    chosen = np.linspace(0, len(video.frames) - 1, count).astype(int)
+    return [
+        draw_overlay(read_image(frame), read_mask(masks / video.name / f"{frame.stem}.png")[0])
+        for frame in (video.frames[i] for i in chosen)
+    ]
 
 
 if __name__ == "__main__":

@@ -27,15 +27,15 @@ def test_an_overlay_tints_objects_and_leaves_the_background() -> None:
     mask[5:15, 5:15] = 1
     drawn = draw_overlay(frame, mask)
     assert drawn[0, 0].tolist() == [100, 100, 100]
-    assert drawn[10, 10].tolist() == [114, 50, 50]
+    assert drawn[10, 10].tolist() == [177, 50, 50]
     assert drawn[5, 10].tolist() == [255, 255, 255]
 
 
 def test_a_sheet_holds_every_row_under_its_title() -> None:
     pictures = [np.zeros((40, 80, 3), np.uint8)] * 3
     sheet = contact_sheet([("one", pictures), ("two", pictures[:1])], height=20)
-    assert sheet.shape == (2 * (22 + 20), 3 * 40, 3)
-    assert (sheet[42 + 22 :, 40:] == 255).all()
+    assert sheet.shape == (2 * (22 + 20 + 2), 3 * (40 + 2), 3)
+    assert (sheet[44 + 22 :, 40:] == 255).all()
 
 
 def test_a_video_has_all_frames_and_an_even_size(tmp_path) -> None:

@@ -96,7 +96,7 @@ def test_the_picture_shows_every_frame_twice() -> None:
 
     batch = make_batch(num_frames=3, size=32)
     picture = prediction_picture(batch, build_model(TINY)(batch))
-    assert picture.shape[1] == 3 * 160
+    assert picture.shape[1] == 3 * (160 + 2)
     assert picture.dtype == np.uint8
 
 

@@ -92,9 +92,7 @@ def build_model(config: ModelConfig) -> STMA:
     value_dim = config.value_dim or backbone.dim
     model = STMA(
         backbone=backbone,
-        value_encoder=ValueEncoder(
-            value_dim, backbone.dim, config.value_widths, config.value_depth
-        ),
+        value_encoder=ValueEncoder(value_dim, config.value_widths, config.value_depth),
         object_features=ObjectFeatures(value_dim, backbone.dim),
         association=Association(backbone.dim, config.key_dim, config.similarity),
         decoder=Decoder(value_dim, backbone.dim, backbone.fine_dims, config.decoder_widths),

@@ -123,8 +123,7 @@ class STMA(nn.Module):
                 enter with this frame.
             pinned: the frame first gave an object and is never to be forgotten.
         """
-        tokens = tokens_to_map(frame.tokens, frame.grid)
-        values = self.value_encoder(images, tokens, masks)
+        values = self.value_encoder(images, masks)
         memory.write(
             frame.tokens,
             self.association.key(features),

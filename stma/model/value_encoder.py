@@ -24,7 +24,7 @@ class ValueEncoder(nn.Module):
         depth: residual blocks per stride.
     """
 
-    def __init__(self, dim: int, token_dim: int, widths: Sequence[int], depth: int) -> None:
+    def __init__(self, dim: int, widths: Sequence[int], depth: int) -> None:
         super().__init__()
         self.stem_image = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
         self.stem_masks = nn.Conv2d(2, widths[0], 7, stride=2, padding=3, bias=False)
@@ -39,15 +39,13 @@ class ValueEncoder(nn.Module):
             in_dim = width
         self.stages = nn.Sequential(*stages)
         self.project = nn.Conv2d(in_dim, dim, 1)
-        self.project_tokens = nn.Conv2d(token_dim, dim, 1, bias=False)
         self.apply(init_convolutions)
 
-    def forward(self, images: Tensor, tokens: Tensor, masks: Tensor) -> Tensor:
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Encode.
 
         Args:
             images: ``(B, 3, H, W)``, normalised.
-            tokens: ``(B, C, h, w)``, the same frame as it enters the last stage.
             masks: ``(B, N, H, W)`` probabilities or hard masks.
 
         Returns:
@@ -58,5 +56,4 @@ class ValueEncoder(nn.Module):
         pairs = torch.stack([masks, others], dim=2).flatten(0, 1)
         x = per_object(self.stem_image(images), self.stem_masks(pairs))
         x = self.project(self.stages(self.stem(x)))
-        x = per_object(self.project_tokens(tokens), x)
         return x.unflatten(0, (batch, num_objects))
