@@ -3,6 +3,7 @@ import csv
 import numpy as np
 import pytest
 
+from stma.errors import InputError
 from stma.inference.scoring import ObjectScore, score_clips, summarize, write_csv
 from stma.pictures import save_mask
 
@@ -37,6 +38,13 @@ def test_several_processes_give_the_same_scores(tmp_path) -> None:
         write(tmp_path / "result" / name, [box(15, value)] * 3)
     arguments = (tmp_path / "truth", tmp_path / "result", ["a", "b"])
     assert score_clips(*arguments, processes=1) == score_clips(*arguments, processes=2)
+
+
+def test_truth_of_another_size_is_named(tmp_path) -> None:
+    write(tmp_path / "truth" / "a", [box(20)] * 3)
+    write(tmp_path / "result" / "a", [box(20)[:, :-1]] * 3)
+    with pytest.raises(InputError, match=r"truth.a.00001\.png"):
+        score_clips(tmp_path / "truth", tmp_path / "result", ["a"], processes=1)
 
 
 def test_the_mean_is_over_objects_not_over_clips(tmp_path) -> None:

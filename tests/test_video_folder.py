@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stma.data.video_folder import find_videos, read_image, read_mask
+from stma.data.video_folder import find_videos, fit_mask, read_image, read_mask
 from stma.errors import InputError
 from stma.pictures import save_mask, save_picture
 
@@ -104,6 +104,16 @@ def test_masks_keep_their_ids_and_palette(tmp_path: Path) -> None:
     assert read_palette is None
     Image.fromarray(mask.astype(np.uint16)).save(tmp_path / "16.png")
     assert np.array_equal(read_mask(tmp_path / "16.png")[0], mask)
+
+
+def test_a_mask_one_pixel_off_is_resized_and_said_so(caplog) -> None:
+    frame = np.zeros((8, 10, 3), np.uint8)
+    mask = np.full((8, 9), 7, np.uint8)
+    fitted = fit_mask(mask, frame, Path("late.png"))
+    assert fitted.shape == (8, 10)
+    assert (fitted == 7).all()
+    assert "late.png: 8 x 9, its frame 8 x 10" in caplog.text
+    assert fit_mask(mask[:, :8], frame, Path("other.png")).shape == (8, 8)
 
 
 def test_masks_that_are_no_index_images_are_refused(tmp_path: Path) -> None:

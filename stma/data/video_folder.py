@@ -1,5 +1,6 @@
 """Videos on disk in the DAVIS layout, and reading their frames and masks."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stma.errors import InputError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESOLUTIONS = ("480p", "Full-Resolution")
@@ -62,6 +65,25 @@ def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
     if mask.max(initial=0) > 255:
         raise InputError(f"{path}: holds the ID {mask.max()}; IDs go up to 255")
     return mask.astype(np.uint8), palette
+
+
+def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
+    """A mask that is one pixel off its frame's size, resized (nearest) to it, with a warning.
+
+    Frames and masks that were scaled apart round differently. Any larger difference means another
+    frame, and is left for the method to refuse.
+
+    Args:
+        mask: ``(H', W')``.
+        frame: ``(H, W, 3)``.
+        path: of the mask, for the warning.
+    """
+    size, own = frame.shape[:2], mask.shape
+    if own == size or max(abs(own[0] - size[0]), abs(own[1] - size[1])) > 1:
+        return mask
+    log.warning("%s: %d x %d, its frame %d x %d; resized", path, *own, *size)
+    resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized)
 
 
 def find_videos(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stma.data.video_folder import VideoFolder, find_videos, read_image, read_mask
+from stma.data.video_folder import VideoFolder, find_videos, fit_mask, read_image, read_mask
 from stma.device import resolve_device
 from stma.errors import InputError
 from stma.inference.baselines import CopyFirstMask, FlowWarp
@@ -178,6 +178,7 @@ def segment_video(
             palette = palette or mask_palette
             if not mask.any() and not video.fully_annotated:
                 raise InputError(f"{video.masks[path.stem]}: holds no object")
+            mask = fit_mask(mask, frame, video.masks[path.stem])
             mask = only_new_objects(mask, known)
         start = _now(device)
         try:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from vos_benchmark.benchmark import VideoEvaluator
 
+from stma.errors import InputError
+
 
 @dataclass(frozen=True)
 class ObjectScore:
@@ -32,16 +34,22 @@ def score_clips(
 
     Args:
         truth_root, result_root: hold ``<clip>/<frame>.png``.
+
+    Raises:
+        InputError: a mask of the truth is of another size than the result.
     """
     evaluator = VideoEvaluator(str(truth_root), str(result_root))
     processes = min(processes, len(clips))
-    if processes <= 1:
-        scored = [evaluator(clip) for clip in clips]
-    else:
-        # Not forked: the parent has threads of its own by now.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            scored = list(pool.map(evaluator, clips))
+    try:
+        if processes <= 1:
+            scored = [evaluator(clip) for clip in clips]
+        else:
+            # Not forked: the parent has threads of its own by now.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(processes, mp_context=context) as pool:
+                scored = list(pool.map(evaluator, clips))
+    except AssertionError as error:  # its only one: a mask of another size than the truth
+        raise InputError(f"cannot be scored: {error}") from error
     return [
         ObjectScore(clip, int(object_id), float(j[object_id]), float(f[object_id]))
         for clip, j, f in scored
