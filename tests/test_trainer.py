@@ -1,11 +1,14 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from hydra import compose, initialize_config_dir
 
+from stma.config import parse_config
 from stma.data.dataset import DataConfig
 from stma.data.procedural import SceneConfig
 from stma.errors import InputError
@@ -15,6 +18,8 @@ from stma.model.weights import load_model, read_weights
 from stma.structures import Clip, ClipBatch
 from stma.training.optimizer import OptimizerConfig
 from stma.training.trainer import TrainConfig, Trainer, prediction_picture, train
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def config(output, **settings) -> TrainConfig:
@@ -115,14 +120,8 @@ def test_overfitting_one_clip_brings_its_j_above_90(tmp_path) -> None:
     """150 steps of ConvViT-T; J of the segmenter on the same clip, first frame left out."""
     from stma.data.dataset import ProceduralClips
 
-    model = ModelConfig(
-        dims=[24, 48, 96],
-        depths=[1, 1, 3],
-        num_heads=4,
-        value_widths=[16, 32, 64],
-        value_depth=1,
-        decoder_widths=[64, 32],
-    )
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        model = parse_config(ModelConfig, compose("train", overrides=["model=convvit_t"]).model)
     data = DataConfig(num_frames=4, scene=SceneConfig(height=96, width=96, min_objects=2))
     settings = config(
         tmp_path,
