@@ -1,4 +1,4 @@
-"""What each stream of a trained network carries: J with one of them cut at inference.
+"""What each stream of a trained network carries: J&F with one of them cut at inference.
 
 python scripts/probe_streams.py runs/demo/weights.safetensors runs/demo/clips --split val
 """
@@ -30,12 +30,14 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 
-    print(f"{'':32} {'J':>6} {'change':>7}")
+    print(f"{'':32} {'J&F':>5} {'change':>7} {'J':>5} {'F':>5}")
     trained = cosine = 0.0
     for probe in probe_streams(model, videos, config):
+        score = probe.score
         if probe.name == "as trained":
-            trained, cosine = probe.j, probe.cosine
-        print(f"{probe.name:32} {probe.j:6.1f} {probe.j - trained:+7.1f}", flush=True)
+            trained, cosine = score.jf, probe.cosine
+        change = score.jf - trained
+        print(f"{probe.name:32} {score.jf:5.1f} {change:+7.1f} {score.j:5.1f} {score.f:5.1f}")
     print(f"\nmean cosine between the tokens of two objects of one frame: {cosine:.2f}")
 
 

@@ -53,11 +53,11 @@ def test_cuts_change_the_result_and_leave_the_model_as_it_was(tiny_model: STMA) 
     assert torch.equal(whole, second_frame(tiny_model))
 
 
-def test_every_probe_gives_a_j_and_a_cosine(tiny_model: STMA, videos) -> None:
+def test_every_probe_gives_scores_and_a_cosine(tiny_model: STMA, videos) -> None:
     found = {probe.name: probe for probe in probe_streams(tiny_model, videos, SegmenterConfig())}
     assert next(iter(found)) == "as trained"
     assert len(found) == 5
-    assert all(0 <= probe.j <= 100 for probe in found.values())
+    assert all(0 <= probe.score.jf <= 100 for probe in found.values())
     assert -1 <= found["as trained"].cosine < 1
     assert np.isnan(found["references removed"].cosine)  # no object token is made at all
 

@@ -2,7 +2,7 @@
 
 import csv
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,12 @@ def score_clips(
                 scored = list(pool.map(evaluator, clips))
     except AssertionError as error:  # its only one: a mask of another size than the truth
         raise InputError(f"cannot be scored: {error}") from error
-    return [
-        ObjectScore(clip, int(object_id), float(j[object_id]), float(f[object_id]))
-        for clip, j, f in scored
-        for object_id in sorted(j)
-    ]
+    return [score for clip, j, f in scored for score in object_scores(clip, j, f)]
+
+
+def object_scores(clip: str, j: Mapping[int, float], f: Mapping[int, float]) -> list[ObjectScore]:
+    """What vos-benchmark concludes of one clip: J and F by object ID."""
+    return [ObjectScore(clip, int(i), float(j[i]), float(f[i])) for i in sorted(j)]
 
 
 @dataclass(frozen=True)

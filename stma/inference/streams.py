@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vos_benchmark.evaluator import Evaluator
 
 from stma.data.video_folder import VideoFolder, read_image, read_mask
 from stma.inference.evaluation import only_new_objects
+from stma.inference.scoring import ObjectScore, Score, object_scores, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
 from stma.model.backbone import FrameEmbedding
@@ -30,12 +32,12 @@ class Probe:
 
     Attributes:
         name: what was cut.
-        j: mean Jaccard index over objects and frames in percent, first and last frame left out.
+        score: J, F and J&F, means over the objects of all videos.
         cosine: mean cosine between ``F_o`` of two objects of one frame; NaN without such pairs.
     """
 
     name: str
-    j: float
+    score: Score
     cosine: float
 
 
@@ -96,26 +98,20 @@ def _probe(name: str, model: STMA, videos: Sequence[VideoFolder], config: Segmen
         lambda module, inputs, output: cosines.extend(pairwise_cosine(output[0]))
     )
     try:
-        jaccards = [_jaccard(model, video, config) for video in videos]
+        scores = [score for video in videos for score in _score(model, video, config)]
     finally:
         handle.remove()
     cosine = float(np.mean(cosines)) if cosines else float("nan")
-    return Probe(name, 100 * float(np.mean(np.concatenate(jaccards))), cosine)
+    return Probe(name, summarize(scores)[-1], cosine)
 
 
-def _jaccard(model: STMA, video: VideoFolder, config: SegmenterConfig) -> np.ndarray:
-    """The mean of each object over the video's frames."""
+def _score(model: STMA, video: VideoFolder, config: SegmenterConfig) -> list[ObjectScore]:
+    """Segment a video and score it, without a file in between."""
     segmenter = Segmenter(model, config)
-    totals: dict[int, list[float]] = {}
-    ids: list[int] = []
+    evaluator = Evaluator(name=video.name)
     for index, path in enumerate(video.frames):
         truth, _ = read_mask(video.masks[path.stem])
-        result = segmenter.step(read_image(path), only_new_objects(truth, ids))
-        ids = result.ids
+        result = segmenter.step(read_image(path), only_new_objects(truth, segmenter.ids))
         if 0 < index < len(video.frames) - 1:
-            for i in ids:
-                inside, target = result.mask == i, truth == i
-                union = (inside | target).sum()
-                value = 1.0 if union == 0 else (inside & target).sum() / union
-                totals.setdefault(i, []).append(float(value))
-    return np.array([np.mean(values) for values in totals.values()])
+            evaluator.feed_frame(result.mask, truth)
+    return object_scores(video.name, *evaluator.conclude())

@@ -41,7 +41,7 @@ class ObjectFeatures(nn.Module):
         # the mean over objects away, trained tokens had a cosine of 0.99 (ours).
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
-        self._observed: list[Tensor] = []
+        self._observed: Tensor | None = None  # (C + 1): sum, and number of objects
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.project = nn.Linear(dim, dim, bias=False)
         # One vector for all objects: the model is equivariant to their order and not bound to a
@@ -78,11 +78,13 @@ class ObjectFeatures(nn.Module):
         return self.project(self.norm(pooled - self.center)) + self.position
 
     def _observe(self, pooled: Tensor, valid_objects: Tensor | None) -> None:
-        """Keep the sum and the number of objects seen, ``(C + 1)``, for `update_center`."""
-        weight = pooled.new_ones(pooled.shape[:2]) if valid_objects is None else valid_objects
-        weight = weight.to(pooled.dtype)[..., None]
-        total = torch.cat([pooled * weight, weight], dim=-1).sum(dim=(0, 1))
-        self._observed.append(at_least_fp32(total))
+        """Add to the sum and the number of objects seen, for `update_center`."""
+        pooled = at_least_fp32(pooled)
+        if valid_objects is None:
+            valid_objects = torch.ones_like(pooled[..., 0], dtype=torch.bool)
+        counted = torch.cat([pooled, torch.ones_like(pooled[..., :1])], dim=-1)
+        total = counted.masked_fill(~valid_objects[..., None], 0.0).sum(dim=(0, 1))
+        self._observed = total if self._observed is None else self._observed + total
 
     @torch.no_grad()
     def update_center(self) -> None:
@@ -91,9 +93,10 @@ class ObjectFeatures(nn.Module):
         Training calls this once per step of the optimiser, so that all forward passes of a step
         see the same mean, however its batch is split.
         """
-        total = torch.stack(self._observed).sum(dim=0)
-        self._observed.clear()
-        mean = total[:-1] / total[-1]
+        if self._observed is None:
+            return
+        mean = self._observed[:-1] / self._observed[-1]
+        self._observed = None
         # A plain average at first, then an exponential one.
         rate = torch.clamp(1.0 / (self.num_updates + 1), min=1 - CENTER_MOMENTUM)
         self.center.lerp_(mean.to(self.center.dtype), rate.to(self.center.dtype))
