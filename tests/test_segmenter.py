@@ -275,3 +275,21 @@ def test_cuda_agrees_with_the_cpu(tiny_model: STMA) -> None:
     cuda = tiny_model.cuda()
     assert torch.allclose(run(cuda, "fp32"), cpu, atol=1e-3)
     assert torch.isfinite(run(cuda, "bf16")).all()
+
+
+def test_bf16_runs_with_late_objects_and_eviction_and_stays_close(tiny_model: STMA) -> None:
+    """On the CPU, so that dtypes are checked where there is no GPU."""
+
+    def run(precision: str) -> torch.Tensor:
+        rng = np.random.default_rng(0)
+        config = SegmenterConfig(precision=precision, memory_interval=1, capacity=16)
+        segmenter = Segmenter(tiny_model.float(), config)
+        for t in range(8):
+            mask = {0: blob_mask(32, 48, [1, 2]), 3: blob_mask(32, 48, [0, 9])}.get(t)
+            result = segmenter.step(random_frame(rng, 32, 48), mask)
+        return result.probabilities
+
+    half = run("bf16")
+    assert half.dtype == torch.float32
+    assert torch.allclose(half.sum(0), torch.ones(32, 48), atol=1e-4)
+    assert (half - run("fp32")).abs().mean() < 0.05

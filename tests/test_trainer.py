@@ -74,6 +74,14 @@ def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
     assert trainer.weights_path.is_file()
 
 
+def test_bf16_trains_on_the_cpu_too(tmp_path) -> None:
+    trainer = Trainer(config(tmp_path, precision="bf16"))
+    trainer.run()
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert trainer.model.object_features.center.abs().sum() > 0
+
+
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file is a file"):
