@@ -4,16 +4,14 @@ import hydra
 from omegaconf import DictConfig
 
 from stma.config import parse_config
-from stma.errors import InputError
+from stma.errors import input_errors_end_the_program
 from stma.inference.evaluation import EvalConfig, evaluate
 
 
 @hydra.main(config_path="configs", config_name="eval", version_base="1.3")
+@input_errors_end_the_program()
 def main(config: DictConfig) -> None:
-    try:
-        result = evaluate(parse_config(EvalConfig, config))
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error
+    result = evaluate(parse_config(EvalConfig, config))
     print(result.table())
     print(f"masks, scores and pictures: {config.output}")
 

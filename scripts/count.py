@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch.utils.flop_counter import FlopCounterMode
 
-from stma.config import parse_config
+from stma.compose import load_model_config
+from stma.errors import input_errors_end_the_program
 from stma.memory.spatial import SpatialMemory
 from stma.memory.video import VideoMemory
 from stma.model.backbone import STRIDE, FrameEmbedding
@@ -22,6 +22,7 @@ from stma.model.stml import encode_references
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
+@input_errors_end_the_program()
 def main() -> None:
     models = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -31,10 +32,10 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--memory-frames", type=int, default=5)
     arguments = parser.parse_args()
-    if unknown := [name for name in arguments.models if name not in models]:
-        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(models)}")
     if arguments.height % STRIDE or arguments.width % STRIDE:
         parser.error(f"height and width have to be multiples of {STRIDE}")
+    if min(arguments.memory_frames, *arguments.objects) < 1:
+        parser.error("give 1 or more objects and memory frames")
 
     print(
         f"{arguments.height} x {arguments.width}, 2 references, "
@@ -44,8 +45,7 @@ def main() -> None:
     columns = [*frame_parts, "references", "values", "update"]
     print(f"{'model':10} {'M params':>8} {'objects':>7} " + " ".join(f"{c:>11}" for c in columns))
     for name in arguments.models:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = parse_config(ModelConfig, compose("train", overrides=[f"model={name}"]).model)
+        config = load_model_config(CONFIGS, name)
         for objects in arguments.objects:
             parameters, parts = count(
                 config, arguments.height, arguments.width, objects, arguments.memory_frames

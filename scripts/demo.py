@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stma.data.video_folder import VideoFolder, find_videos, read_image, read_mask
+from stma.errors import input_errors_end_the_program
 from stma.pictures import contact_sheet, draw_overlay, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,7 @@ METHODS = {
 }
 
 
+@input_errors_end_the_program()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
@@ -34,17 +36,18 @@ def main() -> None:
     start = time.monotonic()
 
     clips = output / "clips"
-    run("scripts/make_clips.py", str(clips), f"--clips={arguments.clips}")
-    run("train.py", "experiment=demo", f"output={output}", f"max_minutes={arguments.minutes}")
+    run("scripts/make_clips.py", str(clips), f"--clips={arguments.clips}", "--overwrite")
+    minutes = f"max_minutes={arguments.minutes}"
+    run("train.py", "experiment=demo", f"output={quoted(output)}", minutes)
     weights = output / "weights.safetensors"
     for method in METHODS:
         run(
             "eval.py",
             f"method={method}",
-            f"weights={weights}",
-            f"root={clips}",
+            f"weights={quoted(weights)}",
+            f"root={quoted(clips)}",
             "split=val",
-            f"output={output / method}",
+            f"output={quoted(output / method)}",
             f"sheets={method == 'stma'}",
             f"videos={method == 'stma'}",
         )
@@ -60,6 +63,11 @@ def main() -> None:
     print(f"The trained weights are {weights}. Took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
+def quoted(path: Path) -> str:
+    """As a value on Hydra's command line, whatever characters are in it."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def run(*command: str) -> None:
     """One of the project's own commands, shown as a user would type it."""
     print("\n$ python " + " ".join(command), flush=True)
@@ -70,14 +78,14 @@ def draw_overview(clips: Path, output: Path, path: Path) -> None:
     """The first four clips, two side by side: truth, then every method's masks."""
     videos = find_videos(clips, "val")[:4]
     rows = []
-    for left, right in zip(videos[::2], videos[1::2], strict=True):
+    for pair in (videos[:2], videos[2:]):
+        if not pair:
+            continue
         folders = {"truth": clips / "Annotations"} | {
             title: output / method / "masks" for method, title in METHODS.items()
         }
         for title, folder in folders.items():
-            pictures = overlays(left, folder)
-            gap = np.full((pictures[0].shape[0], 12, 3), 255, np.uint8)
-            rows.append((title, [*pictures, gap, *overlays(right, folder)]))
+            rows.append((title, [picture for video in pair for picture in overlays(video, folder)]))
     save_picture(path, contact_sheet(rows, height=112))
 
 

@@ -1,15 +1,18 @@
 """Write procedural clips in the DAVIS layout: python scripts/make_clips.py OUTPUT --clips 16"""
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from stma.data.procedural import SceneConfig, procedural_clip
+from stma.errors import InputError, input_errors_end_the_program
 from stma.pictures import save_mask, save_picture
 
 
+@input_errors_end_the_program()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="root folder to make")
@@ -17,8 +20,18 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=14, help="of each clip")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--overwrite", action="store_true", help="clips that OUTPUT already has")
     parser.add_argument("--seed", type=int, default=1, help="train.py's default is 0")
     arguments = parser.parse_args()
+    if arguments.clips < 1 or arguments.frames < 1:
+        parser.error("give 1 or more clips and frames")
+    for folder in ("JPEGImages", "Annotations", "ImageSets"):
+        if (arguments.output / folder).exists():
+            if not arguments.overwrite:
+                raise InputError(
+                    f"{arguments.output / folder} exists; give --overwrite to replace it"
+                )
+            shutil.rmtree(arguments.output / folder)
     write_clips(
         arguments.output,
         SceneConfig(height=arguments.height, width=arguments.width),

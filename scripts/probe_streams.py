@@ -7,12 +7,13 @@ import argparse
 
 from stma.data.video_folder import find_videos
 from stma.device import resolve_device
-from stma.errors import InputError
+from stma.errors import InputError, input_errors_end_the_program
 from stma.inference.segmenter import SegmenterConfig
 from stma.inference.streams import probe_streams
 from stma.model.weights import load_model
 
 
+@input_errors_end_the_program()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a file of train.py")
@@ -21,14 +22,11 @@ def main() -> None:
     parser.add_argument("--memory-interval", type=int, default=5)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    try:
-        model = load_model(arguments.weights, resolve_device(arguments.device))
-        videos = find_videos(arguments.root, arguments.split)
-        if sparse := [video.name for video in videos if not video.fully_annotated]:
-            raise InputError(f"not every frame has a mask in {', '.join(sparse)}")
-        config = SegmenterConfig(memory_interval=arguments.memory_interval)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    model = load_model(arguments.weights, resolve_device(arguments.device))
+    videos = find_videos(arguments.root, arguments.split)
+    if sparse := [video.name for video in videos if not video.fully_annotated]:
+        raise InputError(f"not every frame has a mask in {', '.join(sparse)}")
+    config = SegmenterConfig(memory_interval=arguments.memory_interval)
 
     print(f"{'':32} {'J&F':>5} {'change':>7} {'J':>5} {'F':>5}")
     trained = cosine = 0.0

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 
-from stma.config import parse_config
+from stma.compose import load_model_config
 from stma.data.dataset import DataConfig, ProceduralClips
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.device import autocast, resolve_device
+from stma.errors import input_errors_end_the_program
 from stma.inference.segmenter import Segmenter
-from stma.model.factory import ModelConfig, build_model
+from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.structures import ClipBatch
 from stma.training.losses import LossConfig, clip_loss
@@ -26,10 +26,10 @@ from stma.training.losses import LossConfig, clip_loss
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
+@input_errors_end_the_program()
 def main() -> None:
-    models = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="convvit_b", choices=models)
+    parser.add_argument("model", nargs="?", default="convvit_b")
     parser.add_argument("--size", type=int, default=384, help="of a training clip")
     parser.add_argument("--frames", type=int, default=5, help="of a training clip")
     parser.add_argument("--objects", type=int, default=3)
@@ -39,9 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = resolve_device(arguments.device)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        overrides = [f"model={arguments.model}"]
-        config = parse_config(ModelConfig, compose("train", overrides=overrides).model)
+    config = load_model_config(CONFIGS, arguments.model)
     torch.manual_seed(0)
     model = build_model(config).to(device)
     count = sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""From a Hydra configuration to the dataclasses that the package works with."""
+"""From Hydra's YAML to the dataclasses that the package works with."""
 
 from typing import TypeVar
 
@@ -10,8 +10,11 @@ from stma.errors import InputError
 T = TypeVar("T")
 
 
-def parse_config(kind: type[T], config: DictConfig) -> T:
-    """Check a composed configuration against a dataclass and build it.
+def parse_config(kind: type[T], config: DictConfig, source: str = "configuration") -> T:
+    """Check a configuration against a dataclass and build it.
+
+    Args:
+        source: where it comes from, for messages.
 
     Raises:
         InputError: an unknown key, a value of the wrong type, a missing one, or one that the
@@ -23,8 +26,6 @@ def parse_config(kind: type[T], config: DictConfig) -> T:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         where = f"{error.full_key}: " if error.full_key else ""
-        raise InputError(f"configuration: {where}{reason}") from error
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"configuration: {error}") from error
+        raise InputError(f"{source}: {where}{reason}") from error
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error

@@ -19,17 +19,25 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device is {name!r}; give auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {name!r}, but PyTorch finds no CUDA device; give device=cpu")
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"device is {name!r}, but PyTorch finds {count} CUDA devices")
     return device
+
+
+def check_precision(precision: str) -> None:
+    """Raises :class:`InputError` unless it is one of ``PRECISIONS``."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; choose one of {PRECISIONS}")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context for a precision; ``auto`` is bf16 on CUDA and fp32 elsewhere."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; choose one of {PRECISIONS}")
+    check_precision(precision)
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

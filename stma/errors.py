@@ -1,9 +1,21 @@
-"""The one exception for what a user gave and can mend."""
+"""The one exception for what a user gave and can mend, and how a command ends on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """A file, a setting or a value from outside is wrong.
 
-    The message names it and says what to do; `train.py`, `eval.py` and the scripts print it
-    without a traceback and leave with status 1.
+    The message names it and says what to do.
     """
+
+
+@contextmanager
+def input_errors_end_the_program() -> Iterator[None]:
+    """Around a command, also as a decorator: an :class:`InputError` is printed without a traceback
+    and the exit status is 1."""
+    try:
+        yield
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -25,9 +25,15 @@ def davis_palette() -> np.ndarray:
 
 
 def save_mask(path: Path, mask: np.ndarray, palette: bytes | None = None) -> None:
-    """Write ``(H, W)`` uint8 as a palette PNG; without a palette, in DAVIS's colours."""
+    """Write ``(H, W)`` uint8 as a palette PNG, in DAVIS's colours where the palette has none.
+
+    Args:
+        palette: RGB triples from ID 0 on, 256 of them at most.
+    """
     image = Image.fromarray(mask)
-    image.putpalette(davis_palette().tobytes() if palette is None else palette)
+    # Always 256 colours: with fewer, Pillow writes fewer bits and larger IDs are lost.
+    colours = (palette or b"") + davis_palette().tobytes()[len(palette or b"") :]
+    image.putpalette(colours)
     image.save(path)
 
 

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ class ClipBatch:
     references: Tensor
 
     @classmethod
-    def collate(cls, clips: list[Clip]) -> Self:
+    def collate(cls, clips: list[Clip]) -> "ClipBatch":
         """Stack clips; objects are padded to the largest count among them."""
         shapes = {clip.frames.shape for clip in clips}
         if len(shapes) > 1:
@@ -84,20 +83,20 @@ class ClipBatch:
             references=torch.from_numpy(np.stack([clip.references for clip in clips])),
         )
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "ClipBatch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "ClipBatch":
         """Called by the data loader, so that copies to a GPU do not wait."""
         return self._map(Tensor.pin_memory)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "ClipBatch":
         tensors = {
             field.name: function(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return type(self)(names=self.names, **tensors)
+        return ClipBatch(names=self.names, **tensors)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -43,6 +43,11 @@ def test_flow_follows_a_moving_texture() -> None:
     assert iou(moved) > iou(still)
 
 
+def test_flow_refuses_frames_that_are_too_small_for_it() -> None:
+    with pytest.raises(InputError, match="8 x 20; DIS flow needs 12"):
+        FlowWarp().step(np.zeros((8, 20, 3), np.uint8), np.ones((8, 20), np.uint8))
+
+
 @pytest.mark.parametrize("kind", [CopyFirstMask, FlowWarp])
 def test_they_refuse_what_the_segmenter_refuses(kind) -> None:
     method = kind()

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
+from stma.compose import load_config, load_model_config
 from stma.config import parse_config
 from stma.errors import InputError
 from stma.inference.evaluation import EvalConfig
@@ -16,16 +16,15 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml
 
 
 def composed(name: str, *overrides: str):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+    return load_config(CONFIGS, name, overrides)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_composes_and_builds(model: str) -> None:
-    config = parse_config(TrainConfig, composed("train", f"model={model}"))
+    config = load_model_config(CONFIGS, model)
     with torch.device("meta"):
-        network = build_model(config.model)
-    assert network.backbone.dim == config.model.dims[2]
+        network = build_model(config)
+    assert network.backbone.dim == config.dims[2]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -37,12 +36,9 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 
 def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
     """A number stands in both: in YAML to be seen and overridden, in code to be used without."""
-    config = parse_config(TrainConfig, composed("train"))
-    plain = TrainConfig(output="")
-    for part in ("model", "loss", "optimizer"):
-        assert getattr(config, part) == getattr(plain, part)
-    evaluation = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
-    assert evaluation.segmenter == EvalConfig(root="", output="", weights="").segmenter
+    assert parse_config(TrainConfig, composed("train")) == TrainConfig(output="runs/train")
+    config = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
+    assert config == EvalConfig(root="x", weights="y", output="results/stma")
 
 
 def test_eval_composes() -> None:
@@ -62,6 +58,14 @@ def test_an_unknown_key_is_named() -> None:
         ("batch_size=0", "batch_size is 0"),
         ("data.num_frames=1", r"data\.num_frames is 1"),
         ("model.num_heads=5", r"model\.num_heads"),
+        ("model.num_heads=0", r"model\.num_heads"),
+        ("model.value_widths=[0,8,8]", r"model\.value_widths"),
+        ("model.drop_path=2", r"model\.drop_path"),
+        ("seed=-1", "seed is -1"),
+        ("precision=fp8", "fp8"),
+        ("optimizer.betas=[2,0.9]", r"optimizer\.betas"),
+        ("optimizer.weight_decay=-1", r"optimizer\.weight_decay"),
+        ("optimizer.learning_rate=nan", r"optimizer\.learning_rate"),
     ],
 )
 def test_a_bad_value_is_named(override: str, message: str) -> None:
@@ -74,3 +78,8 @@ def test_missing_values_are_named() -> None:
         parse_config(EvalConfig, composed("eval", "weights=x"))
     with pytest.raises(InputError, match="weights"):
         parse_config(EvalConfig, composed("eval", "root=x"))
+
+
+def test_an_unknown_model_is_named_beside_those_there_are() -> None:
+    with pytest.raises(InputError, match="no model resnet; there are convvit_b, convvit_s"):
+        load_model_config(CONFIGS, "resnet")

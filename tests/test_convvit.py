@@ -1,5 +1,10 @@
-import torch
+from functools import partial
 
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from stma.model.attention import TransformerBlock
 from stma.model.convvit import ConvBlock, ConvViT
 from stma.model.stml import encode_test
 
@@ -52,12 +57,11 @@ def test_a_block_without_its_residuals_is_the_identity() -> None:
     assert torch.equal(block(x), x)
 
 
-def test_without_references_the_blocks_are_a_plain_transformer() -> None:
-    """As ConvMAE runs them: every block attends to its own tokens."""
+def test_a_block_is_timms_transformer_block() -> None:
+    """Whose parameters have the same names, as MAE's and ConvMAE's have."""
     torch.manual_seed(0)
-    backbone = ConvViT(dims=(4, 8, 12), depths=(1, 1, 2), num_heads=2)
-    tokens = torch.randn(1, 6, 12)
-    expected = tokens
-    for block in backbone.last_stage:
-        expected = block.update(expected, *block.project(expected))
-    assert torch.equal(encode_test(backbone.last_stage, tokens, None), expected)
+    theirs = Block(12, num_heads=2, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    ours = TransformerBlock(12, num_heads=2)
+    ours.load_state_dict(theirs.state_dict())
+    tokens = torch.randn(2, 6, 12)
+    assert torch.allclose(encode_test([ours], tokens, None), theirs(tokens), atol=1e-6)

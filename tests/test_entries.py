@@ -67,11 +67,16 @@ def test_mistakes_end_with_one_line_and_status_1(trained: Path) -> None:
         (["train.py", "+optimizer.learning_rat=1"], "learning_rat"),
         (["train.py", "batch_size=0"], "error: configuration: batch_size is 0"),
         (["eval.py", "method=copy", f"root={trained}/none"], f"error: {trained}/none: no such"),
+        (["train.py", "experiment=demo", "weights=none"], "error: none: no such weights file"),
     ):
-        result = run(*command, f"{'output'}={trained}/mistake")
+        result = run(*command, f"output={trained}/mistake")
         assert result.returncode == 1
         assert message in result.stderr
         assert "Traceback" not in result.stderr
+        assert not (trained / "mistake").exists()
+    result = run("train.py", "experiment=demo", f"output={trained}/run/config.yaml/below")
+    assert result.returncode == 1
+    assert "error: output: " in result.stderr
 
 
 def test_counting(monkeypatch, capsys) -> None:
@@ -80,9 +85,23 @@ def test_counting(monkeypatch, capsys) -> None:
     one, three = (line.split() for line in lines[-2:])
     assert one[::2][:2] == ["convvit_t", "1"]
     assert float(three[7]) > float(one[7])  # a frame with three objects costs more
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="there are convvit_b, convvit_s, convvit_t, vit_b"):
         script(monkeypatch, "count.py", "convvit_x")
-    assert "there are convvit_b, convvit_s, convvit_t, vit_b" in capsys.readouterr().err
+
+
+def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
+    size = ["--height=32", "--width=32"]
+    script(monkeypatch, "make_clips.py", str(tmp_path), "--clips=2", "--frames=4", *size)
+    again = [str(tmp_path), "--clips=1", "--frames=2", "--seed=9", *size]
+    with pytest.raises(SystemExit, match="JPEGImages exists"):
+        script(monkeypatch, "make_clips.py", *again)
+    script(monkeypatch, "make_clips.py", *again, "--overwrite")
+    assert sorted(p.name for p in (tmp_path / "JPEGImages").rglob("*.png")) == [
+        "00000.png",
+        "00001.png",
+    ]
+    with pytest.raises(SystemExit, match="16 pixels"):
+        script(monkeypatch, "make_clips.py", str(tmp_path / "x"), "--height=8")
 
 
 def test_counted_parts_by_hand() -> None:

@@ -72,6 +72,20 @@ def test_masks_scores_and_pictures_of_every_clip(root, weights, tmp_path) -> Non
     assert "full" in (output / "results.txt").read_text()
 
 
+def test_nothing_of_an_earlier_run_stays(root, tmp_path) -> None:
+    output = tmp_path / "out"
+    evaluate(config(root, output, method="copy", clips=["full"]))
+    (output / "masks" / "full" / "00099.png").touch()
+    (root / "Annotations" / "full" / "00004.png").unlink()  # no longer to be scored
+    evaluate(config(root, output, method="copy", clips=["full"], sheets=False, videos=False))
+    assert not (output / "scores.csv").exists()
+    assert len(list((output / "masks" / "full").iterdir())) == 5
+    assert not (output / "sheets" / "full.png").exists()
+    assert json.loads((output / "results.json").read_text())["scores"] is None
+    with pytest.raises(InputError, match=r"output: .*cannot be written to"):
+        evaluate(config(root, output / "results.txt", method="copy"))
+
+
 def test_copying_scores_what_the_first_mask_is_worth(root, tmp_path) -> None:
     result = evaluate(
         config(root, tmp_path / "out", method="copy", clips=["full"], sheets=False, videos=False)

@@ -37,7 +37,7 @@ def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> 
 
 def test_a_vit_has_blocks_at_stride_16_only() -> None:
     with pytest.raises(ValueError, match="needs"):
-        build_model(ModelConfig(backbone="vit", dims=[8, 8, 16], num_heads=2))
+        ModelConfig(backbone="vit", dims=[8, 8, 16], num_heads=2)
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])

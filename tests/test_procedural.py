@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from stma.data.procedural import Scene, SceneConfig, procedural_clip, random_texture
+from stma.errors import InputError
 
 
 def clip(seed: int, frames: int = 6, **settings) -> tuple[np.ndarray, np.ndarray, int]:
@@ -74,6 +75,13 @@ def test_distractors_are_drawn_and_never_annotated() -> None:
     assert set(np.unique(mask)) <= {0, 1}
 
 
+def test_scenes_that_never_show_an_object_end_with_an_error(monkeypatch) -> None:
+    config = SceneConfig(height=32, width=32)
+    monkeypatch.setattr("stma.data.procedural.MIN_PIXELS", 32 * 32 + 1)
+    with pytest.raises(InputError, match="1000 scenes"):
+        procedural_clip(config, np.arange(2.0), (0,))
+
+
 def test_textures_differ() -> None:
     rng = np.random.default_rng(0)
     textures = [random_texture(rng) for _ in range(4)]
@@ -86,7 +94,9 @@ def test_textures_differ() -> None:
     [
         ({"height": 8}, "16 pixels"),
         ({"min_objects": 4}, "min_objects 4"),
-        ({"min_radius": 0.0}, "radii"),
+        ({"min_radius": 0.0}, "min_radius"),
+        ({"max_distractors": -1}, "max_distractors"),
+        ({"height": 64, "min_radius": 0.02, "max_radius": 0.03}, "max_radius 0.03.*40"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:

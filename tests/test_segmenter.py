@@ -18,10 +18,11 @@ def blob_mask(height: int, width: int, ids: list[int]) -> np.ndarray:
     return mask
 
 
-def test_equal_to_the_unroll_of_training(tiny_model: STMA) -> None:
+@pytest.mark.parametrize("size", [64, 50])
+def test_equal_to_the_unroll_of_training(tiny_model: STMA, size: int) -> None:
     """What is trained is what is run: the same clip, the same references, fp32."""
     model = tiny_model.float()
-    clip = make_batch(num_frames=6, size=64)
+    clip = make_batch(num_frames=6, size=size)
     references = clip.references.clone()
     for t in range(2, 6):
         references[:, t] = torch.tensor([0, t - 1])  # the pinned frame and the newest
@@ -179,6 +180,18 @@ def test_large_frames_are_scaled_down_for_the_network_alone(tiny_model: STMA) ->
     assert segmenter.step(random_frame(rng, 100, 130)).mask.shape == (100, 130)
 
 
+def test_an_object_too_small_for_the_scaled_frame_is_still_memorised(tiny_model: STMA) -> None:
+    segmenter = Segmenter(tiny_model, SegmenterConfig(short_side=32))
+    mask = np.zeros((256, 256), np.uint8)
+    mask[101, 77] = 7  # between the points that nearest-neighbour scaling would take
+    seen = []
+    tiny_model.value_encoder.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[1])
+    )
+    segmenter.step(np.zeros((256, 256, 3), np.uint8), mask)
+    assert seen[0].sum() > 0
+
+
 def test_network_size_never_enlarges() -> None:
     assert network_size(720, 1280, 480) == (480, 853)
     assert network_size(1280, 720, 480) == (853, 480)
@@ -208,6 +221,8 @@ MASK = np.ones((32, 48), np.uint8)
         (FRAME.astype(np.float32), MASK, "float32"),
         (FRAME[:0], None, "empty"),
         (FRAME, np.stack([MASK] * 3, -1), r"\(32, 48, 3\).*RGB"),
+        (FRAME.tolist(), MASK, "the frame is a list"),
+        (FRAME, torch.from_numpy(MASK), "mask a Tensor"),
         (FRAME, MASK[:20], "mask is 20 x 48, its frame 32 x 48"),
         (FRAME, MASK * 0, "holds no object"),
         (FRAME, MASK.astype(float), "float64"),
@@ -239,7 +254,14 @@ def test_a_network_in_training_mode_is_refused(tiny_config) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"memory_interval": 0}, {"short_side": 3}, {"capacity": 0}, {"queue_size": -1}, {"top_k": 0}],
+    [
+        {"memory_interval": 0},
+        {"short_side": 3},
+        {"capacity": 0},
+        {"queue_size": -1},
+        {"top_k": 0},
+        {"precision": "fp8"},
+    ],
 )
 def test_settings_that_make_no_sense(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -271,6 +293,7 @@ def test_cuda_agrees_with_the_cpu(tiny_model: STMA) -> None:
             result = segmenter.step(random_frame(rng, 48, 64), mask)
         return result.probabilities.cpu()
 
+    torch.backends.cudnn.allow_tf32 = False  # as on the CPU
     cpu = run(tiny_model.float(), "fp32")
     cuda = tiny_model.cuda()
     assert torch.allclose(run(cuda, "fp32"), cpu, atol=1e-3)

@@ -17,6 +17,14 @@ def test_one_distribution_per_pixel_for_every_frame_but_the_first(tiny_model: ST
     assert torch.allclose(probabilities.sum(2), torch.ones(2, 2, 48, 48).double(), atol=1e-9)
 
 
+def test_clips_of_any_size(tiny_model: STMA) -> None:
+    clip = make_batch(num_frames=3, size=48)
+    cut = dataclasses.replace(
+        clip, frames=clip.frames[..., :41, :37], masks=clip.masks[..., :41, :37]
+    )
+    assert tiny_model(cut).logits.shape[-2:] == (41, 37)
+
+
 def test_padding_a_clip_with_objects_changes_nothing(tiny_model: STMA) -> None:
     clip = make_batch(batch=1)
     count = clip.valid_objects.shape[1]

@@ -138,6 +138,21 @@ def test_pinned_frames_that_fill_the_capacity_make_it_grow_and_say_so(caplog) ->
     assert "capacity grows" in caplog.text
 
 
+def test_objects_enter_a_growing_memory_too() -> None:
+    growing, bounded = TemporalMemory(), TemporalMemory(capacity=100)
+    for memory in (growing, bounded):
+        write(memory, 1, objects=1, pinned=True)
+        write(memory, 2, objects=3, pinned=True)
+        write(memory, 3, objects=3)
+    assert torch.equal(growing.keys, bounded.keys)
+    assert torch.equal(growing.values, bounded.values)
+    assert torch.equal(growing.object_tokens, bounded.object_tokens)
+    for a, b in zip(growing.groups, bounded.groups, strict=True):
+        assert a.objects == b.objects
+        assert (a.present is None) == (b.present is None)
+    assert torch.equal(growing.groups[1].present, bounded.groups[1].present)  # type: ignore[arg-type]
+
+
 def test_a_growing_memory_passes_gradients() -> None:
     memory = TemporalMemory()
     values = torch.ones(1, 1, 2, 3, requires_grad=True)

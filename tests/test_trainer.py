@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from hydra import compose, initialize_config_dir
 
-from stma.config import parse_config
+from stma.compose import load_model_config
 from stma.data.dataset import DataConfig
 from stma.data.procedural import SceneConfig
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.model.factory import ModelConfig, build_model
+from stma.model.factory import build_model
 from stma.model.weights import load_model, read_weights
 from stma.structures import Clip, ClipBatch
 from stma.training.optimizer import OptimizerConfig
@@ -47,6 +46,8 @@ def test_a_run_leaves_weights_that_say_where_they_come_from_and_tensorboard(tmp_
     assert {"torch", "git", "command", "stma"} <= set(provenance)
     json.dumps(provenance)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert (tmp_path / "run" / "train.log").is_file()
+    assert "batch_size: 2" in (tmp_path / "run" / "config.yaml").read_text()
     load_model(path)
 
 
@@ -62,9 +63,10 @@ def test_training_goes_on_from_weights_of_the_same_architecture(tmp_path) -> Non
     loaded = load_model(first)
     for a, b in zip(trainer.model.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(a, b)
-    other = dataclasses.replace(TINY, value_depth=2)
-    with pytest.raises(InputError, match="another architecture"):
-        Trainer(config(tmp_path / "third", weights=str(first), model=other))
+    for name, value in (("value_depth", 2), ("num_heads", 4), ("similarity", "l2")):
+        other = dataclasses.replace(TINY, **{name: value})
+        with pytest.raises(InputError, match=rf"architecture\n  model.{name}: .*{value} here"):
+            Trainer(config(tmp_path / "third", weights=str(first), model=other))
 
 
 def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
@@ -72,6 +74,17 @@ def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
     trainer.run()
     assert 0 < trainer.iteration < 100_000
     assert trainer.weights_path.is_file()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(tmp_path) -> None:
+    first = train(config(tmp_path))
+    before = first.read_bytes()
+    trainer = Trainer(config(tmp_path, weights=str(first)))
+    with torch.no_grad():
+        trainer.model.decoder.head.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"loss is nan at iteration 0 .*procedural clip 0"):
+        trainer.run()
+    assert first.read_bytes() == before
 
 
 def test_bf16_trains_on_the_cpu_too(tmp_path) -> None:
@@ -84,17 +97,18 @@ def test_bf16_trains_on_the_cpu_too(tmp_path) -> None:
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is a file"):
+    with pytest.raises(InputError, match=r"output: .*file cannot be written to"):
         train(config(tmp_path / "file"))
     with pytest.raises(InputError, match=r"precision is 'fp8'.*bf16"):
-        Trainer(config(tmp_path / "run", precision="fp8"))
+        config(tmp_path / "run", precision="fp8")
     with pytest.raises(InputError, match="no such weights file"):
-        Trainer(config(tmp_path / "run", weights="nowhere.safetensors"))
+        train(config(tmp_path / "run", weights="nowhere.safetensors"))
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
+        with pytest.raises(InputError, match="0 CUDA devices"):
             Trainer(config(tmp_path / "run", device="cuda"))
-    with pytest.raises(InputError, match="device is 'gpu'"):
-        Trainer(config(tmp_path / "run", device="gpu"))
+    for device in ("gpu", "meta", "mps"):
+        with pytest.raises(InputError, match=f"device is '{device}'"):
+            train(config(tmp_path / "run", device=device))
     assert not (tmp_path / "run").exists()
 
 
@@ -128,8 +142,7 @@ def test_overfitting_one_clip_brings_its_j_above_90(tmp_path) -> None:
     """150 steps of ConvViT-T; J of the segmenter on the same clip, first frame left out."""
     from stma.data.dataset import ProceduralClips
 
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        model = parse_config(ModelConfig, compose("train", overrides=["model=convvit_t"]).model)
+    model = load_model_config(CONFIGS, "convvit_t")
     data = DataConfig(num_frames=4, scene=SceneConfig(height=96, width=96, min_objects=2))
     settings = config(
         tmp_path,

@@ -121,5 +121,43 @@ def test_masks_that_are_no_index_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rgb\.png: the mask is RGB"):
         read_mask(tmp_path / "rgb.png")
     Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "many.png")
-    with pytest.raises(InputError, match=r"many\.png: holds the ID 300"):
+    with pytest.raises(InputError, match=r"many\.png: holds IDs from 300 to 300"):
         read_mask(tmp_path / "many.png")
+
+
+def test_a_short_palette_loses_no_id(tmp_path: Path) -> None:
+    """As optimised PNGs have; with two colours, Pillow would write one bit to a pixel."""
+    mask = np.array([[0, 1], [0, 1]], np.uint8)
+    image = Image.fromarray(mask)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "two.png")
+    _, palette = read_mask(tmp_path / "two.png")
+    save_mask(tmp_path / "many.png", np.array([[0, 1], [44, 200]], np.uint8), palette)
+    read, _ = read_mask(tmp_path / "many.png")
+    assert read.tolist() == [[0, 1], [44, 200]]
+    with Image.open(tmp_path / "many.png") as written:
+        assert written.convert("RGB").getpixel((1, 0)) == (255, 0, 0)
+
+
+def test_two_files_of_one_frame_and_masks_that_are_no_png(root: Path) -> None:
+    frames = root / "JPEGImages" / "480p" / "a"
+    save_picture(frames / "00001.png", np.zeros((8, 10, 3), np.uint8))
+    with pytest.raises(InputError, match=r"00001\.jpg: a second file of this frame"):
+        find_videos(root, "val")
+    (frames / "00001.png").unlink()
+    masks = root / "Annotations" / "480p" / "a"
+    for path in sorted(masks.iterdir()):
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(InputError, match=r"a: no masks \(PNG\)"):
+        find_videos(root, "val")
+
+
+def test_no_clips_a_split_that_is_no_text_and_half_a_resolution(root: Path) -> None:
+    with pytest.raises(InputError, match="clips is empty"):
+        find_videos(root, "val", [])
+    (root / "ImageSets" / "2017" / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"bad\.txt: not a text file"):
+        find_videos(root, "bad")
+    (root / "Annotations" / "480p").rename(root / "Annotations" / "original")
+    with pytest.raises(InputError, match="only one of them has a folder 480p"):
+        find_videos(root, "val")

@@ -45,13 +45,13 @@ class Payload:
         return (setattr, (Payload, "ran", True))
 
 
-@pytest.mark.parametrize("kind", ["torch zip", "plain pickle"])
-def test_a_pickle_is_refused_and_never_run(tmp_path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["torch zip", 2, 5])
+def test_a_pickle_is_refused_and_never_run(tmp_path, kind: str | int) -> None:
     path = tmp_path / "weights.pth"
-    if kind == "torch zip":
+    if isinstance(kind, str):
         torch.save(Payload(), path)
     else:
-        path.write_bytes(pickle.dumps(Payload(), protocol=2))
+        path.write_bytes(pickle.dumps(Payload(), protocol=kind))
     with pytest.raises(InputError, match=r"weights\.pth.*pickle"):
         load_model(path)
     assert not Payload.ran
@@ -68,3 +68,34 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path, tiny_model, tiny_
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match=r"foreign\.safetensors.*configuration"):
         load_model(tmp_path / "foreign.safetensors")
+
+
+def test_our_own_files_never_look_like_a_pickle(tmp_path, tiny_model, tiny_config) -> None:
+    """safetensors starts with the length of its header; 0x4B50 reads "PK"."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, tiny_model, tiny_config, {"pad": ""})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    target = next(n for n in range(length, length + 70_000) if n % 65536 == 0x4B50)
+    save_weights(path, tiny_model, tiny_config, {"pad": "x" * (target - length)})
+    assert path.read_bytes()[:2] == b"PK"
+    load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"model": "{"}, "damaged metadata"),
+        ({"model": None}, "damaged metadata"),
+        ({"provenance": None}, "damaged metadata"),
+        ({"model": '{"dims": "abc"}'}, "model: dims"),
+        ({"model": '{"num_heads": 0}'}, "num_heads"),
+        ({"model": '{"depht": 3}'}, "depht"),
+        ({"model": "[]"}, "model"),
+    ],
+)
+def test_damaged_metadata_is_named(tmp_path, metadata: dict, message: str) -> None:
+    path = tmp_path / "w.safetensors"
+    whole = {"format": "stma-weights-1", "model": "{}", "provenance": "{}"} | metadata
+    save_file({"a": torch.zeros(1)}, path, {k: v for k, v in whole.items() if v is not None})
+    with pytest.raises(InputError, match=rf"w\.safetensors.*{message}"):
+        load_model(path)

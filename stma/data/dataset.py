@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.data.sampling import draw_references, sample_times
+from stma.errors import InputError
 from stma.structures import Clip
 
 
@@ -21,18 +22,18 @@ class DataConfig:
         scene: what the procedural clips show.
     """
 
-    num_frames: int = 3
+    num_frames: int = 5
     max_gap: int = 5
     num_references: int = 2
     scene: SceneConfig = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
         if self.num_frames < 2:
-            raise ValueError(f"data.num_frames is {self.num_frames}; a clip needs 2 or more")
+            raise InputError(f"data.num_frames is {self.num_frames}; a clip needs 2 or more")
         if self.max_gap < 1:
-            raise ValueError(f"data.max_gap is {self.max_gap}; give 1 or more")
+            raise InputError(f"data.max_gap is {self.max_gap}; give 1 or more")
         if self.num_references < 1:
-            raise ValueError(f"data.num_references is {self.num_references}; give 1 or more")
+            raise InputError(f"data.num_references is {self.num_references}; give 1 or more")
 
 
 class ProceduralClips(Dataset[Clip]):

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from stma.errors import InputError
+
 TEXTURE_SIZE = 96
 OUTLINE_POINTS = 72
+MIN_PIXELS = 40  # of an object in the first frame, or it is not annotated
+MAX_SCENES = 1000  # to try for one clip
 SUBPIXEL_BITS = 4  # cv2.fillPoly's fixed-point coordinates
 
 
@@ -28,8 +32,8 @@ class SceneConfig:
         camera_speed: as `speed`, for the camera.
     """
 
-    height: int = 128
-    width: int = 128
+    height: int = 384
+    width: int = 384
     min_objects: int = 1
     max_objects: int = 3
     max_distractors: int = 2
@@ -41,15 +45,24 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16:
-            raise ValueError(f"frames of {self.height} x {self.width}; 16 pixels at least")
+            raise InputError(f"frames of {self.height} x {self.width}; 16 pixels at least")
         if not 1 <= self.min_objects <= self.max_objects <= 255:
-            raise ValueError(
+            raise InputError(
                 f"min_objects {self.min_objects}, max_objects {self.max_objects}; "
                 "needs 1 <= min_objects <= max_objects <= 255"
             )
+        if self.max_distractors < 0:
+            raise InputError(f"max_distractors is {self.max_distractors}; give 0 or more")
         if not 0 < self.min_radius <= self.max_radius:
-            raise ValueError(
-                f"radii from {self.min_radius} to {self.max_radius}; give 0 < min <= max"
+            raise InputError(
+                f"min_radius {self.min_radius}, max_radius {self.max_radius}; "
+                "needs 0 < min_radius <= max_radius"
+            )
+        largest = np.pi * (self.max_radius * min(self.height, self.width)) ** 2
+        if largest < 2 * MIN_PIXELS:
+            raise InputError(
+                f"max_radius {self.max_radius} in frames of {self.height} x {self.width} makes "
+                f"objects of {largest:.0f} pixels; {MIN_PIXELS} have to show, so give twice as many"
             )
 
 
@@ -281,11 +294,11 @@ def _draw(
 
 
 def procedural_clip(
-    config: SceneConfig, times: np.ndarray, seed: tuple[int, ...], min_pixels: int = 40
+    config: SceneConfig, times: np.ndarray, seed: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Draw one clip.
 
-    Objects of which fewer than ``min_pixels`` show in the first frame lose their label; a scene
+    Objects of which fewer than ``MIN_PIXELS`` show in the first frame lose their label; a scene
     without any object left is replaced by the next one of the same seed.
 
     Args:
@@ -296,13 +309,18 @@ def procedural_clip(
         frames ``(T, H, W, 3)`` uint8, masks ``(T, H, W)`` uint8 and the number of objects.
     """
     rng = np.random.default_rng(seed)
-    while True:
+    visible: list[int] = []
+    for _ in range(MAX_SCENES):
         scene = Scene(config, rng)
         frame, mask = scene.render(times[0])
         counts = np.bincount(mask.ravel(), minlength=256)
-        visible = [label for label in range(1, 256) if counts[label] >= min_pixels]
+        visible = [label for label in range(1, 256) if counts[label] >= MIN_PIXELS]
         if visible:
             break
+    else:
+        raise InputError(
+            f"no object of {MIN_PIXELS} pixels in {MAX_SCENES} scenes; enlarge min_radius or frames"
+        )
     relabel = np.zeros(256, np.uint8)
     relabel[visible] = np.arange(1, len(visible) + 1)
     rendered = [(frame, mask)] + [scene.render(t) for t in times[1:]]

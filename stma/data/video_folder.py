@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from stma.errors import InputError
 
 log = logging.getLogger(__name__)
 
+MASK_SUFFIXES = (".png",)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESOLUTIONS = ("480p", "Full-Resolution")
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
 
@@ -59,11 +62,11 @@ def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
                     "(palette or greyscale PNG), where a pixel holds the ID of its object"
                 )
             mask = np.asarray(image)
-            palette = image.palette.tobytes() if mode == "P" and image.palette else None
-    except (UnidentifiedImageError, OSError) as error:
+            palette = bytes(image.getpalette("RGB") or []) if mode == "P" else None
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as a mask ({error})") from error
-    if mask.max(initial=0) > 255:
-        raise InputError(f"{path}: holds the ID {mask.max()}; IDs go up to 255")
+    if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
+        raise InputError(f"{path}: holds IDs from {mask.min()} to {mask.max()}; they go up to 255")
     return mask.astype(np.uint8), palette
 
 
@@ -75,7 +78,7 @@ def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
 
     Args:
         mask: ``(H', W')``.
-        frame: ``(H, W, 3)``.
+        frame: ``(H, W)`` or ``(H, W, 3)``.
         path: of the mask, for the warning.
     """
     size, own = frame.shape[:2], mask.shape
@@ -105,13 +108,14 @@ def find_videos(
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    image_root = _resolution_folder(root / "JPEGImages")
-    mask_root = _resolution_folder(root / "Annotations")
+    image_root, mask_root = _resolution_folders(root / "JPEGImages", root / "Annotations")
     if split is not None:
         listed = _read_split(root / "ImageSets", split)
     else:
         listed = sorted(folder.name for folder in mask_root.iterdir() if folder.is_dir())
     if names is not None:
+        if not names:
+            raise InputError("clips is empty; leave it out (null) to take all")
         if unknown := sorted(set(names) - set(listed)):
             where = f"split {split}" if split is not None else str(mask_root)
             raise InputError(f"{', '.join(unknown)}: not in {where}; it has {', '.join(listed)}")
@@ -121,13 +125,18 @@ def find_videos(
     return [_video(image_root / name, mask_root / name) for name in listed]
 
 
-def _resolution_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; see datasets/README.md for the layout")
+def _resolution_folders(images: Path, masks: Path) -> tuple[Path, Path]:
+    """The folders of the videos, both at the same resolution where there are several."""
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; see datasets/README.md for the layout")
     for resolution in RESOLUTIONS:
-        if (folder / resolution).is_dir():
-            return folder / resolution
-    return folder
+        found = [(folder / resolution).is_dir() for folder in (images, masks)]
+        if all(found):
+            return images / resolution, masks / resolution
+        if any(found):
+            raise InputError(f"{images}, {masks}: only one of them has a folder {resolution}")
+    return images, masks
 
 
 def _read_split(folder: Path, split: str) -> list[str]:
@@ -142,7 +151,10 @@ def _read_split(folder: Path, split: str) -> list[str]:
         raise InputError(
             f"{folder}: the split {split} {problem}; it has {', '.join(available) or 'none'}"
         )
-    lines = [line.strip() for line in found[0].read_text().splitlines()]
+    try:
+        lines = [line.strip() for line in found[0].read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{found[0]}: not a text file ({error})") from error
     return [line for line in lines if line]
 
 
@@ -151,19 +163,23 @@ def _video(image_folder: Path, mask_folder: Path) -> VideoFolder:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder, though the split names this video")
 
-    def images(folder: Path) -> list[Path]:
-        return sorted(
+    def images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+        found = sorted(
             path
             for path in folder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in suffixes and not path.name.startswith(".")
         )
+        for path, following in pairwise(found):
+            if path.stem == following.stem:
+                raise InputError(f"{path}: a second file of this frame, {following.name}")
+        return found
 
-    frames = images(image_folder)
+    frames = images(image_folder, IMAGE_SUFFIXES)
     if not frames:
-        raise InputError(f"{image_folder}: no frames")
-    masks = {path.stem: path for path in images(mask_folder)}
+        raise InputError(f"{image_folder}: no frames (JPEG or PNG)")
+    masks = {path.stem: path for path in images(mask_folder, MASK_SUFFIXES)}
     if not masks:
-        raise InputError(f"{mask_folder}: no masks")
+        raise InputError(f"{mask_folder}: no masks (PNG)")
     if strangers := sorted(set(masks) - {frame.stem for frame in frames}):
         raise InputError(f"{masks[strangers[0]]}: no frame of this name in {image_folder}")
     return VideoFolder(image_folder.name, frames, masks, mask_folder)

@@ -5,7 +5,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stma.errors import InputError
 from stma.inference.segmenter import FrameResult, check_step, index_mask, merge_given
+
+MIN_FLOW_SIZE = 12
 
 
 class CopyFirstMask:
@@ -45,6 +48,11 @@ class FlowWarp(CopyFirstMask):
         self._previous: np.ndarray | None = None
 
     def _carry(self, frame: np.ndarray) -> Tensor:
+        if min(frame.shape[:2]) < MIN_FLOW_SIZE:
+            raise InputError(
+                f"the frame is {frame.shape[0]} x {frame.shape[1]}; DIS flow needs "
+                f"{MIN_FLOW_SIZE} pixels on each side"
+            )
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         previous, self._previous = self._previous, grey
         probabilities = super()._carry(frame)

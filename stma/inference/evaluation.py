@@ -16,9 +16,10 @@ from stma.data.video_folder import VideoFolder, find_videos, fit_mask, read_imag
 from stma.device import resolve_device
 from stma.errors import InputError
 from stma.inference.baselines import CopyFirstMask, FlowWarp
-from stma.inference.scoring import ObjectScore, score_clips, summarize, write_csv
+from stma.inference.scoring import ObjectScore, score_videos, summarize, write_csv
 from stma.inference.segmenter import Segmenter, SegmenterConfig, VideoSegmenter
 from stma.model.weights import load_model
+from stma.outputs import prepare_output
 from stma.pictures import (
     contact_sheet,
     draw_overlay,
@@ -62,9 +63,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}; choose one of {METHODS}")
+            raise InputError(f"method is {self.method!r}; choose one of {METHODS}")
         if self.method == "stma" and self.weights is None:
-            raise ValueError("weights: give a .safetensors file of train.py (or method=copy)")
+            raise InputError("weights: give a .safetensors file of train.py (or method=copy)")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Evaluation:
                 f"{row.name:<{width}} {row.jf:5.1f} {row.j:5.1f} {row.f:5.1f}" for row in rows
             ]
         else:
-            lines.append("no clip has a mask for every frame: nothing to score")
+            lines.append("nothing to score: no clip of 3 frames or more has a mask for each")
         lines.append(f"{self.fps:.1f} frames/s ({self.frames} frames, reading and writing apart)")
         return "\n".join(lines)
 
@@ -112,8 +113,10 @@ def evaluate(config: EvalConfig) -> Evaluation:
     new_segmenter = _method(config, device)
     output = Path(config.output)
     mask_root = output / "masks"
+    prepare_output(output, "eval.log")
+    _remove_old_results(output, videos)
     for subfolder in ("masks", "sheets", "videos"):
-        (output / subfolder).mkdir(parents=True, exist_ok=True)
+        (output / subfolder).mkdir(exist_ok=True)
 
     seconds, num_frames = 0.0, 0
     progress = tqdm(total=sum(len(video.frames) for video in videos), unit="frame", desc="segment")
@@ -126,12 +129,12 @@ def evaluate(config: EvalConfig) -> Evaluation:
 
     scored = [video for video in videos if video.fully_annotated and len(video.frames) > 2]
     if left_out := [video.name for video in videos if video not in scored]:
-        log.info("not scored, since not every frame has a mask: %s", ", ".join(left_out))
+        log.info(
+            "not scored, for want of a mask for every frame or of 3 frames: %s", ", ".join(left_out)
+        )
     scores: list[ObjectScore] = []
     if scored:
-        truth_root = scored[0].mask_folder.parent
-        names = [video.name for video in scored]
-        scores = score_clips(truth_root, mask_root, names, processes=os.cpu_count() or 1)
+        scores = score_videos(scored, mask_root, processes=os.cpu_count() or 1)
     result = Evaluation(scores, num_frames, seconds)
     _write_results(output, config, result, device)
     for video in tqdm(
@@ -236,6 +239,17 @@ def draw_video(video: VideoFolder, masks: Path, output: Path, *, sheet: bool, mo
             output / "videos" / f"{video.name}.mp4",
             (overlay(path, masks / f"{path.stem}.png") for path in video.frames),
         )
+
+
+def _remove_old_results(output: Path, videos: Sequence[VideoFolder]) -> None:
+    """Nothing of an earlier run may be taken for this one's."""
+    for name in ("results.json", "results.txt", "scores.csv"):
+        (output / name).unlink(missing_ok=True)
+    for video in videos:
+        for path in (output / "masks" / video.name).glob("*.png"):
+            path.unlink()
+        (output / "sheets" / f"{video.name}.png").unlink(missing_ok=True)
+        (output / "videos" / f"{video.name}.mp4").unlink(missing_ok=True)
 
 
 def _write_results(

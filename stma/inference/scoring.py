@@ -1,4 +1,7 @@
-"""J and F of predicted masks, by vos-benchmark (the figures of the official DAVIS tool)."""
+"""J and F of predicted masks, by vos-benchmark.
+
+As it does, an object counts if the truth has it in any frame but the first and the last.
+"""
 
 import csv
 import multiprocessing
@@ -8,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from vos_benchmark.benchmark import VideoEvaluator
+from vos_benchmark.evaluator import Evaluator
 
+from stma.data.video_folder import VideoFolder, fit_mask, read_mask
 from stma.errors import InputError
 
 
@@ -27,30 +31,43 @@ class ObjectScore:
         return (self.j + self.f) / 2
 
 
-def score_clips(
-    truth_root: Path, result_root: Path, clips: Sequence[str], processes: int
+def score_videos(
+    videos: Sequence[VideoFolder], result_root: Path, processes: int
 ) -> list[ObjectScore]:
-    """Score clips whose masks exist in full, several at a time.
+    """Score videos of which every frame has a mask, several at a time.
 
     Args:
-        truth_root, result_root: hold ``<clip>/<frame>.png``.
+        result_root: holds ``<video>/<frame>.png``.
 
     Raises:
-        InputError: a mask of the truth is of another size than the result.
+        InputError: a mask cannot be read, or is of another size than the truth.
     """
-    evaluator = VideoEvaluator(str(truth_root), str(result_root))
-    processes = min(processes, len(clips))
-    try:
-        if processes <= 1:
-            scored = [evaluator(clip) for clip in clips]
-        else:
-            # Not forked: the parent has threads of its own by now.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(processes, mp_context=context) as pool:
-                scored = list(pool.map(evaluator, clips))
-    except AssertionError as error:  # its only one: a mask of another size than the truth
-        raise InputError(f"cannot be scored: {error}") from error
-    return [score for clip, j, f in scored for score in object_scores(clip, j, f)]
+    arguments = (videos, [result_root / video.name for video in videos])
+    processes = min(processes, len(videos))
+    if processes <= 1:
+        scored = list(map(score_video, *arguments))
+    else:
+        # Not forked: the parent has threads of its own by now.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            scored = list(pool.map(score_video, *arguments))
+    return [score for scores in scored for score in scores]
+
+
+def score_video(video: VideoFolder, results: Path) -> list[ObjectScore]:
+    """Score the masks ``<frame>.png`` in a folder."""
+    evaluator = Evaluator(name=video.name)
+    for frame in video.frames[1:-1]:
+        truth_path, result_path = video.masks[frame.stem], results / f"{frame.stem}.png"
+        result, _ = read_mask(result_path)
+        truth = fit_mask(read_mask(truth_path)[0], result, truth_path)
+        if truth.shape != result.shape:
+            raise InputError(
+                f"{truth_path}: {truth.shape[0]} x {truth.shape[1]}, but {result_path}: "
+                f"{result.shape[0]} x {result.shape[1]}"
+            )
+        evaluator.feed_frame(result, truth)
+    return object_scores(video.name, *evaluator.conclude())
 
 
 def object_scores(clip: str, j: Mapping[int, float], f: Mapping[int, float]) -> list[ObjectScore]:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stma.device import autocast
+from stma.device import autocast, check_precision
 from stma.errors import InputError
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
-from stma.model.backbone import STRIDE
+from stma.model.backbone import STRIDE, pad_to_stride
 from stma.model.stma import STMA
 
 
@@ -41,9 +41,10 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         if self.memory_interval < 1:
-            raise ValueError(f"memory_interval is {self.memory_interval}; give 1 or more")
+            raise InputError(f"memory_interval is {self.memory_interval}; give 1 or more")
         if self.short_side is not None and self.short_side < STRIDE:
-            raise ValueError(f"short_side is {self.short_side}; give {STRIDE} or more, or null")
+            raise InputError(f"short_side is {self.short_side}; give {STRIDE} or more, or null")
+        check_precision(self.precision)
         # The memories check their own settings; do so before the first video is read.
         SpatialMemory(self.queue_size, self.max_pinned)
         TemporalMemory(self.capacity, self.top_k)
@@ -130,20 +131,16 @@ class Segmenter:
             new_ids = [int(i) for i in np.unique(mask) if i != 0 and i not in self.ids]
         with autocast(self.device, self.config.precision):
             probabilities = self._advance(frame, given, new_ids, last=last)
-        probabilities = _resize(probabilities, size)
-        if given is not None:
-            probabilities = merge_given(probabilities, given, self.ids)
         return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
 
     def _advance(
         self, frame: np.ndarray, given: Tensor | None, new_ids: list[int], *, last: bool
     ) -> Tensor:
-        """Run the network: probabilities ``(N+1, H', W')`` of the objects known before, at its own
-        size, and the memories updated with all that is known now."""
+        """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects."""
         image = torch.from_numpy(np.array(frame)).to(self.device)  # a frame may be read-only
         image = image.permute(2, 0, 1).to(self.dtype) / 255
         size = network_size(frame.shape[0], frame.shape[1], self.config.short_side)
-        image = _pad(self.model.normalize(_resize(image, size)[None]))
+        image = pad_to_stride(self.model.normalize(_resize(image, size)[None]))
         image = image.contiguous(memory_format=torch.channels_last)
         embedding = self.model.embed(image)
         if self.ids:
@@ -154,22 +151,19 @@ class Segmenter:
             features = self.model.encode(embedding, self.memory)
             probabilities = torch.ones(1, *size, device=self.device, dtype=self.dtype)
         self.ids += new_ids
+        known = probabilities
+        probabilities = _resize(known, (frame.shape[0], frame.shape[1]))
+        if given is not None:
+            # Merged at full size: a small object may have no pixel of its own at the network's.
+            probabilities = merge_given(probabilities, given, self.ids)
+            known = _resize(probabilities, size)
 
         on_grid = self._frames_since_first_mask % self.config.memory_interval == 0
         self._frames_since_first_mask += 1
         if not last and (on_grid or given is not None):
-            remembered = probabilities
-            if given is not None:
-                resized = F.interpolate(given[None, None].float(), size, mode="nearest-exact")
-                remembered = merge_given(probabilities, resized[0, 0].long(), self.ids)
-            self.model.memorize(
-                image,
-                embedding,
-                features,
-                _pad(remembered[None, 1:]),
-                self.memory,
-                pinned=bool(new_ids),
-            )
+            masks = pad_to_stride(known[None, 1:])
+            pinned = bool(new_ids)
+            self.model.memorize(image, embedding, features, masks, self.memory, pinned=pinned)
         return probabilities
 
 
@@ -184,6 +178,11 @@ def check_step(
     Raises:
         InputError: says what is wrong with the frame or the mask.
     """
+    if not isinstance(frame, np.ndarray) or not isinstance(mask, np.ndarray | None):
+        raise InputError(
+            f"the frame is a {type(frame).__name__}, the mask a {type(mask).__name__}; "
+            "give NumPy arrays"
+        )
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise InputError(
             f"the frame is {frame.shape} of {frame.dtype}; give (height, width, 3) of uint8, RGB"
@@ -262,9 +261,3 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if x.shape[-2:] == size:
         return x
     return F.interpolate(x[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
-
-
-def _pad(x: Tensor) -> Tensor:
-    """Zeros to the right and below, up to multiples of 16."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))

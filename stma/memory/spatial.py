@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from stma.errors import InputError
+
 
 class SpatialMemory:
     """Tokens of past frames as they entered the last stage.
@@ -19,9 +21,9 @@ class SpatialMemory:
 
     def __init__(self, queue_size: int | None = 1, max_pinned: int | None = None) -> None:
         if queue_size is not None and queue_size < 0:
-            raise ValueError(f"queue_size is {queue_size}; give 0 or more, or null for no limit")
+            raise InputError(f"queue_size is {queue_size}; give 0 or more, or null for no limit")
         if max_pinned is not None and max_pinned < 1:
-            raise ValueError(f"max_pinned is {max_pinned}; give 1 or more, or null for all")
+            raise InputError(f"max_pinned is {max_pinned}; give 1 or more, or null for all")
         self.queue_size = queue_size
         self.max_pinned = max_pinned
         self._frames: list[tuple[Tensor, bool]] = []

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stma.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
@@ -58,11 +60,11 @@ class TemporalMemory:
         self, capacity: int | None = None, top_k: int | None = None, max_frames: int = 64
     ) -> None:
         if capacity is not None and capacity < 1:
-            raise ValueError(f"capacity is {capacity} elements; give 1 or more, or null")
+            raise InputError(f"capacity is {capacity} elements; give 1 or more, or null")
         if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; give 1 or more, or null to read all elements")
+            raise InputError(f"top_k is {top_k}; give 1 or more, or null to read all elements")
         if max_frames < 2:
-            raise ValueError(f"max_frames is {max_frames}; give 2 or more")
+            raise InputError(f"max_frames is {max_frames}; give 2 or more")
         self.capacity = capacity
         self.top_k = top_k
         self.max_frames = max_frames
@@ -154,7 +156,7 @@ class TemporalMemory:
         if self.capacity is None:
             self._grow(keys, values, tokens)
         else:
-            self._reserve(keys, values, tokens, entering)
+            self._reserve(keys, values, tokens)
             self._overwrite(keys, values, tokens, pinned)
         if entering:
             self._group_sizes.append(entering)
@@ -164,15 +166,19 @@ class TemporalMemory:
     def _grow(self, keys: Tensor, values: Tensor, tokens: Tensor) -> None:
         if self._keys is None:
             self._keys, self._values, self._tokens = keys, values, tokens[:, None]
+            self._frame = torch.zeros(keys.shape[:2], dtype=torch.long, device=keys.device)
         else:
-            if values.shape[2] != self._values.shape[2]:
-                raise ValueError("objects cannot enter a memory without capacity")
+            self._let_in(values.shape[2])
             self._keys = torch.cat([self._keys, keys], dim=1)
             self._values = torch.cat([self._values, values], dim=1)
             self._tokens = torch.cat([self._tokens, tokens[:, None]], dim=1)
+            row = torch.full_like(self._frame[:, :1], self._num_writes)
+            self._frame = torch.cat([self._frame, row.expand(-1, keys.shape[1])], dim=1)
+        self._written = torch.arange(self._num_writes + 1, device=keys.device)
+        self._written = self._written.expand(keys.shape[0], -1)
         self.size = self._keys.shape[1]
 
-    def _reserve(self, keys: Tensor, values: Tensor, tokens: Tensor, entering: int) -> None:
+    def _reserve(self, keys: Tensor, values: Tensor, tokens: Tensor) -> None:
         """Make the buffers fit: allocate them, let objects in, keep room for one frame."""
         assert self.capacity is not None
         count = keys.shape[1]
@@ -203,13 +209,16 @@ class TemporalMemory:
             self._tokens = tokens.new_zeros(batch, 0, *tokens.shape[1:])
             self._written = torch.zeros(batch, 0, dtype=torch.long, device=keys.device)
             self._pinned = torch.zeros(batch, 0, dtype=torch.bool, device=keys.device)
-        elif entering:
-            self._values = _pad(self._values, dim=2, size=values.shape[2])
-            self._tokens = _pad(self._tokens, dim=2, size=values.shape[2], value=float("-inf"))
+        self._let_in(values.shape[2])
         for name in ("_keys", "_values", "_usage", "_age", "_frame"):
             setattr(self, name, _pad(getattr(self, name), dim=1, size=self.capacity))
         for name in ("_tokens", "_written", "_pinned"):
             setattr(self, name, _pad(getattr(self, name), dim=1, size=self.max_frames))
+
+    def _let_in(self, num_objects: int) -> None:
+        """Objects that enter have nothing in what is already there."""
+        self._values = _pad(self._values, dim=2, size=num_objects)
+        self._tokens = _pad(self._tokens, dim=2, size=num_objects, value=float("-inf"))
 
     def _overwrite(self, keys: Tensor, values: Tensor, tokens: Tensor, pinned: bool) -> None:
         """Write into free elements and rows first, then over the least used."""

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -94,6 +95,12 @@ def init_transformer_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def pad_to_stride(x: Tensor) -> Tensor:
+    """``(..., H, W)`` with zeros to the right and below, up to multiples of 16."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

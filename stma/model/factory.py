@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from stma.errors import InputError
 from stma.model.association import SIMILARITIES, Association
 from stma.model.backbone import Backbone
 from stma.model.convvit import ConvViT
@@ -51,24 +52,36 @@ class ModelConfig:
         for name, length in lengths.items():
             value = getattr(self, name)
             if len(value) != length:
-                raise ValueError(f"model.{name} is {list(value)}; it needs {length} numbers")
+                raise InputError(f"model.{name} is {list(value)}; it needs {length} numbers")
+            if min(value) < (0 if name == "depths" else 1):
+                raise InputError(f"model.{name} is {list(value)}; give positive numbers")
         if self.backbone not in BACKBONES:
-            raise ValueError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
+            raise InputError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
+        if self.backbone == "vit" and list(self.depths[:2]) != [0, 0]:
+            raise InputError(f"model.depths is {list(self.depths)}; a ViT needs [0, 0, n]")
         if self.similarity not in SIMILARITIES:
-            raise ValueError(
+            raise InputError(
                 f"model.similarity is {self.similarity!r}; choose one of {SIMILARITIES}"
             )
-        if self.dims[2] % self.num_heads or self.dims[2] % 4:
-            raise ValueError(
+        if self.num_heads < 1 or self.dims[2] % self.num_heads or self.dims[2] % 4:
+            raise InputError(
                 f"model.dims[2] is {self.dims[2]}; it must be divisible by "
                 f"model.num_heads ({self.num_heads}) and, for the position embedding, by 4"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"model.drop_path is {self.drop_path}; give 0 <= drop_path < 1")
+        for name in ("value_dim", "key_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"model.{name} is {getattr(self, name)}; give 1 or more, or null")
+        if self.value_depth < 1 or self.mlp_ratio <= 0:
+            raise InputError(
+                f"model.value_depth is {self.value_depth} and model.mlp_ratio {self.mlp_ratio}; "
+                "give positive numbers"
             )
 
 
 def build_backbone(config: ModelConfig) -> Backbone:
     if config.backbone == "vit":
-        if config.depths[:2] != [0, 0]:
-            raise ValueError(f"model.depths is {config.depths}; a ViT needs [0, 0, n]")
         return ViT(
             dim=config.dims[2],
             depth=config.depths[2],
@@ -89,7 +102,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
 def build_model(config: ModelConfig) -> STMA:
     """A network with fresh weights (seed torch first for the same ones)."""
     backbone = build_backbone(config)
-    value_dim = config.value_dim or backbone.dim
+    value_dim = backbone.dim if config.value_dim is None else config.value_dim
     model = STMA(
         backbone=backbone,
         value_encoder=ValueEncoder(value_dim, config.value_widths, config.value_depth),

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from stma.memory.video import VideoMemory
 from stma.model.aggregation import soft_aggregate
 from stma.model.association import Association
-from stma.model.backbone import Backbone, FrameEmbedding, map_to_tokens, tokens_to_map
+from stma.model.backbone import (
+    Backbone,
+    FrameEmbedding,
+    map_to_tokens,
+    pad_to_stride,
+    tokens_to_map,
+)
 from stma.model.decoder import Decoder
 from stma.model.object_features import ObjectFeatures
 from stma.model.stml import encode_references, encode_test
@@ -133,16 +139,18 @@ class STMA(nn.Module):
         )
 
     def forward(self, clip: ClipBatch) -> Prediction:
-        """Segment frames ``1..T-1`` of a batch of clips from the masks of frame 0."""
+        """Segment frames ``1..T-1`` of a batch of clips of any size from the masks of frame 0."""
         num_frames = clip.frames.shape[1]
         num_objects = clip.valid_objects.shape[1]
-        images = self.normalize(clip.frames.flatten(0, 1))
+        height, width = clip.frames.shape[-2:]
+        images = pad_to_stride(self.normalize(clip.frames.flatten(0, 1)))
         frames = self.embed(images).frames(num_frames)
         images_by_frame = images.unflatten(0, (-1, num_frames)).unbind(1)
         first_masks = F.one_hot(clip.masks[:, 0], num_objects + 1)[..., 1:].permute(0, 3, 1, 2)
 
         memory = VideoMemory(valid_objects=clip.valid_objects)
-        features, masks = self.encode(frames[0], memory), first_masks.to(images.dtype)
+        features = self.encode(frames[0], memory)
+        masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
         for t in range(1, num_frames):
             self.memorize(
@@ -151,6 +159,7 @@ class STMA(nn.Module):
             # With one frame in memory there is one reference, not the same one twice.
             memory.select_references(clip.references[:, t, : min(t, clip.references.shape[2])])
             segmentation = self.segment(frames[t], memory)
-            features, masks = segmentation.features, segmentation.probabilities[:, 1:]
-            logits.append(segmentation.logits)
+            features = segmentation.features
+            logits.append(segmentation.logits[..., :height, :width])
+            masks = pad_to_stride(logits[-1].softmax(dim=1)[:, 1:])
         return Prediction(torch.stack(logits, dim=1))

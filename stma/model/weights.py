@@ -7,15 +7,17 @@ is ever unpickled.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from stma.config import parse_config
 from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
@@ -56,32 +58,53 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02"):
-        raise InputError(
-            f"{path}: a PyTorch pickle, which can run any code when it is loaded; "
-            "give a .safetensors file that train.py wrote"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
+        if _is_pickle(path):
+            raise InputError(
+                f"{path}: a PyTorch pickle, which can run any code when it is loaded; "
+                "give a .safetensors file that train.py wrote"
+            ) from error
         raise InputError(f"{path}: not a whole safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path}: a safetensors file without STMA's model configuration; "
             "give one that train.py wrote"
         )
-    values = json.loads(metadata["model"])
-    known = {entry.name for entry in fields(ModelConfig)}
-    if unknown := sorted(set(values) - known):
+    try:
+        values = OmegaConf.create(json.loads(metadata["model"]))
+        provenance = json.loads(metadata["provenance"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged metadata ({error!r})") from error
+    return parse_config(ModelConfig, values, source=f"{path}: model"), provenance, tensors
+
+
+def _is_pickle(path: Path) -> bool:
+    """A zip of ``torch.save``, or a bare pickle of protocol 2 to 5."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5")
+
+
+def check_same_architecture(config: ModelConfig, own: ModelConfig, source: str | Path) -> None:
+    """Refuse weights of a model that is configured otherwise, even where all shapes agree.
+
+    Raises:
+        InputError: names the settings that differ.
+    """
+    theirs, ours = asdict(config), asdict(own)
+    differences = [
+        f"model.{name}: {theirs[name]} in the file, {ours[name]} here"
+        for name in theirs
+        if name != "drop_path" and theirs[name] != ours[name]
+    ]
+    if differences:
         raise InputError(
-            f"{path}: its model configuration has {', '.join(unknown)}, which this version of "
-            "stma does not know; use the version that wrote it"
+            f"{source}: weights of another architecture\n  " + "\n  ".join(differences)
         )
-    return ModelConfig(**values), json.loads(metadata["provenance"]), tensors
 
 
 def load_state(model: STMA, tensors: Mapping[str, Tensor], source: str | Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from stma.errors import InputError
 from stma.structures import ClipBatch, Prediction
 
 
@@ -26,9 +27,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.bootstrap_share <= 1:
-            raise ValueError(f"loss.bootstrap_share is {self.bootstrap_share}; give 0 < share <= 1")
+            raise InputError(f"loss.bootstrap_share is {self.bootstrap_share}; give 0 < share <= 1")
         if self.bootstrap_end < self.bootstrap_start:
-            raise ValueError(
+            raise InputError(
                 f"loss.bootstrap_end ({self.bootstrap_end}) is before "
                 f"loss.bootstrap_start ({self.bootstrap_start})"
             )

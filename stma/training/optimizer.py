@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from stma.errors import InputError
+
 SCHEDULES = ("step", "cosine")
 
 
@@ -35,15 +37,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"optimizer.schedule is {self.schedule!r}; choose one of {SCHEDULES}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate is {self.learning_rate}; give more than 0")
-        if self.clip_norm <= 0:
-            raise ValueError(f"optimizer.clip_norm is {self.clip_norm}; give more than 0")
+            raise InputError(f"optimizer.schedule is {self.schedule!r}; choose one of {SCHEDULES}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"optimizer.{name} is {getattr(self, name)}; give more than 0")
+        if not 0 <= self.weight_decay < 1:
+            raise InputError(f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup is {self.warmup}; give 0 <= warmup < 1")
-        if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas is {self.betas}; it needs 2 numbers")
+            raise InputError(f"optimizer.warmup is {self.warmup}; give 0 <= warmup < 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas is {self.betas}; give 2 numbers, 0 <= beta < 1")
 
 
 def learning_rate(config: OptimizerConfig, progress: float) -> float:

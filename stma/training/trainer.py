@@ -1,6 +1,7 @@
 """One stage of training, in one process."""
 
 import logging
+import math
 import platform
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -19,11 +21,17 @@ from tqdm import tqdm
 
 from stma import __version__
 from stma.data.dataset import DataConfig, ProceduralClips
-from stma.device import autocast, resolve_device
+from stma.device import autocast, check_precision, resolve_device
 from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
-from stma.model.weights import load_state, read_weights, save_weights
+from stma.model.weights import (
+    check_same_architecture,
+    load_state,
+    read_weights,
+    save_weights,
+)
+from stma.outputs import prepare_output
 from stma.pictures import contact_sheet, draw_overlay
 from stma.structures import ClipBatch, Prediction
 from stma.training.losses import LossConfig, Losses, bootstrap_fraction, clip_loss
@@ -54,7 +62,7 @@ class TrainConfig:
     """
 
     output: str
-    iterations: int = 150_000
+    iterations: int = 250_000
     max_minutes: float | None = None
     batch_size: int = 16
     num_workers: int = 4
@@ -73,11 +81,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "log_every", "picture_every", "save_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}; give 0 or more")
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
+        check_precision(self.precision)
         if self.max_minutes is not None and self.max_minutes <= 0:
-            raise ValueError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
+            raise InputError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
 
 
 class Trainer:
@@ -86,12 +96,12 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.device = resolve_device(config.device)
-        autocast(self.device, config.precision)  # refuses an unknown precision now
         self.output = Path(config.output)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model)
         if config.weights is not None:
-            _, _, tensors = read_weights(config.weights)
+            their_config, _, tensors = read_weights(config.weights)
+            check_same_architecture(their_config, config.model, config.weights)
             load_state(self.model, tensors, config.weights)
         self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -104,7 +114,8 @@ class Trainer:
     def run(self) -> STMA:
         """Train to the end of the stage; the weights are in :attr:`weights_path`."""
         config = self.config
-        self.output.mkdir(parents=True, exist_ok=True)
+        prepare_output(self.output, "train.log")
+        OmegaConf.save(OmegaConf.structured(config), self.output / "config.yaml")
         count = sum(p.numel() for p in self.model.parameters())
         log.info("%.2f M parameters, %s, %s", count / 1e6, self.device, config.output)
         start = time.monotonic()
@@ -119,8 +130,8 @@ class Trainer:
                     break
                 losses, prediction, grad_norm = self.step(batch.to(self.device), progress)
                 if self.iteration % config.log_every == 0:
-                    # The only place where the host waits for the device.
-                    total = losses.total.item()
+                    total = losses.total.item()  # here the host waits for the device
+                    self._check_finite(total, batch)
                     shown = total if shown is None else 0.8 * shown + 0.2 * total
                     self._log_scalars(board, losses, grad_norm, progress)
                     speed = (self.iteration + 1) / (time.monotonic() - start)
@@ -159,6 +170,14 @@ class Trainer:
     def save(self) -> None:
         """Write the weights, with all that tells where they come from."""
         save_weights(self.weights_path, self.model, self.config.model, self._provenance())
+
+    def _check_finite(self, loss: float, batch: ClipBatch) -> None:
+        """Stop before the last good weights are overwritten."""
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at iteration {self.iteration} ({', '.join(batch.names)}); "
+                f"weights are as last saved; lower optimizer.learning_rate or set precision=fp32"
+            )
 
     def _progress(self, seconds: float) -> float:
         done = self.iteration / self.config.iterations
@@ -252,8 +271,6 @@ def train(config: TrainConfig) -> Path:
     Raises:
         InputError: something in the input is wrong; the message names it.
     """
-    if Path(config.output).is_file():
-        raise InputError(f"output: {config.output} is a file; give a folder")
     trainer = Trainer(config)
     trainer.run()
     return trainer.weights_path
