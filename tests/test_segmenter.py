@@ -144,6 +144,9 @@ def test_memory_is_updated_on_the_grid_and_never_after_the_last_frame(tiny_model
         segmenter.step(random_frame(rng, 32, 32), mask, last=t == 6)
         held.append(len(segmenter.memory))
     assert held == [1, 1, 1, 2, 2, 2, 2]
+    # A new object on a frame called the last is not lost, should the video go on after all.
+    segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [2]), last=True)
+    assert segmenter.step(random_frame(rng, 32, 32)).probabilities.shape[0] == 3
 
 
 def test_capacity_bounds_the_memory_of_a_long_video(tiny_model: STMA) -> None:

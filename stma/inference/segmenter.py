@@ -111,7 +111,7 @@ class Segmenter:
             mask: ``(H, W)`` integers, or None. Every ID in it is taken as given, whether new or
                 known; 0 means "not annotated", so objects that it leaves out are predicted as in
                 any other frame.
-            last: no frame follows, so nothing is memorised.
+            last: no frame follows, so what is predicted need not be memorised.
 
         Raises:
             InputError: a frame or mask of the wrong type or size, or a mask without any object.
@@ -160,7 +160,8 @@ class Segmenter:
 
         on_grid = self._frames_since_first_mask % self.config.memory_interval == 0
         self._frames_since_first_mask += 1
-        if not last and (on_grid or given is not None):
+        # New objects are memorised in any case, or the memory would not know all of `ids`.
+        if new_ids or (not last and (on_grid or given is not None)):
             masks = pad_to_stride(known[None, 1:])
             pinned = bool(new_ids)
             self.model.memorize(image, embedding, features, masks, self.memory, pinned=pinned)
