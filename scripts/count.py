@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stma.compose import load_model_config
+from stma.compose import load_model_config, model_names
 from stma.errors import input_errors_end_the_program
 from stma.memory.spatial import SpatialMemory
 from stma.memory.video import VideoMemory
@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 @input_errors_end_the_program()
 def main() -> None:
-    models = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    models = model_names(CONFIGS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=models, help=f"of {', '.join(models)}")
     parser.add_argument("--height", type=int, default=480)

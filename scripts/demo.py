@@ -77,15 +77,15 @@ def run(*command: str) -> None:
 def draw_overview(clips: Path, output: Path, path: Path) -> None:
     """The first four clips, two side by side: truth, then every method's masks."""
     videos = find_videos(clips, "val")[:4]
-    rows = []
-    for pair in (videos[:2], videos[2:]):
-        if not pair:
-            continue
-        folders = {"truth": clips / "Annotations"} | {
-            title: output / method / "masks" for method, title in METHODS.items()
-        }
-        for title, folder in folders.items():
-            rows.append((title, [picture for video in pair for picture in overlays(video, folder)]))
+    folders = {"truth": clips / "Annotations"} | {
+        title: output / method / "masks" for method, title in METHODS.items()
+    }
+    rows = [
+        (title, [picture for video in pair for picture in overlays(video, folder)])
+        for pair in (videos[:2], videos[2:])
+        if pair
+        for title, folder in folders.items()
+    ]
     save_picture(path, contact_sheet(rows, height=112))
 
 

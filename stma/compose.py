@@ -17,13 +17,17 @@ def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> D
         return compose(name, overrides=list(overrides))
 
 
+def model_names(config_dir: Path) -> list[str]:
+    """What there is in ``model/``."""
+    return sorted(path.stem for path in (config_dir / "model").glob("*.yaml"))
+
+
 def load_model_config(config_dir: Path, model: str) -> ModelConfig:
     """The configuration ``model/<model>.yaml``.
 
     Raises:
         InputError: there is none; names those there are.
     """
-    known = sorted(path.stem for path in (config_dir / "model").glob("*.yaml"))
-    if model not in known:
+    if model not in (known := model_names(config_dir)):
         raise InputError(f"no model {model}; there are {', '.join(known)}")
     return parse_config(ModelConfig, load_config(config_dir, "train", [f"model={model}"]).model)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stma.compose import load_config, load_model_config
+from stma.compose import load_config, load_model_config, model_names
 from stma.config import parse_config
 from stma.errors import InputError
 from stma.inference.evaluation import EvalConfig
@@ -11,7 +11,7 @@ from stma.model.factory import build_model
 from stma.training.trainer import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+MODELS = model_names(CONFIGS)
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 

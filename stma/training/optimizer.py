@@ -42,7 +42,7 @@ class OptimizerConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"optimizer.{name} is {getattr(self, name)}; give more than 0")
         if not 0 <= self.weight_decay < 1:
-            raise InputError(f"optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+            raise InputError(f"optimizer.weight_decay is {self.weight_decay}; give 0 <= decay < 1")
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimizer.warmup is {self.warmup}; give 0 <= warmup < 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -172,7 +172,7 @@ class Trainer:
         save_weights(self.weights_path, self.model, self.config.model, self._provenance())
 
     def _check_finite(self, loss: float, batch: ClipBatch) -> None:
-        """Stop before the last good weights are overwritten."""
+        """Stop a run that has failed; seen when logged, where the host waits anyway."""
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss is {loss} at iteration {self.iteration} ({', '.join(batch.names)}); "
