@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.video_folder import VideoFolder, find_videos, read_image, read_mask
+from stma.data.images import read_image, read_mask
+from stma.data.video_folder import VideoFolder, find_videos
 from stma.errors import input_errors_end_the_program
 from stma.pictures import contact_sheet, draw_overlay, save_picture
 

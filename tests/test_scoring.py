@@ -11,16 +11,19 @@ from stma.pictures import save_mask
 
 def write(root, name: str, truth: list[np.ndarray], result: list[np.ndarray]) -> VideoFolder:
     """A video and its results, below ``root``."""
-    masks = {}
     for kind, images in (("truth", truth), ("result", result)):
         folder = root / kind / name
         folder.mkdir(parents=True)
         for number, mask in enumerate(images):
             save_mask(folder / f"{number:05d}.png", mask)
-            if kind == "truth":
-                masks[f"{number:05d}"] = folder / f"{number:05d}.png"
-    frames = [root / f"{stem}.jpg" for stem in masks]
-    return VideoFolder(name, frames, masks, root / "truth" / name)
+    stems = [f"{number:05d}" for number in range(len(truth))]
+    return VideoFolder(
+        name,
+        image_folder=root,
+        mask_folder=root / "truth" / name,
+        frame_files=np.array([f"{stem}.jpg".encode() for stem in stems]),
+        mask_files=np.array([f"{stem}.png".encode() for stem in stems]),
+    )
 
 
 def box(width: int, value: int = 1) -> np.ndarray:

@@ -1,96 +1,74 @@
-"""Videos on disk in the DAVIS layout, and reading their frames and masks."""
+"""Videos on disk in the DAVIS layout."""
 
-import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from stma.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from stma.data.problems import Problem, raise_first
 from stma.errors import InputError
 
-log = logging.getLogger(__name__)
-
-MASK_SUFFIXES = (".png",)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESOLUTIONS = ("480p", "Full-Resolution")
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VideoFolder:
-    """One video: its frames in order, and the masks that exist, by the stem of their frame."""
+    """One video: its frames in order, and the masks that exist.
+
+    File names are kept as arrays of bytes, so that the millions of files of BL30K take megabytes.
+
+    Attributes:
+        frame_files: ``(T,)``, names of the frames' files, sorted.
+        mask_files: ``(T,)``, the mask of each frame, empty where there is none.
+    """
 
     name: str
-    frames: list[Path]
-    masks: dict[str, Path]
+    image_folder: Path
     mask_folder: Path
+    frame_files: np.ndarray
+    mask_files: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frame_files)
+
+    def frame(self, index: int) -> Path:
+        return self.image_folder / os.fsdecode(self.frame_files[index])
+
+    def mask(self, index: int) -> Path:
+        """Where there is one, see :attr:`annotated`."""
+        return self.mask_folder / os.fsdecode(self.mask_files[index])
+
+    @property
+    def annotated(self) -> np.ndarray:
+        """Indices of the frames that have a mask."""
+        return np.flatnonzero(self.mask_files != b"")
 
     @property
     def fully_annotated(self) -> bool:
         """Every frame has a mask, so that results can be scored."""
-        return all(frame.stem in self.masks for frame in self.frames)
+        return bool((self.mask_files != b"").all())
 
+    @cached_property
+    def frames(self) -> list[Path]:
+        return [self.frame(index) for index in range(len(self))]
 
-def read_image(path: Path) -> np.ndarray:
-    """``(H, W, 3)`` uint8, RGB.
-
-    Raises:
-        InputError: the file is not a whole image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
-
-
-def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
-    """An index mask ``(H, W)`` uint8, and its palette if it has one.
-
-    Raises:
-        InputError: the file is not a whole image, or not one channel of IDs up to 255.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode not in ("P", "L", "1") and not mode.startswith("I"):
-                raise InputError(
-                    f"{path}: the mask is {mode}; masks are index images of one channel "
-                    "(palette or greyscale PNG), where a pixel holds the ID of its object"
-                )
-            mask = np.asarray(image)
-            palette = bytes(image.getpalette("RGB") or []) if mode == "P" else None
-    except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as a mask ({error})") from error
-    if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
-        raise InputError(f"{path}: holds IDs from {mask.min()} to {mask.max()}; they go up to 255")
-    return mask.astype(np.uint8), palette
-
-
-def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
-    """A mask that is one pixel off its frame's size, resized (nearest) to it, with a warning.
-
-    Frames and masks that were scaled apart round differently. Any larger difference means another
-    frame, and is left for the method to refuse.
-
-    Args:
-        mask: ``(H', W')``.
-        frame: ``(H, W)`` or ``(H, W, 3)``.
-        path: of the mask, for the warning.
-    """
-    size, own = frame.shape[:2], mask.shape
-    if own == size or max(abs(own[0] - size[0]), abs(own[1] - size[1])) > 1:
-        return mask
-    log.warning("%s: %d x %d, its frame %d x %d; resized", path, *own, *size)
-    resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(resized)
+    @cached_property
+    def masks(self) -> dict[str, Path]:
+        """By the stem of their frame."""
+        return {self.frame(index).stem: self.mask(index) for index in self.annotated}
 
 
 def find_videos(
-    root: str | Path, split: str | None = None, names: Sequence[str] | None = None
+    root: str | Path,
+    split: str | None = None,
+    names: Sequence[str] | None = None,
+    images: str = "JPEGImages",
+    masks: str = "Annotations",
 ) -> list[VideoFolder]:
     """The videos of a root in the DAVIS layout.
 
@@ -101,18 +79,14 @@ def find_videos(
         split: name or path of a list below ``ImageSets`` (``val``, ``2017/val``); None takes
             every video that has a mask.
         names: keep only these videos.
+        images, masks: the two folders, relative to the root or absolute.
 
     Raises:
         InputError: names what is missing.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    image_root, mask_root = _resolution_folders(root / "JPEGImages", root / "Annotations")
-    if split is not None:
-        listed = _read_split(root / "ImageSets", split)
-    else:
-        listed = sorted(folder.name for folder in mask_root.iterdir() if folder.is_dir())
+    image_root, mask_root = video_folders(root, images, masks)
+    listed = video_names(root, mask_root, split)
     if names is not None:
         if not names:
             raise InputError("clips is empty; leave it out (null) to take all")
@@ -122,64 +96,133 @@ def find_videos(
         listed = [name for name in listed if name in set(names)]
     if not listed:
         raise InputError(f"{root}: no videos in split {split}" if split else f"{root}: no videos")
-    return [_video(image_root / name, mask_root / name) for name in listed]
+    videos = []
+    for name in listed:
+        video, problems = list_video(image_root / name, mask_root / name)
+        raise_first(problems)
+        assert video is not None
+        videos.append(video)
+    return videos
 
 
-def _resolution_folders(images: Path, masks: Path) -> tuple[Path, Path]:
+def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
     """The folders of the videos, both at the same resolution where there are several."""
-    for folder in (images, masks):
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; see datasets/README.md for where data goes")
+    image_root, mask_root = root / images, root / masks
+    for folder in (image_root, mask_root):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; see datasets/README.md for the layout")
     for resolution in RESOLUTIONS:
-        found = [(folder / resolution).is_dir() for folder in (images, masks)]
+        found = [(folder / resolution).is_dir() for folder in (image_root, mask_root)]
         if all(found):
-            return images / resolution, masks / resolution
+            return image_root / resolution, mask_root / resolution
         if any(found):
-            raise InputError(f"{images}, {masks}: only one of them has a folder {resolution}")
-    return images, masks
+            raise InputError(f"{image_root}, {mask_root}: only one has a folder {resolution}")
+    return image_root, mask_root
 
 
-def _read_split(folder: Path, split: str) -> list[str]:
+def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
+    """The names in a split; without one, every folder of masks."""
+    if split is not None:
+        return read_split(root / "ImageSets", split)
+    return subfolders(mask_root)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Sorted names, hidden ones left out."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def read_split(folder: Path, split: str) -> list[str]:
+    """Names of a list, one a line; in DAVIS 2016's own lists, a line is the path of a frame and
+    that of its mask, and the video is the folder that holds them.
+
+    Args:
+        folder: ``ImageSets``.
+        split: name or path of a list below it, without ``.txt``.
+    """
     names = f"{split}.txt"
     found = sorted(folder.rglob(names)) if "/" not in split else [folder / names]
     found = [path for path in found if path.is_file()]
     if len(found) != 1:
-        available = sorted(
-            str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.txt")
-        )
         problem = "is in several folders" if found else "does not exist"
         raise InputError(
-            f"{folder}: the split {split} {problem}; it has {', '.join(available) or 'none'}"
+            f"{folder}: the split {split} {problem}; it has {', '.join(splits(folder)) or 'none'}"
         )
     try:
         lines = [line.strip() for line in found[0].read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{found[0]}: not a text file ({error})") from error
-    return [line for line in lines if line]
+    listed = [line.split()[0] if "/" in line else line for line in lines if line]
+    videos = [line.split("/")[-2] if "/" in line else line for line in listed]
+    return list(dict.fromkeys(videos))
 
 
-def _video(image_folder: Path, mask_folder: Path) -> VideoFolder:
-    for folder in (image_folder, mask_folder):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder, though the split names this video")
+def splits(folder: Path) -> list[str]:
+    """The lists below ``ImageSets``."""
+    return sorted(
+        str(path.relative_to(folder).with_suffix(""))
+        for path in folder.rglob("*.txt")
+        if not path.name.startswith(".")
+    )
 
-    def images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-        found = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in suffixes and not path.name.startswith(".")
-        )
-        for path, following in pairwise(found):
-            if path.stem == following.stem:
-                raise InputError(f"{path}: a second file of this frame, {following.name}")
-        return found
 
-    frames = images(image_folder, IMAGE_SUFFIXES)
+def list_video(
+    image_folder: Path, mask_folder: Path
+) -> tuple[VideoFolder | None, list[Problem]]:
+    """The video, unless it cannot be used, and all that is wrong with its files' names."""
+    problems = [
+        Problem(folder, "no such folder, though the split or the other folder has this video")
+        for folder in (image_folder, mask_folder)
+        if not folder.is_dir()
+    ]
+    if problems:
+        return None, problems
+    frames = _files(image_folder, IMAGE_SUFFIXES, problems)
+    masks = {_stem(name): name for name in _files(mask_folder, MASK_SUFFIXES, problems)}
     if not frames:
-        raise InputError(f"{image_folder}: no frames (JPEG or PNG)")
-    masks = {path.stem: path for path in images(mask_folder, MASK_SUFFIXES)}
-    if not masks:
-        raise InputError(f"{mask_folder}: no masks (PNG)")
-    if strangers := sorted(set(masks) - {frame.stem for frame in frames}):
-        raise InputError(f"{masks[strangers[0]]}: no frame of this name in {image_folder}")
-    return VideoFolder(image_folder.name, frames, masks, mask_folder)
+        problems.append(Problem(image_folder, "no frames (JPEG or PNG)"))
+    elif not masks:
+        problems.append(Problem(mask_folder, "no masks (PNG)"))
+    stems = [_stem(name) for name in frames]
+    problems += [
+        Problem(mask_folder / masks[stem], f"no frame of this name in {image_folder}")
+        for stem in sorted(set(masks) - set(stems))
+    ]
+    if not frames or not masks:
+        return None, problems
+    video = VideoFolder(
+        image_folder.name,
+        image_folder,
+        mask_folder,
+        np.array([os.fsencode(name) for name in frames]),
+        np.array([os.fsencode(masks.get(stem, "")) for stem in stems]),
+    )
+    return video, problems
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> list[str]:
+    """Sorted names of the folder's images; what else lies there is a warning."""
+    found = []
+    for name in sorted(os.listdir(folder)):
+        if name.startswith("."):
+            problems.append(Problem(folder / name, "a hidden file; delete it", error=False))
+        elif os.path.splitext(name)[1].lower() in suffixes:
+            found.append(name)
+        else:
+            expected = ", ".join(suffixes)
+            problems.append(
+                Problem(folder / name, f"a stray file; here belong {expected}", error=False)
+            )
+    problems += [
+        Problem(folder / name, f"a second file of this frame, {following}")
+        for name, following in pairwise(found)
+        if _stem(name) == _stem(following)
+    ]
+    return found

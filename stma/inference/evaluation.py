@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stma.data.video_folder import VideoFolder, find_videos, fit_mask, read_image, read_mask
+from stma.data.images import fit_mask, read_image, read_mask
+from stma.data.video_folder import VideoFolder, find_videos
 from stma.device import resolve_device
 from stma.errors import InputError
 from stma.inference.baselines import CopyFirstMask, FlowWarp

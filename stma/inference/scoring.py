@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from vos_benchmark.evaluator import Evaluator
 
-from stma.data.video_folder import VideoFolder, fit_mask, read_mask
+from stma.data.images import fit_mask, read_mask
+from stma.data.video_folder import VideoFolder
 from stma.errors import InputError
 
 

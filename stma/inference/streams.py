@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from vos_benchmark.evaluator import Evaluator
 
-from stma.data.video_folder import VideoFolder, read_image, read_mask
+from stma.data.images import read_image, read_mask
+from stma.data.video_folder import VideoFolder
 from stma.inference.evaluation import only_new_objects
 from stma.inference.scoring import ObjectScore, Score, object_scores, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig

@@ -1,0 +1,174 @@
+"""Reading one image or one mask, with errors that name the file."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from stma.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MASK_SUFFIXES = (".png",)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
+ORIENTATION = ExifTags.Base.Orientation
+MIN_INTERPOLATED = 3  # IDs without inside, between their neighbours' IDs: no annotator draws so
+
+
+def read_image(path: Path, reduce: int = 1) -> np.ndarray:
+    """``(H, W, 3)`` uint8, RGB, upright: rotated as its EXIF orientation says, as viewers show it.
+
+    Args:
+        reduce: 2, 4 or 8 reads it that much smaller (sides rounded up), averaging pixels. A JPEG
+            is then decoded at that size, which is faster too.
+
+    Raises:
+        InputError: the file is not a whole image of 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"{path}: an image of mode {image.mode}; convert it to 8 bits")
+            full_width = image.width
+            if reduce > 1 and image.format == "JPEG":
+                image.draft("RGB", (-(-image.width // reduce), -(-image.height // reduce)))
+            remaining = round(reduce * image.width / full_width)
+            image = image.convert("RGB")
+            image = image.reduce(remaining) if remaining > 1 else image
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(image)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
+    """An index mask ``(H, W)`` uint8, and its palette if it has one.
+
+    Raises:
+        InputError: the file is not a whole image, or not one channel of IDs up to 255.
+    """
+    mask, mode, palette = _read_mask_file(path)
+    if mode not in ("P", "L", "1") and not mode.startswith("I"):
+        raise InputError(
+            f"{path}: the mask is {mode}; masks are index images of one channel "
+            "(palette or greyscale PNG), where a pixel holds the ID of its object"
+        )
+    if mask.dtype != np.uint8 and (mask.min(initial=0) < 0 or mask.max(initial=0) > 255):
+        raise InputError(f"{path}: holds IDs from {mask.min()} to {mask.max()}; they go up to 255")
+    return mask.astype(np.uint8, copy=False), palette
+
+
+def read_binary_mask(path: Path) -> np.ndarray:
+    """A mask of one object, ``(H, W)`` uint8: 1 where the picture is brighter than middle grey,
+    or, in a palette image, where the index is not 0.
+
+    Saliency sets store masks so: 0 and 255, often antialiased, sometimes as RGB with equal
+    channels.
+
+    Raises:
+        InputError: the file is not a whole image, or is coloured, or nothing in it is bright.
+    """
+    mask, mode, _ = _read_mask_file(path)
+    if mode in ("P", "1"):
+        return (mask > 0).astype(np.uint8)
+    if mask.ndim == 3:
+        colours = mask[..., : 3 if mode.startswith("RGB") else 1]
+        if (colours != colours[..., :1]).any():
+            raise InputError(
+                f"{path}: the mask is coloured ({mode}); a binary mask is grey, and masks with "
+                "IDs are index images (mask_values=index)"
+            )
+        mask = colours[..., 0]
+    middle = 32767 if mask.dtype != np.uint8 else 127
+    if 0 < mask.max(initial=0) <= middle:
+        raise InputError(
+            f"{path}: no pixel is brighter than {middle}, the largest value is {mask.max()}; "
+            "masks that hold IDs need mask_values=index"
+        )
+    return (mask > middle).astype(np.uint8)
+
+
+def _read_mask_file(path: Path) -> tuple[np.ndarray, str, bytes | None]:
+    """Pixels as stored, Pillow's mode and the palette."""
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            palette = bytes(image.getpalette("RGB") or []) if mode == "P" else None
+            return np.asarray(image), mode, palette
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as a mask ({error})") from error
+
+
+def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
+    """A mask that is one pixel off its frame's size, resized (nearest) to it, with a warning.
+
+    Frames and masks that were scaled apart round differently. Any larger difference means another
+    frame, and is left for the caller to refuse.
+
+    Args:
+        mask: ``(H', W')``.
+        frame: ``(H, W)`` or ``(H, W, 3)``.
+        path: of the mask, for the warning.
+    """
+    size, own = frame.shape[:2], mask.shape
+    if own == size or not almost_equal_sizes(own, size):
+        return mask
+    log.warning("%s: %d x %d, its frame %d x %d; resized", path, *own, *size)
+    resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized)
+
+
+def almost_equal_sizes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Heights and widths differ by one pixel at most."""
+    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= 1
+
+
+def size_message(mask: tuple[int, ...], frame: tuple[int, ...]) -> str:
+    """What is said of a mask of another size than its frame's, both ``(H, W)``."""
+    return (
+        f"{mask[0]} x {mask[1]} pixels, its frame {frame[0]} x {frame[1]}; a mask has the size of "
+        "its frame (upright, where the frame has an EXIF rotation)"
+    )
+
+
+def interpolated_ids(mask: np.ndarray) -> list[int]:
+    """IDs that look like the result of interpolation, empty if there are fewer than three.
+
+    Such an ID has no inside (no 3 x 3 block) and lies, at most of its pixels, strictly between
+    the smallest and the largest ID around. One or two may be thin objects; more, and more than
+    the honest IDs, are a mask that was resized or saved as if it were a picture.
+
+    Args:
+        mask: ``(H, W)`` uint8.
+    """
+    counts = np.bincount(mask.ravel(), minlength=256)
+    present = np.flatnonzero(counts)
+    if len(present) < MIN_INTERPOLATED + 1:
+        return []
+    kernel = np.ones((3, 3), np.uint8)
+    low, high = cv2.erode(mask, kernel), cv2.dilate(mask, kernel)
+    inside = np.bincount(mask[low == high], minlength=256)
+    between = np.bincount(mask[(low < mask) & (mask < high)], minlength=256)
+    suspects = [int(v) for v in present if v and inside[v] == 0 and 2 * between[v] > counts[v]]
+    honest = int((present > 0).sum()) - len(suspects)
+    return suspects if len(suspects) >= MIN_INTERPOLATED and len(suspects) > honest else []
+
+
+def check_ids(mask: np.ndarray, path: Path) -> None:
+    """Refuse an index mask whose IDs are not IDs.
+
+    Raises:
+        InputError: see :func:`interpolated_ids`.
+    """
+    if suspects := interpolated_ids(mask):
+        listed = ", ".join(map(str, suspects[:8])) + (", ..." if len(suspects) > 8 else "")
+        raise InputError(
+            f"{path}: {len(suspects)} IDs ({listed}) stand on edges only, between larger and "
+            "smaller ones: the mask was antialiased or resized as a picture; make it again with "
+            "nearest neighbours (or, if it holds one object in grey, set mask_values=binary)"
+        )
