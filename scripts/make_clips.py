@@ -1,60 +1,96 @@
-"""Write procedural clips in the DAVIS layout: python scripts/make_clips.py OUTPUT --clips 16"""
+"""Write procedural clips in the DAVIS layout: python scripts/make_clips.py OUTPUT --clips 16
+
+Any setting of a scene can be changed: scene.max_objects=8 scene.blur=1.0 ...
+"""
 
 import argparse
+import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from stma.compose import load_dataset_config
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.errors import InputError, input_errors_end_the_program
-from stma.pictures import save_mask, save_picture
+from stma.pictures import save_clip
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 @input_errors_end_the_program()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path, help="root folder to make")
+    parser.add_argument("overrides", nargs="*", help="settings of the scene: scene.KEY=VALUE")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=14, help="of each clip")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--overwrite", action="store_true", help="clips that OUTPUT already has")
-    parser.add_argument("--seed", type=int, default=1, help="train.py's default is 0")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--split", default="val", help="name of the list in ImageSets")
+    parser.add_argument("--png", action="store_true", help="frames as PNG, not as JPEG")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    if arguments.clips < 1 or arguments.frames < 1:
-        parser.error("give 1 or more clips and frames")
+    if min(arguments.clips, arguments.frames, arguments.workers) < 1:
+        parser.error("give 1 or more clips, frames and workers")
+    scene = load_dataset_config(CONFIGS, "procedural", arguments.overrides).scene
+    size = (arguments.height, arguments.width)
+    scene.check_size(size)
+    output: Path = arguments.output
     for folder in ("JPEGImages", "Annotations", "ImageSets"):
-        if (arguments.output / folder).exists():
+        if (output / folder).exists():
             if not arguments.overwrite:
-                raise InputError(
-                    f"{arguments.output / folder} exists; give --overwrite to replace it"
-                )
-            shutil.rmtree(arguments.output / folder)
-    write_clips(
-        arguments.output,
-        SceneConfig(height=arguments.height, width=arguments.width),
-        arguments.clips,
-        arguments.frames,
-        arguments.seed,
+                raise InputError(f"{output / folder} exists; give --overwrite to replace it")
+            shutil.rmtree(output / folder)
+
+    names = [
+        f"clip-{index:0{max(3, len(str(arguments.clips - 1)))}d}"
+        for index in range(arguments.clips)
+    ]
+    write = partial(
+        write_clip,
+        root=output,
+        scene=scene,
+        size=size,
+        frames=arguments.frames,
+        seed=arguments.seed,
+        suffix=".png" if arguments.png else ".jpg",
     )
+    jobs = enumerate(names)
+    with ProcessPoolExecutor(min(arguments.workers, len(names))) as pool:
+        for _ in tqdm(pool.map(write, jobs), desc="clips", total=len(names), unit="clip"):
+            pass
+    (output / "ImageSets").mkdir(parents=True)
+    listing = "".join(f"{name}\n" for name in names)
+    (output / "ImageSets" / f"{arguments.split}.txt").write_text(listing)
+    OmegaConf.save(OmegaConf.structured(scene), output / "scene.yaml")
 
 
-def write_clips(root: Path, config: SceneConfig, clips: int, frames: int, seed: int) -> None:
-    """Write ``clips`` clips below ``root``, frames as PNG, and ``ImageSets/val.txt``."""
-    names = [f"clip-{index:03d}" for index in range(clips)]
-    for index, name in enumerate(tqdm(names, desc="clips", unit="clip")):
-        image_folder = root / "JPEGImages" / name
-        mask_folder = root / "Annotations" / name
-        image_folder.mkdir(parents=True, exist_ok=True)
-        mask_folder.mkdir(parents=True, exist_ok=True)
-        images, masks, _ = procedural_clip(config, np.arange(frames, dtype=float), (seed, index))
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            save_picture(image_folder / f"{number:05d}.png", image)
-            save_mask(mask_folder / f"{number:05d}.png", mask)
-    (root / "ImageSets").mkdir(exist_ok=True)
-    (root / "ImageSets" / "val.txt").write_text("".join(f"{name}\n" for name in names))
+def write_clip(
+    job: tuple[int, str],
+    root: Path,
+    scene: SceneConfig,
+    size: tuple[int, int],
+    frames: int,
+    seed: int,
+    suffix: str,
+) -> None:
+    """Write clip number ``job[0]`` under the name ``job[1]``."""
+    cv2.setNumThreads(0)
+    index, name = job
+    # A stream apart from those of training, which are seeded (seed, epoch, index).
+    rng = np.random.default_rng(np.random.SeedSequence((seed, index), spawn_key=(0,)))
+    images, masks, _ = procedural_clip(scene, size, np.arange(float(frames)), rng)
+    save_clip(root, name, images, masks, suffix)
 
 
 if __name__ == "__main__":

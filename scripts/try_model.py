@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from stma.compose import load_model_config
-from stma.data.dataset import DataConfig, ProceduralClips
+from stma.data.config import DatasetConfig
+from stma.data.dataset import ClipDataset, DataConfig
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.device import autocast, resolve_device
 from stma.errors import input_errors_end_the_program
@@ -53,13 +54,16 @@ def train_step(
     model: STMA, size: int, num_frames: int, num_objects: int, device: torch.device
 ) -> None:
     """One forward and backward pass of one procedural clip."""
-    scene = SceneConfig(
-        height=size, width=size, min_objects=num_objects, max_objects=num_objects + 2
+    scene = SceneConfig(min_objects=num_objects, max_objects=num_objects + 2)
+    data = DataConfig(
+        sources={"procedural": DatasetConfig(kind="procedural", scene=scene)},
+        height=size,
+        width=size,
+        num_frames=num_frames,
+        max_objects=num_objects,
     )
-    clips = ProceduralClips(DataConfig(num_frames=num_frames, scene=scene), 1000, seed=0)
-    clip = next(
-        clip for clip in map(clips.__getitem__, range(1000)) if clip.num_objects == num_objects
-    )
+    clips = ClipDataset(data, 1000, seed=0)
+    clip = next(clip for clip in map(clips.sample, range(1000)) if clip.num_objects == num_objects)
     batch = ClipBatch.collate([clip]).to(device)
     start = time.perf_counter()
     with autocast(device, "auto"):
@@ -79,10 +83,9 @@ def train_step(
 
 def infer(model: STMA, height: int, width: int, num_objects: int) -> None:
     """Segment five frames of a procedural clip, memorising every fifth."""
-    scene = SceneConfig(
-        height=height, width=width, min_objects=num_objects, max_objects=num_objects
-    )
-    frames, masks, visible = procedural_clip(scene, np.arange(5.0), (0,))
+    scene = SceneConfig(min_objects=num_objects, max_objects=num_objects)
+    rng = np.random.default_rng(0)
+    frames, masks, visible = procedural_clip(scene, (height, width), np.arange(5.0), rng)
     segmenter = Segmenter(model)
     seconds = []
     for t, frame in enumerate(frames):

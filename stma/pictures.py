@@ -42,6 +42,22 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path)
 
 
+def save_clip(
+    root: Path, name: str, frames: Iterable[np.ndarray], masks: Iterable[np.ndarray], suffix: str
+) -> None:
+    """Write a clip in the DAVIS layout, numbered from 00000.
+
+    Args:
+        suffix: of the frames, ``.jpg`` (of quality 95) or ``.png``.
+    """
+    image_folder, mask_folder = (root / kind / name for kind in ("JPEGImages", "Annotations"))
+    for folder in (image_folder, mask_folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, (frame, mask) in enumerate(zip(frames, masks, strict=True)):
+        Image.fromarray(frame).save(image_folder / f"{number:05d}{suffix}", quality=95)
+        save_mask(mask_folder / f"{number:05d}.png", mask)
+
+
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Tint every object in its colour and outline it; ``(H, W, 3)`` uint8."""
     # The palette's colours are dark ones; on a picture twice as bright is easier to see.

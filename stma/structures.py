@@ -55,7 +55,7 @@ class ClipBatch:
     Attributes:
         names: one for each clip.
         frames: ``(B, T, 3, H, W)`` uint8, RGB.
-        masks: ``(B, T, H, W)`` int64 index masks.
+        masks: ``(B, T, H, W)`` uint8 index masks.
         valid_objects: ``(B, N)`` bool, False where the batch pads.
         references: ``(B, T, R)`` int64, see :class:`Clip`.
     """
@@ -77,8 +77,8 @@ class ClipBatch:
         frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
         return cls(
             names=[clip.name for clip in clips],
-            frames=frames.permute(0, 1, 4, 2, 3).contiguous(),
-            masks=torch.from_numpy(np.stack([clip.masks for clip in clips])).long(),
+            frames=frames.permute(0, 1, 4, 2, 3),  # channels last in memory: nothing is moved
+            masks=torch.from_numpy(np.stack([clip.masks for clip in clips])),
             valid_objects=torch.arange(int(num_objects.max())) < num_objects[:, None],
             references=torch.from_numpy(np.stack([clip.references for clip in clips])),
         )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stma.data.dataset import DataConfig, ProceduralClips
+from stma.data.config import DatasetConfig
+from stma.data.dataset import ClipDataset, DataConfig
 from stma.data.procedural import SceneConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
@@ -59,9 +60,17 @@ def tiny_model() -> STMA:
 def make_batch(
     *, seed: int = 0, batch: int = 1, num_frames: int = 4, size: int = 64, max_objects: int = 3
 ) -> ClipBatch:
-    scene = SceneConfig(height=size, width=size, min_objects=1, max_objects=max_objects)
-    clips = ProceduralClips(DataConfig(num_frames=num_frames, scene=scene), batch, seed)
-    return ClipBatch.collate([clips[index] for index in range(batch)])
+    data = procedural_data(size, size, num_frames, max_objects=max_objects)
+    clips = ClipDataset(data, batch, seed)
+    return ClipBatch.collate([clips.sample(number) for number in range(batch)])
+
+
+def procedural_data(height: int, width: int, num_frames: int, **scene) -> DataConfig:
+    """Data of procedural clips alone."""
+    block = DatasetConfig(kind="procedural", scene=SceneConfig(**scene))
+    return DataConfig(
+        sources={"procedural": block}, height=height, width=width, num_frames=num_frames
+    )
 
 
 def random_frame(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -5,6 +5,8 @@ import torch
 
 from stma.compose import load_config, load_model_config, model_names
 from stma.config import parse_config
+from stma.data.config import DatasetConfig
+from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.inference.evaluation import EvalConfig
 from stma.model.factory import build_model
@@ -36,7 +38,8 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 
 def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
     """A number stands in both: in YAML to be seen and overridden, in code to be used without."""
-    assert parse_config(TrainConfig, composed("train")) == TrainConfig(output="runs/train")
+    data = DataConfig(sources={"procedural": DatasetConfig(kind="procedural")})
+    assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", data=data)
     config = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
     assert config == EvalConfig(root="x", weights="y", output="results/stma")
 

@@ -34,8 +34,8 @@ def trained(tmp_path_factory) -> Path:
         "iterations=2",
         "max_minutes=null",
         "device=cpu",
-        "data.scene.height=64",
-        "data.scene.width=64",
+        "data.height=64",
+        "data.width=64",
     )
     assert training.returncode == 0, training.stderr
     return folder
@@ -96,9 +96,9 @@ def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
     with pytest.raises(SystemExit, match="JPEGImages exists"):
         script(monkeypatch, "make_clips.py", *again)
     script(monkeypatch, "make_clips.py", *again, "--overwrite")
-    assert sorted(p.name for p in (tmp_path / "JPEGImages").rglob("*.png")) == [
-        "00000.png",
-        "00001.png",
+    assert sorted(p.name for p in (tmp_path / "JPEGImages").rglob("*.jpg")) == [
+        "00000.jpg",
+        "00001.jpg",
     ]
     with pytest.raises(SystemExit, match="16 pixels"):
         script(monkeypatch, "make_clips.py", str(tmp_path / "x"), "--height=8")

@@ -20,8 +20,9 @@ def root(tmp_path: Path) -> Path:
     """Two clips: one with all masks, one whose second object enters late."""
     root = tmp_path / "data"
     for name, seed in (("full", 0), ("late", 2)):
-        config = SceneConfig(height=40, width=56, min_objects=2, max_objects=2)
-        frames, masks, _ = procedural_clip(config, np.arange(5.0), (seed,))
+        config = SceneConfig(min_objects=2, max_objects=2)
+        rng = np.random.default_rng(seed)
+        frames, masks, _ = procedural_clip(config, (40, 56), np.arange(5.0), rng)
         images, annotations = (root / kind / name for kind in ("JPEGImages", "Annotations"))
         images.mkdir(parents=True)
         annotations.mkdir(parents=True)

@@ -6,8 +6,8 @@ from stma.errors import InputError
 
 
 def clip(seed: int, frames: int = 6, **settings) -> tuple[np.ndarray, np.ndarray, int]:
-    config = SceneConfig(height=64, width=96, **settings)
-    return procedural_clip(config, np.arange(frames, dtype=float), (seed,))
+    rng = np.random.default_rng(seed)
+    return procedural_clip(SceneConfig(**settings), (64, 96), np.arange(float(frames)), rng)
 
 
 def test_equal_seeds_give_equal_clips_and_others_do_not() -> None:
@@ -20,9 +20,10 @@ def test_equal_seeds_give_equal_clips_and_others_do_not() -> None:
 
 
 def test_a_frame_does_not_depend_on_which_others_are_drawn() -> None:
-    config = SceneConfig(height=64, width=64)
-    dense = procedural_clip(config, np.arange(5.0), (0,))
-    sparse = procedural_clip(config, np.array([0.0, 4.0]), (0,))
+    dense, sparse = (
+        procedural_clip(SceneConfig(), (64, 64), times, np.random.default_rng(0))
+        for times in (np.arange(5.0), np.array([0.0, 4.0]))
+    )
     assert np.array_equal(dense[0][4], sparse[0][1])
 
 
@@ -44,10 +45,10 @@ def test_objects_move() -> None:
 
 def test_objects_occlude_one_another() -> None:
     """Drawn alone, the shapes of a scene would cover more than they do together."""
-    config = SceneConfig(height=64, width=64, min_objects=3, max_objects=3, max_distractors=0)
+    config = SceneConfig(min_objects=3, max_objects=3, max_distractors=0)
     hidden = 0
     for seed in range(10):
-        scene = Scene(config, np.random.default_rng(seed))
+        scene = Scene(config, (64, 64), np.random.default_rng(seed))
         _, together = scene.render(0.0)
         labels = scene.labels
         for index in range(3):
@@ -61,10 +62,10 @@ def test_objects_occlude_one_another() -> None:
 
 
 def test_distractors_are_drawn_and_never_annotated() -> None:
-    config = SceneConfig(height=64, width=64, min_objects=1, max_objects=1, max_distractors=2)
+    config = SceneConfig(min_objects=1, max_objects=1, max_distractors=2)
     scene = next(
         scene
-        for scene in (Scene(config, np.random.default_rng(seed)) for seed in range(50))
+        for scene in (Scene(config, (64, 64), np.random.default_rng(seed)) for seed in range(50))
         if len(scene.shapes) == 3
     )
     assert scene.labels == [1, 0, 0]
@@ -76,10 +77,10 @@ def test_distractors_are_drawn_and_never_annotated() -> None:
 
 
 def test_scenes_that_never_show_an_object_end_with_an_error(monkeypatch) -> None:
-    config = SceneConfig(height=32, width=32)
+    config = SceneConfig(max_radius=1.0)
     monkeypatch.setattr("stma.data.procedural.MIN_PIXELS", 32 * 32 + 1)
     with pytest.raises(InputError, match="1000 scenes"):
-        procedural_clip(config, np.arange(2.0), (0,))
+        procedural_clip(config, (32, 32), np.arange(2.0), np.random.default_rng(0))
 
 
 def test_textures_differ() -> None:
@@ -92,13 +93,20 @@ def test_textures_differ() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"height": 8}, "16 pixels"),
-        ({"min_objects": 4}, "min_objects 4"),
+        ({"min_objects": 6}, "min_objects 6"),
         ({"min_radius": 0.0}, "min_radius"),
         ({"max_distractors": -1}, "max_distractors"),
-        ({"height": 64, "min_radius": 0.02, "max_radius": 0.03}, "max_radius 0.03.*40"),
+        ({"speed": -1}, "speed is -1"),
+        ({"blur": 2}, "blur is 2"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SceneConfig(**settings)
+
+
+def test_frames_too_small_for_an_object() -> None:
+    with pytest.raises(ValueError, match="16 pixels"):
+        SceneConfig().check_size((8, 64))
+    with pytest.raises(ValueError, match=r"max_radius 0.03.*40"):
+        SceneConfig(min_radius=0.02, max_radius=0.03).check_size((64, 64))

@@ -36,9 +36,9 @@ def test_padding_a_clip_with_objects_changes_nothing(tiny_model: STMA) -> None:
 
 
 def test_objects_permute(tiny_model: STMA) -> None:
-    clip = make_batch(seed=0)
+    clip = make_batch(seed=2)
     assert clip.valid_objects.shape[1] == 3
-    renamed = torch.tensor([0, 3, 1, 2])[clip.masks]  # object 1 is now 3, 2 is 1, 3 is 2
+    renamed = torch.tensor([0, 3, 1, 2])[clip.masks.long()]  # object 1 is now 3, 2 is 1, 3 is 2
     permuted = tiny_model(dataclasses.replace(clip, masks=renamed)).probabilities
     expected = tiny_model(clip).probabilities[:, :, [0, 2, 3, 1]]
     assert torch.allclose(permuted, expected, atol=1e-9)
@@ -99,7 +99,7 @@ def memory_of_one_frame(model: STMA) -> tuple[VideoMemory, list[FrameEmbedding]]
         images = model.normalize(clip.frames[0])
         frames = model.embed(images).frames(clip.frames.shape[1])
         memory = VideoMemory()
-        masks = torch.nn.functional.one_hot(clip.masks[0, 0])[..., 1:].permute(2, 0, 1)[None]
+        masks = torch.nn.functional.one_hot(clip.masks[0, 0].long())[..., 1:].permute(2, 0, 1)[None]
         features = model.encode(frames[0], memory)
         model.memorize(images[:1], frames[0], features, masks.double(), memory, pinned=True)
     return memory, frames

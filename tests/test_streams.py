@@ -13,19 +13,16 @@ from stma.inference.streams import (
     references_removed,
 )
 from stma.model.stma import STMA
-from stma.pictures import save_mask, save_picture
+from stma.pictures import save_clip
 
 
 @pytest.fixture
 def videos(tmp_path):
-    config = SceneConfig(height=32, width=48, min_objects=2, max_objects=2)
+    config = SceneConfig(min_objects=2, max_objects=2)
     for name, seed in (("a", 0), ("b", 3)):
-        frames, masks, _ = procedural_clip(config, np.arange(7.0), (seed,))
-        for t in range(7):
-            for kind in ("JPEGImages", "Annotations"):
-                (tmp_path / kind / name).mkdir(parents=True, exist_ok=True)
-            save_picture(tmp_path / "JPEGImages" / name / f"{t:05d}.png", frames[t])
-            save_mask(tmp_path / "Annotations" / name / f"{t:05d}.png", masks[t])
+        rng = np.random.default_rng(seed)
+        frames, masks, _ = procedural_clip(config, (32, 48), np.arange(7.0), rng)
+        save_clip(tmp_path, name, frames, masks, ".png")
     return find_videos(tmp_path)
 
 

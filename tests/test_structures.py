@@ -20,7 +20,7 @@ def test_collate_pads_objects_and_puts_channels_first() -> None:
     assert len(batch) == 2
     assert batch.frames.shape == (2, 3, 3, 8, 8)
     assert batch.valid_objects.tolist() == [[True, False, False], [True, True, True]]
-    assert batch.masks.dtype == torch.int64
+    assert batch.masks.dtype == torch.uint8
     assert (batch.masks[1] == 3).all()
 
 

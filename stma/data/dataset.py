@@ -1,14 +1,18 @@
-"""Training clips as a map-style dataset: every one a function of (seed, index) alone."""
+"""Training clips from any mix of sources: each a function of (seed, epoch, index) alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from stma.data.procedural import SceneConfig, procedural_clip
-from stma.data.sampling import draw_references, sample_times
+from stma.data.config import DatasetConfig
+from stma.data.sampling import BatchNumbers, Epochs, Share, max_gap_at
+from stma.data.sources import ClipSpec, Source, build_source
 from stma.errors import InputError
-from stma.structures import Clip
+from stma.structures import Clip, ClipBatch
 
 
 @dataclass
@@ -16,52 +20,155 @@ class DataConfig:
     """Training clips.
 
     Attributes:
+        root: folder of the datasets; their blocks refer to it.
+        sources: the datasets, by names of the user's choice.
+        height, width: of the clips.
         num_frames: of a clip.
-        max_gap: largest distance of two neighbouring frames of a clip.
+        max_objects: followed in a clip; drawn at random where there are more.
+        max_gaps: largest distance of two neighbouring frames of a clip, in frames of the video.
+        max_gap_starts: shares of the stage at which each of ``max_gaps`` begins.
+        reverse: how likely a clip runs backwards.
         num_references: past frames drawn as references of every frame (2 in the paper).
-        scene: what the procedural clips show.
     """
 
+    root: str = "datasets"
+    sources: dict[str, DatasetConfig] = field(default_factory=dict)
+    height: int = 384
+    width: int = 384
     num_frames: int = 5
-    max_gap: int = 5
+    max_objects: int = 3
+    max_gaps: list[int] = field(default_factory=lambda: [5, 10, 15, 5])
+    max_gap_starts: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.3, 0.9])
+    reverse: float = 0.5
     num_references: int = 2
-    scene: SceneConfig = field(default_factory=SceneConfig)
 
     def __post_init__(self) -> None:
+        if min(self.height, self.width) < 16:
+            raise InputError(f"data: clips of {self.height} x {self.width}; 16 pixels at least")
         if self.num_frames < 2:
             raise InputError(f"data.num_frames is {self.num_frames}; a clip needs 2 or more")
-        if self.max_gap < 1:
-            raise InputError(f"data.max_gap is {self.max_gap}; give 1 or more")
+        if not 1 <= self.max_objects <= 255:
+            raise InputError(f"data.max_objects is {self.max_objects}; give 1 to 255")
         if self.num_references < 1:
             raise InputError(f"data.num_references is {self.num_references}; give 1 or more")
+        if not 0 <= self.reverse <= 1:
+            raise InputError(f"data.reverse is {self.reverse}; give a probability, 0 to 1")
+        gaps, starts = self.max_gaps, self.max_gap_starts
+        if len(gaps) != len(starts) or not gaps:
+            raise InputError(
+                f"data.max_gaps has {len(gaps)} values and data.max_gap_starts {len(starts)}; "
+                "every gap needs its start, and there is at least one"
+            )
+        if min(gaps) < 1:
+            raise InputError(f"data.max_gaps is {gaps}; give 1 or more")
+        if starts[0] != 0 or sorted(starts) != starts or starts[-1] >= 1:
+            raise InputError(f"data.max_gap_starts is {starts}; it grows from 0 to less than 1")
 
 
-class ProceduralClips(Dataset[Clip]):
-    """Endless procedural clips, ``length`` of them.
+class ClipDataset(Dataset["Clip | InputError"]):
+    """The samples of a stage, numbered from 0 to its end, over all epochs.
+
+    The number of a sample determines its epoch and its place there; all chance comes from the seed,
+    the epoch and the sample's index in the epoch before shuffling. So the number of workers, of
+    processes and of restarts changes nothing. Only the curriculum looks at how far the stage is.
 
     Args:
-        seed: with the index of a clip, the only source of chance.
+        length: samples of the whole stage.
+
+    Raises:
+        InputError: a source is at fault; the message names it.
     """
 
     def __init__(self, config: DataConfig, length: int, seed: int) -> None:
         self.config = config
         self.length = length
         self.seed = seed
+        blocks = config.sources
+        if not blocks:
+            raise InputError("data.sources is empty; choose a stage or datasets (stage=video, say)")
+        for block in blocks.values():
+            if block.kind == "procedural":
+                block.scene.check_size((config.height, config.width))
+        self.sources: list[Source] = [
+            build_source(name, block, config.num_frames) for name, block in blocks.items()
+        ]
+        shares = [
+            Share(source.size, block.repeats, block.weight)
+            for source, block in zip(self.sources, blocks.values(), strict=True)
+        ]
+        self.epochs = Epochs(shares, list(blocks), seed)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Clip:
+    def sample(self, number: int) -> Clip:
+        """The sample of this number.
+
+        Raises:
+            InputError: a file is at fault; the message names it.
+        """
         config = self.config
-        rng = np.random.default_rng((self.seed, index))
-        times = sample_times(config.num_frames, config.max_gap, rng)
-        frames, masks, num_objects = procedural_clip(
-            config.scene, times.astype(float), (self.seed, index, 1)
+        draw = self.epochs[number]
+        spec = ClipSpec(
+            num_frames=config.num_frames,
+            size=(config.height, config.width),
+            max_objects=config.max_objects,
+            max_gap=max_gap_at(number / self.length, config.max_gaps, config.max_gap_starts),
+            reverse=config.reverse,
+            num_references=config.num_references,
         )
-        return Clip(
-            name=f"procedural clip {index} of seed {self.seed}",
-            frames=frames,
-            masks=masks,
-            num_objects=num_objects,
-            references=draw_references(config.num_frames, config.num_references, rng),
-        )
+        rng = np.random.default_rng((self.seed, draw.epoch, draw.index))
+        return self.sources[draw.source].sample(draw.item, spec, rng)
+
+    def __getitem__(self, number: int) -> "Clip | InputError":
+        """As :meth:`sample`, but a fault is returned: raised in a worker process, it would reach
+        the user wrapped in that process's traceback."""
+        try:
+            return self.sample(number)
+        except InputError as error:
+            return error
+
+    def describe(self) -> str:
+        """What an epoch holds, and what was left out, for the log."""
+        parts = [
+            f"{source.name} {count}"
+            + (f" (of {source.size})" if source.size not in (None, count) else "")
+            for source, count in zip(self.sources, self.epochs.counts, strict=True)
+        ]
+        notes = [note for source in self.sources for note in source.notes]
+        return "\n".join([f"an epoch is {self.epochs.length} clips: {', '.join(parts)}", *notes])
+
+
+def clip_batches(
+    clips: ClipDataset, numbers: BatchNumbers, num_workers: int, pin_memory: bool = False
+) -> Iterator[ClipBatch]:
+    """Load batches, in worker processes if there are any.
+
+    Raises:
+        InputError: a file is at fault; the message names it, and no other clip takes its place.
+    """
+    loader = DataLoader(
+        clips,
+        batch_sampler=numbers,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        worker_init_fn=_one_thread,
+        pin_memory=pin_memory,
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def _collate(clips: "list[Clip | InputError]") -> "ClipBatch | InputError":
+    for clip in clips:
+        if isinstance(clip, InputError):
+            return clip
+    return ClipBatch.collate([clip for clip in clips if isinstance(clip, Clip)])
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores among them: threads of their own would only get in the way."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -169,9 +169,7 @@ def splits(folder: Path) -> list[str]:
     )
 
 
-def list_video(
-    image_folder: Path, mask_folder: Path
-) -> tuple[VideoFolder | None, list[Problem]]:
+def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:
     """The video, unless it cannot be used, and all that is wrong with its files' names."""
     problems = [
         Problem(folder, "no such folder, though the split or the other folder has this video")

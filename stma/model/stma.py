@@ -146,7 +146,9 @@ class STMA(nn.Module):
         images = pad_to_stride(self.normalize(clip.frames.flatten(0, 1)))
         frames = self.embed(images).frames(num_frames)
         images_by_frame = images.unflatten(0, (-1, num_frames)).unbind(1)
-        first_masks = F.one_hot(clip.masks[:, 0], num_objects + 1)[..., 1:].permute(0, 3, 1, 2)
+        first_masks = F.one_hot(clip.masks[:, 0].long(), num_objects + 1)[..., 1:].permute(
+            0, 3, 1, 2
+        )
 
         memory = VideoMemory(valid_objects=clip.valid_objects)
         features = self.encode(frames[0], memory)

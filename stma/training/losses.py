@@ -87,7 +87,7 @@ def clip_loss(
     """The loss of a batch of clips, averaged over frames ``1..T-1``."""
     num_objects = clip.valid_objects.shape[1]
     logits = prediction.logits.flatten(0, 1)
-    target = clip.masks[:, 1:].flatten(0, 1)
+    target = clip.masks[:, 1:].flatten(0, 1).long()
     cross_entropy = bootstrapped_cross_entropy(
         logits, target, bootstrap_fraction(config, iteration)
     )

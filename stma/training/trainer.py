@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from stma import __version__
-from stma.data.dataset import DataConfig, ProceduralClips
+from stma.data.dataset import ClipDataset, DataConfig, clip_batches
+from stma.data.sampling import BatchNumbers
 from stma.device import autocast, check_precision, resolve_device
 from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
@@ -97,6 +97,9 @@ class Trainer:
         self.config = config
         self.device = resolve_device(config.device)
         self.output = Path(config.output)
+        self.clips = ClipDataset(
+            config.data, length=config.iterations * config.batch_size, seed=config.seed
+        )
         torch.manual_seed(config.seed)
         self.model = build_model(config.model)
         if config.weights is not None:
@@ -118,6 +121,8 @@ class Trainer:
         OmegaConf.save(OmegaConf.structured(config), self.output / "config.yaml")
         count = sum(p.numel() for p in self.model.parameters())
         log.info("%.2f M parameters, %s, %s", count / 1e6, self.device, config.output)
+        for line in self.clips.describe().splitlines():
+            log.info("%s", line)
         start = time.monotonic()
         shown: float | None = None
         with (
@@ -187,17 +192,11 @@ class Trainer:
 
     def _batches(self) -> Iterator[ClipBatch]:
         config = self.config
-        clips = ProceduralClips(
-            config.data, length=config.iterations * config.batch_size, seed=config.seed
-        )
-        return iter(
-            DataLoader(
-                clips,
-                batch_size=config.batch_size,
-                num_workers=config.num_workers,
-                collate_fn=ClipBatch.collate,
-                pin_memory=self.device.type == "cuda",
-            )
+        return clip_batches(
+            self.clips,
+            BatchNumbers(0, config.iterations, config.batch_size),
+            config.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
 
     def _log_scalars(
@@ -237,7 +236,7 @@ def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:
         ``(H, W, 3)`` uint8.
     """
     frames = clip.frames[0].permute(0, 2, 3, 1).cpu().numpy()
-    truth = clip.masks[0].to(torch.uint8).cpu().numpy()
+    truth = clip.masks[0].cpu().numpy()
     predicted = prediction.logits[0].argmax(dim=1).to(torch.uint8).cpu().numpy()
     return contact_sheet(
         [

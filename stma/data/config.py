@@ -1,0 +1,88 @@
+"""The settings of one dataset: a block of YAML below configs/dataset."""
+
+from dataclasses import dataclass, field
+
+from stma.data.image_folder import Layout
+from stma.data.procedural import SceneConfig
+from stma.data.published import published_count
+from stma.data.transforms import TransformConfig
+from stma.errors import InputError
+
+KINDS = ("videos", "images", "procedural")
+MASK_VALUES = ("index", "binary")
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset.
+
+    Attributes:
+        kind: ``videos`` (the DAVIS layout), ``images`` (a clip is one image, deformed) or
+            ``procedural`` (made on the fly).
+        root: its folder; ``procedural`` has none.
+        images, masks: of videos: the two folders of clips, below the root or absolute.
+        parts: of videos: sub-folders of the root that hold one such pair of folders each, where
+            the set comes in parts.
+        layouts: of images: where they lie; the first that finds an image counts.
+        split: of videos: a list in ``ImageSets``; null takes every clip.
+        exclude: names of clips or images to leave out.
+        published: ``dataset:split`` of `stma/data/published.py`, whose count it has to have.
+        mask_values: ``index`` (a pixel is the ID of its object) or ``binary`` (bright is object).
+        annotation_stride: frames of the video from one annotated frame to the next; the largest
+            gap of a clip is divided by it.
+        repeats: how often each clip comes in an epoch.
+        weight: share of all samples, 0 to 1; null leaves it to the number of clips and repeats.
+        min_pixels, clear_pixels: an object is followed if it shows ``min_pixels`` in the first
+            frame, and either ``clear_pixels`` there or never more than four times as many.
+        transform: augmentation; procedural clips have none.
+        scene: what procedural clips show.
+    """
+
+    kind: str = "videos"
+    root: str = ""
+    images: str = "JPEGImages"
+    masks: str = "Annotations"
+    parts: list[str] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    split: str | None = None
+    exclude: list[str] = field(default_factory=list)
+    published: str | None = None
+    mask_values: str = "index"
+    annotation_stride: int = 1
+    repeats: int = 1
+    weight: float | None = None
+    min_pixels: int = 1
+    clear_pixels: int = 0
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    scene: SceneConfig = field(default_factory=SceneConfig)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"kind is {self.kind!r}; choose one of {KINDS}")
+        if self.mask_values not in MASK_VALUES:
+            raise InputError(f"mask_values is {self.mask_values!r}; choose one of {MASK_VALUES}")
+        for name in ("annotation_stride", "repeats", "min_pixels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.clear_pixels < 0:
+            raise InputError(f"clear_pixels is {self.clear_pixels}; give 0 or more")
+        if self.weight is not None:
+            if not 0 < self.weight <= 1:
+                raise InputError(
+                    f"weight is {self.weight}; it is a share of all samples, more than 0 and up "
+                    "to 1 (null leaves it to the number of clips)"
+                )
+            if self.repeats != 1:
+                raise InputError("weight and repeats are both given; one of them says how much")
+        if self.published is not None:
+            published_count(self.published)
+        if self.kind == "images" and not self.layouts:
+            raise InputError("layouts is empty; say where images and masks lie below the root")
+        needless = {
+            "procedural": ("root", "parts", "layouts", "split", "exclude", "published"),
+            "images": ("parts", "split", "scene"),
+            "videos": ("layouts", "scene"),
+        }[self.kind]
+        for name in needless:
+            if getattr(self, name) not in ("", [], None, SceneConfig()):
+                raise InputError(f"{name} is set, but means nothing for kind={self.kind}")

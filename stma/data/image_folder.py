@@ -1,0 +1,123 @@
+"""Still images with masks on disk, in whatever layout their publisher chose."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stma.data.problems import Problem
+from stma.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass
+class Layout:
+    """Where images and masks lie below a root: each ``*`` stands for the same text in both.
+
+    A layout of class folders is ``*/*.jpg`` and ``*/*.png``. Suffixes match in upper and lower
+    case.
+    """
+
+    images: str
+    masks: str
+
+    def __post_init__(self) -> None:
+        for pattern in (self.images, self.masks):
+            if Path(pattern).suffix not in SUFFIXES or "**" in pattern:
+                raise InputError(f"pattern {pattern!r}; it ends in one of {SUFFIXES} and has no **")
+        if self.images.count("*") != self.masks.count("*") or "*" not in self.images:
+            raise InputError(
+                f"patterns {self.images!r} and {self.masks!r}; both have the same number of *"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.images} with {self.masks}"
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """An image and its mask, relative to the root; ``name`` is what the stars stand for."""
+
+    name: str
+    image: str
+    mask: str
+
+
+def find_layout(root: Path, layouts: Sequence[Layout]) -> Layout:
+    """The first layout of which the root has an image.
+
+    Raises:
+        InputError: there is none, or no such folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; see datasets/README.md for where data goes")
+    for layout in layouts:
+        if _matches(root, layout.images):
+            return layout
+    tried = "; ".join(str(layout) for layout in layouts)
+    raise InputError(f"{root}: no images; looked for {tried}")
+
+
+def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Problem]]:
+    """All images with their masks, sorted, and all that is wrong with the names."""
+    images, masks = _matches(root, layout.images), _matches(root, layout.masks)
+    problems = [
+        Problem(root / image, f"no mask of this name; {_fill(layout.masks, stars)} is missing")
+        for stars, image in images.items()
+        if stars not in masks
+    ]
+    problems += [
+        Problem(root / mask, f"no image of this name; {_fill(layout.images, stars)} is missing")
+        for stars, mask in masks.items()
+        if stars not in images
+    ]
+    known = {*images.values(), *masks.values()}
+    for folder in {*_folders(root, layout.images), *_folders(root, layout.masks)}:
+        for name in sorted(os.listdir(root / folder)):
+            path = root / folder / name
+            if name.startswith("."):
+                problems.append(Problem(path, "a hidden file; delete it", error=False))
+            elif os.path.join(folder, name) not in known and path.is_file():
+                problems.append(Problem(path, f"a stray file; here belong {layout}", error=False))
+    pairs = [
+        ImagePair("/".join(stars), images[stars], masks[stars])
+        for stars in sorted(images)
+        if stars in masks
+    ]
+    return pairs, problems
+
+
+def _fill(pattern: str, stars: tuple[str, ...]) -> str:
+    for star in stars:
+        pattern = pattern.replace("*", star, 1)
+    return pattern
+
+
+def _folders(root: Path, pattern: str) -> list[str]:
+    """Folders below the root that a pattern looks into, relative to it."""
+    parent = os.path.dirname(pattern)
+    if not parent:
+        return [""]
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.glob(parent)
+        if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _matches(root: Path, pattern: str) -> dict[tuple[str, ...], str]:
+    """Files that match, relative to the root, by the texts that the stars stand for."""
+    stem, suffix = os.path.splitext(pattern)
+    expression = re.compile(
+        re.escape(stem).replace(r"\*", "([^/]+)") + rf"(?i:{re.escape(suffix)})"
+    )
+    found = {}
+    for folder in _folders(root, pattern):
+        for name in sorted(os.listdir(root / folder)):
+            relative = os.path.join(folder, name)
+            match = expression.fullmatch(relative.replace(os.sep, "/"))
+            if match and not name.startswith("."):
+                found[match.groups()] = relative
+    return found

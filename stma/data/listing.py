@@ -1,0 +1,75 @@
+"""Which clips or images a dataset has, and what is wrong with their files' names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stma.data.config import DatasetConfig
+from stma.data.image_folder import ImagePair, find_layout, list_pairs
+from stma.data.problems import Problem
+from stma.data.published import count_message
+from stma.data.video_folder import VideoFolder, list_video, subfolders, video_folders, video_names
+from stma.errors import InputError
+
+MANY = 2000  # clips whose listing takes long enough for a progress bar
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is there, before anything is read; one of the two lists is empty.
+
+    Attributes:
+        problems: of the files' names and numbers.
+    """
+
+    videos: list[VideoFolder]
+    pairs: list[ImagePair]
+    problems: list[Problem]
+
+
+def list_dataset(config: DatasetConfig) -> Listing:
+    """List a dataset on disk as its block of YAML describes it, without those to exclude.
+
+    Raises:
+        InputError: there is nothing to list: no such folder, no such split.
+    """
+    root = Path(config.root)
+    videos: list[VideoFolder] = []
+    pairs: list[ImagePair] = []
+    problems: list[Problem] = []
+    if config.kind == "images":
+        pairs, problems = list_pairs(root, find_layout(root, config.layouts))
+        names = [pair.name for pair in pairs]
+    else:
+        folders = list(_clip_folders(root, config))
+        names = [images.name for images, _ in folders]
+        for images, masks in tqdm(
+            folders, f"list {root}", unit="clip", disable=len(folders) < MANY
+        ):
+            if images.name not in config.exclude:
+                video, found = list_video(images, masks)
+                videos += [video] if video is not None else []
+                problems += found
+    if not names:
+        raise InputError(f"{root}: no clips")
+    if unknown := sorted(set(config.exclude) - set(names)):
+        raise InputError(f"{root}: exclude names {', '.join(unknown)}, which is not there")
+    if config.published is not None and (wrong := count_message(config.published, len(names))):
+        problems.insert(0, Problem(root, wrong))
+    pairs = [pair for pair in pairs if pair.name not in config.exclude]
+    return Listing(videos, pairs, problems)
+
+
+def _clip_folders(root: Path, config: DatasetConfig) -> Iterator[tuple[Path, Path]]:
+    """The folders of frames and masks of every clip. Without a split, a clip that only one of the
+    two has is listed too, to be named as a problem."""
+    for part in config.parts or [""]:
+        images, masks = video_folders(root / part, config.images, config.masks)
+        if config.split is None:
+            names = sorted({*subfolders(images), *subfolders(masks)})
+        else:
+            names = video_names(root / part, masks, config.split)
+        for name in names:
+            yield images / name, masks / name

@@ -1,0 +1,46 @@
+"""How many clips or images each dataset has, as published: see datasets/README.md for sources."""
+
+from stma.errors import InputError
+
+PUBLISHED: dict[str, dict[str, int]] = {
+    "davis2016": {"train": 30, "val": 20},
+    "davis2017": {"train": 60, "val": 30, "test-dev": 30, "test-challenge": 30},
+    "youtubevos2018": {"train": 3471, "valid": 474, "test": 508},
+    "youtubevos2019": {"train": 3471, "valid": 507, "test": 541},
+    "lvos": {"train": 120, "valid": 50, "test": 50},
+    "lvos_v2": {"train": 420, "valid": 140, "test": 160},
+    "mose": {"train": 1507, "valid": 311, "test": 331},
+    "bl30k": {"all": 29_989},
+    "ecssd": {"all": 1000},
+    "fss1000": {"all": 10_000},
+    "hrsod": {"all": 2010},
+    "big": {"all": 150},
+    "duts_tr": {"all": 10_553},
+    "duts_te": {"all": 5019},
+}
+
+
+def published_count(key: str) -> int:
+    """Of ``dataset:split``, such as ``davis2017:train``.
+
+    Raises:
+        InputError: there is no such dataset or split.
+    """
+    dataset, _, split = key.partition(":")
+    if dataset not in PUBLISHED:
+        raise InputError(f"published: no dataset {dataset!r}; there are {', '.join(PUBLISHED)}")
+    splits = PUBLISHED[dataset]
+    if split not in splits:
+        raise InputError(f"published: {dataset} has no split {split!r}; it has {', '.join(splits)}")
+    return splits[split]
+
+
+def count_message(key: str, found: int) -> str | None:
+    """What is said where a count differs from the published one; None where it does not."""
+    expected = published_count(key)
+    if found == expected:
+        return None
+    return (
+        f"{found} clips or images, but {key} was published with {expected}: the download or the "
+        "extraction is not complete, or it is another version or a part (published=null allows it)"
+    )

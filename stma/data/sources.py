@@ -1,0 +1,318 @@
+"""Where clips come from: videos, still images or procedural scenes, all behind one interface."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stma.data.config import DatasetConfig
+from stma.data.images import (
+    almost_equal_sizes,
+    check_ids,
+    read_binary_mask,
+    read_image,
+    read_mask,
+    size_message,
+)
+from stma.data.listing import list_dataset
+from stma.data.problems import Problem, raise_first
+from stma.data.procedural import procedural_clip
+from stma.data.sampling import (
+    draw_references,
+    keep_objects,
+    learnable_objects,
+    sample_frames,
+    sample_times,
+)
+from stma.data.transforms import Warp, apply_colours, draw_colour, draw_warps, window
+from stma.data.video_folder import VideoFolder
+from stma.errors import InputError
+from stma.structures import Clip
+
+TRIES = 8  # of frames and crops, until an object shows in the first frame
+NAMED = 5  # clips that a message lists
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What every clip of a stage has in common, whatever its source.
+
+    Attributes:
+        size: height and width.
+        max_gap: largest distance of neighbouring frames, in frames of the video.
+        reverse: how likely a clip runs backwards.
+    """
+
+    num_frames: int
+    size: tuple[int, int]
+    max_objects: int
+    max_gap: int
+    reverse: float
+    num_references: int
+
+
+class Source(Protocol):
+    """A dataset from which clips are drawn.
+
+    Attributes:
+        name: for messages.
+        size: number of its items, None where there is no end.
+        notes: what the user should know of it.
+    """
+
+    name: str
+    size: int | None
+    notes: list[str]
+
+    def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
+        """A clip of one item.
+
+        Raises:
+            InputError: a file is at fault; the message names it.
+        """
+        ...
+
+
+class ProceduralSource:
+    """Scenes drawn on the fly; the item counts them and means nothing else."""
+
+    def __init__(self, name: str, config: DatasetConfig) -> None:
+        self.name = name
+        self.config = config
+        self.size: int | None = None
+        self.notes: list[str] = []
+
+    def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
+        times = sample_times(spec.num_frames, spec.max_gap, rng).astype(float)
+        frames, masks, count = procedural_clip(self.config.scene, spec.size, times, rng)
+        ids = np.arange(1, count + 1)
+        return _clip(f"{self.name}: clip {item}", frames, masks, ids, spec, rng)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The annotated frames of one item: one of a still image, many of a video."""
+
+    name: str
+    images: Sequence[Path]
+    masks: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was drawn for a clip: frames, where their pixels come from, and what the masks show.
+
+    Attributes:
+        original: height and width of the frames on disk.
+        masks: ``(T, H, W)``, warped.
+        ids: of the objects that can be followed.
+    """
+
+    indices: list[int]
+    warps: list[Warp]
+    original: tuple[int, ...]
+    masks: np.ndarray
+    ids: np.ndarray
+
+
+class FileSource:
+    """Videos or still images on disk.
+
+    Args:
+        num_frames: of a clip; shorter videos are left out, which the notes say.
+
+    Raises:
+        InputError: names what is wrong with the root.
+    """
+
+    def __init__(self, name: str, config: DatasetConfig, num_frames: int) -> None:
+        self.name = name
+        self.config = config
+        self.root = Path(config.root)
+        if not config.root:
+            raise InputError(f"sources.{name}.root is empty; give the folder of this dataset")
+        listing = list_dataset(config)
+        raise_first(listing.problems)
+        self.notes = [f"{name}: {problem}" for problem in listing.problems[:NAMED]]
+        if len(listing.problems) > NAMED:
+            self.notes.append(f"{name}: and {len(listing.problems) - NAMED} more such files")
+        self.pairs = listing.pairs
+        self.videos = self._long_enough(listing.videos, num_frames)
+        self.size: int | None = len(self.pairs) or len(self.videos)
+
+    def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
+        frames = self._frames(item)
+        drawn = self._draw(frames, spec, rng)
+        config = self.config.transform
+        tone = draw_colour(config.colour, rng, config.greyscale)
+        reduce = _reduction(drawn.warps)
+        image: np.ndarray | None = None
+        warped = []
+        for position, (index, warp) in enumerate(zip(drawn.indices, drawn.warps, strict=True)):
+            if image is None or index != drawn.indices[position - 1]:
+                image = read_image(frames.images[index], reduce)
+                _check_size(frames.images[index], frames.masks[index], image, drawn, reduce)
+            frame = warp.of_reduced(reduce).image(image)
+            warped.append(apply_colours(frame, tone, draw_colour(config.frame_colour, rng)))
+        numbers = ", ".join(frames.images[i].stem for i in dict.fromkeys(drawn.indices))
+        name = f"{self.name}: {frames.name} ({numbers})"
+        return _clip(name, np.stack(warped), drawn.masks, drawn.ids, spec, rng)
+
+    def _frames(self, item: int) -> Frames:
+        if self.pairs:
+            pair = self.pairs[item]
+            return Frames(pair.name, [self.root / pair.image], [self.root / pair.mask])
+        video = self.videos[item]
+        annotated = video.annotated
+        return Frames(
+            video.name,
+            [video.frame(index) for index in annotated],
+            [video.mask(index) for index in annotated],
+        )
+
+    def _draw(self, frames: Frames, spec: ClipSpec, rng: np.random.Generator) -> _Drawn:
+        """Draw frames and warps until an object can be followed from the first frame on."""
+        config = self.config
+        masks: dict[int, np.ndarray] = {}
+        for _ in range(TRIES):
+            indices = self._draw_indices(len(frames.masks), spec, rng)
+            self._read_masks(frames, indices, masks)
+            original = masks[indices[0]].shape
+            warps = draw_warps(config.transform, original, spec.size, spec.num_frames, rng)
+            warped = np.stack([w.mask(masks[i]) for w, i in zip(warps, indices, strict=True)])
+            ids = learnable_objects(warped, config.min_pixels, config.clear_pixels)
+            if len(ids):
+                return _Drawn(indices, warps, original, warped, ids)
+        # Rare: objects show seldom, or are small. Look at all frames, and at the object itself.
+        for first in rng.permutation(len(frames.masks)).tolist():
+            self._read_masks(frames, [first], masks)
+            visible = np.argwhere(masks[first])
+            if len(visible):
+                indices = walk_from(first, len(frames.masks), spec.num_frames)
+                self._read_masks(frames, indices, masks)
+                original = masks[first].shape
+                point = visible[rng.integers(len(visible))]
+                warps = [window(original, spec.size, point)] * spec.num_frames
+                warped = np.stack([warps[0].mask(masks[i]) for i in indices])
+                return _Drawn(indices, warps, original, warped, np.setdiff1d(warped[0], [0]))
+        raise InputError(str(empty_clip(frames)))
+
+    def _draw_indices(self, length: int, spec: ClipSpec, rng: np.random.Generator) -> list[int]:
+        if self.pairs:
+            return [0] * spec.num_frames
+        gap = max(1, spec.max_gap // self.config.annotation_stride)
+        indices = sample_frames(length, spec.num_frames, gap, rng).tolist()
+        return indices[::-1] if rng.random() < spec.reverse else indices
+
+    def _read_masks(
+        self, frames: Frames, indices: Sequence[int], masks: dict[int, np.ndarray]
+    ) -> None:
+        """Read those that are not in ``masks`` yet; all of a clip have one size."""
+        for index in indices:
+            if index in masks:
+                continue
+            path = frames.masks[index]
+            mask = read_any_mask(path, self.config.mask_values)
+            if masks:
+                other = next(iter(masks))
+                if message := other_size_message(mask, masks[other], frames.masks[other]):
+                    raise InputError(f"{path}: {message}")
+            masks[index] = mask
+
+    def _long_enough(self, videos: list[VideoFolder], num_frames: int) -> list[VideoFolder]:
+        kept = [video for video in videos if len(video.annotated) >= num_frames]
+        if short := [video.name for video in videos if len(video.annotated) < num_frames]:
+            more = ", ..." if len(short) > NAMED else ""
+            self.notes.append(
+                f"{self.name}: left out {len(short)} of {len(videos)} clips, with fewer than "
+                f"{num_frames} annotated frames: {', '.join(short[:NAMED])}{more}"
+            )
+        if videos and not kept:
+            raise InputError(
+                f"{self.root}: none of its {len(videos)} clips has {num_frames} annotated frames"
+            )
+        return kept
+
+
+def build_source(name: str, config: DatasetConfig, num_frames: int) -> Source:
+    """The source that a block of YAML describes.
+
+    Raises:
+        InputError: names the source and what is wrong.
+    """
+    if config.kind == "procedural":
+        return ProceduralSource(name, config)
+    return FileSource(name, config, num_frames)
+
+
+def read_any_mask(path: Path, mask_values: str) -> np.ndarray:
+    """``(H, W)`` uint8, of either kind; IDs that are none are refused.
+
+    Raises:
+        InputError: names the file and what is wrong with it.
+    """
+    if mask_values == "binary":
+        return read_binary_mask(path)
+    mask, _ = read_mask(path)
+    check_ids(mask, path)
+    return mask
+
+
+def empty_clip(frames: Frames) -> Problem:
+    """What is said of a clip in which nothing can be followed."""
+    where = frames.masks[0] if len(frames.masks) == 1 else frames.masks[0].parent
+    return Problem(where, f"no mask holds an object; leave it out with exclude=[{frames.name}]")
+
+
+def other_size_message(mask: np.ndarray, first: np.ndarray, path: Path) -> str | None:
+    """What is said of a mask of another size than the first of its clip; None if there is none."""
+    if almost_equal_sizes(mask.shape, first.shape):
+        return None
+    sizes = f"{mask.shape[0]} x {mask.shape[1]} pixels, but {first.shape[0]} x {first.shape[1]}"
+    return f"{sizes} in {path.name}; the frames of a clip have one size"
+
+
+def walk_from(first: int, length: int, num_frames: int) -> list[int]:
+    """Frame after frame, to and fro between the ends of the video."""
+    period = max(1, 2 * (length - 1))
+    steps = [(first + step) % period for step in range(num_frames)]
+    return [min(step, period - step) if length > 1 else 0 for step in steps]
+
+
+def _reduction(warps: Sequence[Warp]) -> int:
+    """How much smaller than stored a picture may be read: half of what is not needed anyway, so
+    that bilinear sampling meets at most two pixels to one and does not alias."""
+    shrinking = min(warp.shrinking for warp in warps)
+    return next(reduce for reduce in (8, 4, 2, 1) if reduce == 1 or shrinking >= reduce)
+
+
+def _check_size(
+    image_path: Path, mask_path: Path, image: np.ndarray, drawn: _Drawn, reduce: int
+) -> None:
+    """A frame has the size of its mask, give or take the pixel of rounding."""
+    expected = tuple(-(-side // reduce) for side in drawn.original)
+    if not almost_equal_sizes(image.shape, expected):
+        actual = read_image(image_path).shape if reduce > 1 else image.shape
+        raise InputError(f"{mask_path}: {size_message(drawn.original, actual)}")
+
+
+def _clip(
+    name: str,
+    frames: np.ndarray,
+    masks: np.ndarray,
+    ids: np.ndarray,
+    spec: ClipSpec,
+    rng: np.random.Generator,
+) -> Clip:
+    """With as many of the objects as a clip may have, drawn at random."""
+    if len(ids) > spec.max_objects:
+        ids = np.sort(rng.choice(ids, spec.max_objects, replace=False))
+    return Clip(
+        name=name,
+        frames=frames,
+        masks=keep_objects(masks, ids),
+        num_objects=len(ids),
+        references=draw_references(spec.num_frames, spec.num_references, rng),
+    )
