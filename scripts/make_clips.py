@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="name of the list in ImageSets")
     parser.add_argument("--png", action="store_true", help="frames as PNG, not as JPEG")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if min(arguments.clips, arguments.frames, arguments.workers) < 1:
         parser.error("give 1 or more clips, frames and workers")
     scene = load_dataset_config(CONFIGS, "procedural", arguments.overrides).scene

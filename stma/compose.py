@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
+from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
 
@@ -42,25 +43,33 @@ def dataset_names(config_dir: Path) -> list[str]:
     return [name for name in names if name not in shared]
 
 
-def load_dataset_config(
-    config_dir: Path, dataset: str, overrides: Sequence[str] = ()
-) -> DatasetConfig:
-    """The block ``dataset/<dataset>.yaml``.
+def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """The data of a training on ``dataset/<dataset>.yaml`` alone.
 
     Args:
-        overrides: ``key=value`` of the block, or ``data.root=...``.
+        overrides: ``key=value`` of the dataset's block, or ``data.key=value`` of all data.
 
     Raises:
-        InputError: there is none, or an override is wrong; names those there are.
+        InputError: there is none, or an override is wrong; the message names it.
     """
     if dataset not in (known := dataset_names(config_dir)):
         raise InputError(f"no dataset {dataset}; there are {', '.join(known)}")
-    added = [f"+dataset@data.sources.it={dataset}"]
+    added = ["~stage", f"+dataset@data.sources.{dataset}={dataset}"]
     for override in overrides:
-        added.append(override if override.startswith("data.") else f"data.sources.it.{override}")
+        added.append(
+            override if override.startswith("data.") else f"data.sources.{dataset}.{override}"
+        )
     try:
         config = load_config(config_dir, "train", added)
-        OmegaConf.resolve(config)
     except HydraException as error:
-        raise InputError(f"{dataset}: {str(error).splitlines()[0]}") from error
-    return parse_config(DatasetConfig, config.data.sources.it, dataset)
+        reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
+        raise InputError(f"{dataset}: {', '.join(overrides)}: {reason}") from error
+    OmegaConf.resolve(config)
+    return parse_config(DataConfig, config.data, dataset)
+
+
+def load_dataset_config(
+    config_dir: Path, dataset: str, overrides: Sequence[str] = ()
+) -> DatasetConfig:
+    """The block ``dataset/<dataset>.yaml``; see :func:`load_data_config`."""
+    return load_data_config(config_dir, dataset, overrides).sources[dataset]

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stma.data.images import fit_mask, read_image, read_mask
+from stma.data.images import (
+    check_ids,
+    count_ids,
+    fit_mask,
+    interpolated_ids,
+    read_binary_mask,
+    read_image,
+    read_mask,
+)
 from stma.errors import InputError
 from stma.pictures import save_mask, save_picture
 
@@ -68,3 +76,99 @@ def test_a_short_palette_loses_no_id(tmp_path: Path) -> None:
     assert read.tolist() == [[0, 1], [44, 200]]
     with Image.open(tmp_path / "many.png") as written:
         assert written.convert("RGB").getpixel((1, 0)) == (255, 0, 0)
+
+
+def test_cmyk_and_exif_rotation(tmp_path: Path) -> None:
+    """As in files of photographers: read as RGB, upright."""
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:, :30] = (200, 50, 20)
+    picture[:, 30:] = (10, 180, 90)
+    Image.fromarray(picture).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - picture).mean() < 3
+    exif = Image.Exif()
+    exif[0x112] = 6  # the camera was turned: the picture is to be turned clockwise
+    for name in ("turned.jpg", "turned.png"):
+        Image.fromarray(picture).save(tmp_path / name, exif=exif)
+        for reduce in (1, 2):
+            upright = read_image(tmp_path / name, reduce)
+            assert upright.shape == (60 // reduce, 40 // reduce, 3)
+            assert np.abs(upright[0, 0].astype(int) - (200, 50, 20)).max() < 12
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_reduced_images_are_means(tmp_path: Path, suffix: str, reduce: int) -> None:
+    x, y = np.meshgrid(np.linspace(0, 255, 67), np.linspace(0, 255, 45))
+    picture = np.stack([x, y, 255 - x], -1).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / f"x{suffix}", quality=95)
+    small = read_image(tmp_path / f"x{suffix}", reduce)
+    assert small.shape[:2] == (-(-45 // reduce), -(-67 // reduce))
+    height, width = 45 // reduce, 67 // reduce
+    whole = picture[: height * reduce, : width * reduce]
+    blocks = whole.reshape(height, reduce, width, reduce, 3).mean((1, 3))
+    assert np.abs(small[:height, :width] - blocks).mean() < 3
+
+
+def test_16_bit_images_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png: an image of mode I;16; convert it to 8"):
+        read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "1", "I;16", "RGBA", "LA"])
+def test_binary_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
+    truth = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
+    path = tmp_path / "mask.png"
+    if mode == "P":
+        save_mask(path, 5 * truth)
+    elif mode == "I;16":
+        Image.fromarray(truth.astype(np.uint16) * 65535).save(path)
+    else:
+        Image.fromarray(truth * 255).convert(mode).save(path)
+    assert np.array_equal(read_binary_mask(path), truth)
+
+
+def test_binary_masks_with_soft_edges_and_those_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 100, 127, 128, 255]], np.uint8)).save(path)
+    assert read_binary_mask(path).tolist() == [[0, 0, 0, 1, 1]]
+    Image.fromarray(np.array([[0, 1, 1]], np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"mask\.png: no pixel is brighter.*mask_values=index"):
+        read_binary_mask(path)
+    save_picture(path, np.full((2, 2, 3), (200, 10, 10), np.uint8))
+    with pytest.raises(InputError, match=r"mask\.png: the mask is coloured"):
+        read_binary_mask(path)
+
+
+def disc(radius: int = 20) -> np.ndarray:
+    y, x = np.mgrid[-32:32, -32:32]
+    return (x * x + y * y < radius * radius).astype(np.uint8)
+
+
+@pytest.mark.parametrize("value", [5, 38, 255])
+def test_masks_that_were_resized_as_pictures(tmp_path: Path, value: int) -> None:
+    blurred = Image.fromarray(disc() * value).resize((100, 90), Image.Resampling.BILINEAR)
+    mask = np.asarray(blurred)
+    assert set(interpolated_ids(mask)) == set(np.unique(mask)) - {0, value}
+    with pytest.raises(InputError, match=r"m\.png: .*antialiased or resized"):
+        check_ids(mask, tmp_path / "m.png")
+    nearest = Image.fromarray(disc() * value).resize((100, 90), Image.Resampling.NEAREST)
+    check_ids(np.asarray(nearest), tmp_path / "m.png")
+
+
+def test_honest_masks_are_not_suspected() -> None:
+    """Many objects, one of them thin, side by side and inside one another."""
+    mask = np.zeros((64, 64), np.uint8)
+    for value in range(1, 45):
+        row, column = divmod(value, 8)
+        mask[row * 8 : row * 8 + 6, column * 8 : column * 8 + 6] = value
+    mask[:, 33] = 60
+    mask[40:44, 40:44] = 70
+    mask[41, 41] = 50
+    assert interpolated_ids(mask) == []
+
+
+def test_counting_ids() -> None:
+    mask = np.random.default_rng(0).integers(0, 256, (33, 17), dtype=np.uint8)
+    assert np.array_equal(count_ids(mask), np.bincount(mask.ravel(), minlength=256))
+    assert count_ids(np.zeros((0, 4), np.uint8)).sum() == 0

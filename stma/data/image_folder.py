@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stma.data.problems import Problem
+from stma.data.video_folder import hidden_files, is_hidden
 from stma.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -74,12 +75,11 @@ def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Proble
         if stars not in images
     ]
     known = {*images.values(), *masks.values()}
-    for folder in {*_folders(root, layout.images), *_folders(root, layout.masks)}:
+    for folder in sorted({*_folders(root, layout.images), *_folders(root, layout.masks)}):
+        problems += hidden_files(root / folder)
         for name in sorted(os.listdir(root / folder)):
             path = root / folder / name
-            if name.startswith("."):
-                problems.append(Problem(path, "a hidden file; delete it", error=False))
-            elif os.path.join(folder, name) not in known and path.is_file():
+            if not is_hidden(name) and os.path.join(folder, name) not in known and path.is_file():
                 problems.append(Problem(path, f"a stray file; here belong {layout}", error=False))
     pairs = [
         ImagePair("/".join(stars), images[stars], masks[stars])
@@ -103,7 +103,7 @@ def _folders(root: Path, pattern: str) -> list[str]:
     return sorted(
         str(path.relative_to(root))
         for path in root.glob(parent)
-        if path.is_dir() and not path.name.startswith(".")
+        if path.is_dir() and not is_hidden(path.name)
     )
 
 
@@ -118,6 +118,6 @@ def _matches(root: Path, pattern: str) -> dict[tuple[str, ...], str]:
         for name in sorted(os.listdir(root / folder)):
             relative = os.path.join(folder, name)
             match = expression.fullmatch(relative.replace(os.sep, "/"))
-            if match and not name.startswith("."):
+            if match and not is_hidden(name):
                 found[match.groups()] = relative
     return found

@@ -10,7 +10,15 @@ from stma.data.config import DatasetConfig
 from stma.data.image_folder import ImagePair, find_layout, list_pairs
 from stma.data.problems import Problem
 from stma.data.published import count_message
-from stma.data.video_folder import VideoFolder, list_video, subfolders, video_folders, video_names
+from stma.data.video_folder import (
+    VideoFolder,
+    hidden_files,
+    list_video,
+    missing_masks,
+    subfolders,
+    video_folders,
+    video_names,
+)
 from stma.errors import InputError
 
 MANY = 2000  # clips whose listing takes long enough for a progress bar
@@ -43,7 +51,7 @@ def list_dataset(config: DatasetConfig) -> Listing:
         pairs, problems = list_pairs(root, find_layout(root, config.layouts))
         names = [pair.name for pair in pairs]
     else:
-        folders = list(_clip_folders(root, config))
+        folders = list(_clip_folders(root, config, problems))
         names = [images.name for images, _ in folders]
         for images, masks in tqdm(
             folders, f"list {root}", unit="clip", disable=len(folders) < MANY
@@ -51,7 +59,7 @@ def list_dataset(config: DatasetConfig) -> Listing:
             if images.name not in config.exclude:
                 video, found = list_video(images, masks)
                 videos += [video] if video is not None else []
-                problems += found
+                problems += found + (missing_masks(video) if video is not None else [])
     if not names:
         raise InputError(f"{root}: no clips")
     if unknown := sorted(set(config.exclude) - set(names)):
@@ -62,11 +70,15 @@ def list_dataset(config: DatasetConfig) -> Listing:
     return Listing(videos, pairs, problems)
 
 
-def _clip_folders(root: Path, config: DatasetConfig) -> Iterator[tuple[Path, Path]]:
+def _clip_folders(
+    root: Path, config: DatasetConfig, problems: list[Problem]
+) -> Iterator[tuple[Path, Path]]:
     """The folders of frames and masks of every clip. Without a split, a clip that only one of the
     two has is listed too, to be named as a problem."""
     for part in config.parts or [""]:
         images, masks = video_folders(root / part, config.images, config.masks)
+        for folder in (images, masks):
+            problems += hidden_files(folder)
         if config.split is None:
             names = sorted({*subfolders(images), *subfolders(masks)})
         else:

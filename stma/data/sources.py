@@ -217,7 +217,8 @@ class FileSource:
             mask = read_any_mask(path, self.config.mask_values)
             if masks:
                 other = next(iter(masks))
-                if message := other_size_message(mask, masks[other], frames.masks[other]):
+                name = frames.masks[other].name
+                if message := other_size_message(mask.shape, masks[other].shape, name):
                     raise InputError(f"{path}: {message}")
             masks[index] = mask
 
@@ -266,12 +267,15 @@ def empty_clip(frames: Frames) -> Problem:
     return Problem(where, f"no mask holds an object; leave it out with exclude=[{frames.name}]")
 
 
-def other_size_message(mask: np.ndarray, first: np.ndarray, path: Path) -> str | None:
-    """What is said of a mask of another size than the first of its clip; None if there is none."""
-    if almost_equal_sizes(mask.shape, first.shape):
+def other_size_message(
+    size: tuple[int, ...], first: tuple[int, ...], first_name: str
+) -> str | None:
+    """What is said of a file of another size than the first of its clip; None if it has the same,
+    give or take the pixel of rounding."""
+    if almost_equal_sizes(size, first):
         return None
-    sizes = f"{mask.shape[0]} x {mask.shape[1]} pixels, but {first.shape[0]} x {first.shape[1]}"
-    return f"{sizes} in {path.name}; the frames of a clip have one size"
+    sizes = f"{size[0]} x {size[1]} pixels, but {first[0]} x {first[1]}"
+    return f"{sizes} in {first_name}; the frames of a clip have one size"
 
 
 def walk_from(first: int, length: int, num_frames: int) -> list[int]:

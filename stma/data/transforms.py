@@ -120,10 +120,10 @@ class Warp:
         self, pixels: np.ndarray, interpolation: int, fill: tuple[int, int, int]
     ) -> np.ndarray:
         if self.thin_plate is not None:
-            return cv2.remap(
+            return cv2.remap(  # type: ignore[call-overload]  # no second map is None
                 pixels,
                 self.map(),
-                np.empty(0),  # both coordinates are in the first map
+                None,
                 interpolation,
                 borderMode=cv2.BORDER_CONSTANT,
                 borderValue=fill,

@@ -14,6 +14,7 @@ from stma.data.problems import Problem, raise_first
 from stma.errors import InputError
 
 RESOLUTIONS = ("480p", "Full-Resolution")
+HIDDEN = "a hidden file; delete it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
 def subfolders(folder: Path) -> list[str]:
     """Sorted names, hidden ones left out."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
 
 
 def read_split(folder: Path, split: str) -> list[str]:
@@ -165,7 +166,7 @@ def splits(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder).with_suffix(""))
         for path in folder.rglob("*.txt")
-        if not path.name.startswith(".")
+        if not is_hidden(path.name)
     )
 
 
@@ -201,6 +202,34 @@ def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | Non
     return video, problems
 
 
+def missing_masks(video: VideoFolder) -> list[Problem]:
+    """Frames without a mask where most frames have one: a training set has them all, or as few as
+    every second."""
+    annotated = len(video.annotated)
+    if annotated <= len(video) / 2:
+        return []
+    return [
+        Problem(
+            video.frame(index),
+            f"no mask of this name in {video.mask_folder}, though most frames have one",
+        )
+        for index in np.flatnonzero(video.mask_files == b"").tolist()
+    ]
+
+
+def is_hidden(name: str) -> bool:
+    """What file managers leave behind."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def hidden_files(folder: Path) -> list[Problem]:
+    return [
+        Problem(folder / name, HIDDEN, error=False)
+        for name in sorted(os.listdir(folder))
+        if is_hidden(name)
+    ]
+
+
 def _stem(name: str) -> str:
     return os.path.splitext(name)[0]
 
@@ -208,10 +237,11 @@ def _stem(name: str) -> str:
 def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> list[str]:
     """Sorted names of the folder's images; what else lies there is a warning."""
     found = []
+    problems += hidden_files(folder)
     for name in sorted(os.listdir(folder)):
-        if name.startswith("."):
-            problems.append(Problem(folder / name, "a hidden file; delete it", error=False))
-        elif os.path.splitext(name)[1].lower() in suffixes:
+        if is_hidden(name):
+            continue
+        if os.path.splitext(name)[1].lower() in suffixes:
             found.append(name)
         else:
             expected = ", ".join(suffixes)

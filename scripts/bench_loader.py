@@ -1,0 +1,123 @@
+"""How fast clips are loaded, and where the time goes: python scripts/bench_loader.py ROOT
+
+ROOT has the DAVIS layout; with --dataset, any block of configs/dataset (procedural needs no ROOT).
+Clips of 5 frames of 384 x 384 with DAVIS's augmentation, unless settings say otherwise:
+data.num_frames=3 split=val ...
+"""
+
+import argparse
+import cProfile
+import os
+import pstats
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import torch
+
+from stma.compose import dataset_names, load_data_config
+from stma.data.dataset import ClipDataset, clip_batches
+from stma.data.images import read_binary_mask, read_image, read_mask
+from stma.data.procedural import procedural_clip
+from stma.data.sampling import BatchNumbers
+from stma.data.transforms import Warp, apply_colours
+from stma.errors import input_errors_end_the_program
+from stma.structures import ClipBatch
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PARTS: dict[str, list[Callable]] = {
+    "decode images": [read_image],
+    "decode masks": [read_mask, read_binary_mask],
+    "warp": [Warp.image, Warp.mask],
+    "colour": [apply_colours],
+    "draw scenes": [procedural_clip],
+}
+WARM_UP = 4  # clips
+
+
+@input_errors_end_the_program()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", nargs="?", default="")
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE")
+    parser.add_argument("--dataset", default="folder", choices=dataset_names(CONFIGS))
+    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is told")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_intermixed_args()
+    if min(arguments.clips, arguments.rounds, arguments.workers) < 1:
+        parser.error("give 1 or more clips, rounds and workers")
+    overrides = list(arguments.overrides)
+    if "=" in arguments.root:
+        overrides.insert(0, arguments.root)
+    elif arguments.root:
+        overrides += [f"root='{Path(arguments.root).resolve()}'", "published=null"]
+    config = load_data_config(CONFIGS, arguments.dataset, overrides)
+    total = WARM_UP + arguments.clips * arguments.rounds
+    clips = ClipDataset(config, total, seed=0)
+    print(clips.describe())
+    print(f"clips of {config.num_frames} frames of {config.height} x {config.width}")
+    one_process(clips, arguments.clips, arguments.rounds)
+    workers(clips, arguments.clips, arguments.workers)
+
+
+def one_process(clips: ClipDataset, count: int, rounds: int) -> None:
+    """The speed of one core, and the shares of the parts."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+    def load(first: int, number: int) -> float:
+        start = time.perf_counter()
+        for index in range(first, first + number):
+            ClipBatch.collate([clips.sample(index)])
+        return time.perf_counter() - start
+
+    load(0, WARM_UP)
+    seconds = sorted(load(WARM_UP + count * r, count) for r in range(rounds))
+    median = seconds[rounds // 2]
+    frames = clips.config.num_frames
+    print(
+        f"one core: {count / median:.1f} clips/s, {count * frames / median:.0f} frames/s "
+        f"(median of {rounds}; {count * frames / seconds[-1]:.0f} to "
+        f"{count * frames / seconds[0]:.0f})"
+    )
+    with cProfile.Profile() as profile:
+        load(WARM_UP, count)
+    stats = pstats.Stats(profile)
+    whole = stats.total_tt  # type: ignore[attr-defined]
+    times = {name: sum(cumulative(stats, f) for f in parts) for name, parts in PARTS.items()}
+    times["rest"] = whole - sum(times.values())
+    for name, spent in times.items():
+        if spent > 0:
+            milliseconds = 1e3 * spent / whole * median / count / frames
+            print(f"  {name:<14} {100 * spent / whole:3.0f} %  {milliseconds:.2f} ms a frame")
+
+
+def cumulative(stats: pstats.Stats, function: Callable) -> float:
+    """Seconds in a function and all that it calls."""
+    code = function.__code__
+    key = (code.co_filename, code.co_firstlineno, code.co_name)
+    return stats.stats.get(key, (0, 0, 0, 0.0))[3]  # type: ignore[attr-defined]
+
+
+def workers(clips: ClipDataset, count: int, num_workers: int) -> None:
+    """The speed of the data loader's processes together; their start is not counted."""
+    batches = clip_batches(clips, BatchNumbers(0, len(clips), 1), num_workers)
+    for _ in range(WARM_UP):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    seconds = time.perf_counter() - start
+    frames = clips.config.num_frames
+    print(
+        f"{num_workers} workers: {count / seconds:.1f} clips/s, {count * frames / seconds:.0f} "
+        f"frames/s, {count * frames / seconds / num_workers:.0f} frames/s per worker"
+    )
+
+
+if __name__ == "__main__":
+    main()
