@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from stma.compose import load_config
 from stma.data.images import read_image, read_mask
 from stma.data.video_folder import VideoFolder, find_videos
 from stma.errors import input_errors_end_the_program
 from stma.pictures import contact_sheet, draw_overlay, save_picture
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
 METHODS = {
     "copy": "copying the first mask",
     "flow": "carrying it along optical flow (DIS)",
@@ -37,7 +39,14 @@ def main() -> None:
     start = time.monotonic()
 
     clips = output / "clips"
-    run("scripts/make_clips.py", str(clips), f"--clips={arguments.clips}", "--overwrite")
+    scene = load_config(CONFIGS, "train", ["experiment=demo"]).data.sources.procedural.scene
+    run(
+        "scripts/make_clips.py",
+        str(clips),
+        f"--clips={arguments.clips}",
+        "--overwrite",
+        *(f"scene.{key}={value}" for key, value in scene.items()),
+    )
     minutes = f"max_minutes={arguments.minutes}"
     run("train.py", "experiment=demo", f"output={quoted(output)}", minutes)
     weights = output / "weights.safetensors"

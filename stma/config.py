@@ -28,4 +28,19 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         where = f"{error.full_key}: " if error.full_key else ""
         raise InputError(f"{source}: {where}{reason}") from error
     except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+        assert isinstance(merged, DictConfig)
+        where = _locate(merged)
+        named = not where or str(error).startswith(where.partition(".")[0])
+        raise InputError(f"{source}: {'' if named else where + ': '}{error}") from error
+
+
+def _locate(config: DictConfig) -> str:
+    """The innermost part of a configuration that its dataclass refuses, by its keys."""
+    for key in config:
+        part = None if OmegaConf.is_missing(config, key) else config[key]
+        if isinstance(part, DictConfig):
+            try:
+                OmegaConf.to_object(part)
+            except InputError:
+                return ".".join(filter(None, (str(key), _locate(part))))
+    return ""

@@ -76,6 +76,16 @@ def test_a_bad_value_is_named(override: str, message: str) -> None:
         parse_config(TrainConfig, composed("train", override))
 
 
+def test_a_bad_value_deep_inside_is_named_with_its_path() -> None:
+    for override, message in (
+        ("data.sources.procedural.scene.blur=2", r"data\.sources\.procedural\.scene: blur is 2"),
+        ("data.sources.procedural.repeats=0", r"data\.sources\.procedural: repeats is 0"),
+        ("data.sources.procedural.transform.flip=3", r"procedural\.transform: flip is 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_config(TrainConfig, composed("train", override))
+
+
 def test_missing_values_are_named() -> None:
     with pytest.raises(InputError, match="root"):
         parse_config(EvalConfig, composed("eval", "weights=x"))

@@ -1,11 +1,14 @@
 """train.py, eval.py and the scripts, run as a user would."""
 
+import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from stma.data.images import read_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,3 +138,90 @@ def test_probing_the_streams(trained: Path, monkeypatch, capsys) -> None:
     (trained / "clips" / "Annotations" / "clip-001" / "00002.png").unlink()
     with pytest.raises(SystemExit, match=r"error: .*clip-001"):
         script(monkeypatch, "probe_streams.py", weights, str(trained / "clips"))
+
+
+@pytest.fixture
+def clips(monkeypatch, tmp_path, capsys) -> Path:
+    """Two clips on disk, written by the script."""
+    root = tmp_path / "clips"
+    small = ["--clips=2", "--frames=6", "--height=64", "--width=80", "scene.max_objects=2"]
+    script(monkeypatch, "make_clips.py", str(root), *small)
+    capsys.readouterr()
+    return root
+
+
+def test_written_clips_are_a_function_of_the_seed(monkeypatch, clips: Path, tmp_path) -> None:
+    small = ["--clips=2", "--frames=6", "--height=64", "--width=80", "scene.max_objects=2"]
+    script(monkeypatch, "make_clips.py", str(tmp_path / "again"), *small, "--workers=1")
+    script(monkeypatch, "make_clips.py", str(tmp_path / "other"), *small, "--seed=2")
+    frame = Path("JPEGImages/clip-001/00003.jpg")
+    assert (clips / frame).read_bytes() == (tmp_path / "again" / frame).read_bytes()
+    assert (clips / frame).read_bytes() != (tmp_path / "other" / frame).read_bytes()
+    with pytest.raises(SystemExit, match="max_object"):
+        script(monkeypatch, "make_clips.py", str(tmp_path / "x"), "scene.max_object=2")
+
+
+def test_checking_a_root(monkeypatch, clips: Path, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as done:
+        script(monkeypatch, "check_data.py", str(clips))
+    assert done.value.code == 0
+    assert "2 clips or images, 24 files" in capsys.readouterr().out
+    broken = clips / "JPEGImages" / "clip-000" / "00002.jpg"
+    broken.write_bytes(b"")
+    report = tmp_path / "report.json"
+    with pytest.raises(SystemExit) as done:
+        script(monkeypatch, "check_data.py", str(clips), f"--report={report}", "--workers=1")
+    assert done.value.code == 1
+    assert f"error: {broken}: cannot be read" in capsys.readouterr().out
+    assert json.loads(report.read_text())["errors"] == 1
+    with pytest.raises(SystemExit):
+        script(monkeypatch, "check_data.py", str(clips), "--dataset=davis2017", "split=val")
+    assert "davis2017:train was published with 60" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="nowhere: no such folder"):
+        script(monkeypatch, "check_data.py", str(tmp_path / "nowhere"))
+
+
+def test_preparing_a_root(monkeypatch, clips: Path, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as done:
+        script(monkeypatch, "prepare_data.py", str(clips), str(tmp_path / "s"), "--short-side=32")
+    assert done.value.code == 0
+    assert "26 files written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", ["folder", "procedural"])
+def test_showing_clips(monkeypatch, clips: Path, tmp_path, capsys, dataset: str) -> None:
+    overrides = ["data.height=48", "data.width=64", "data.num_frames=3"]
+    if dataset == "folder":
+        overrides.append(f"root={clips}")
+    sheet = tmp_path / "sheet.png"
+    script(monkeypatch, "show_clips.py", dataset, *overrides, "--clips=2", f"--output={sheet}")
+    assert read_image(sheet).shape[0] == 2 * (22 + 160 + 2)
+
+
+def test_timing_the_loader(monkeypatch, clips: Path, capsys) -> None:
+    small = ["data.height=48", "data.width=64", "--clips=2", "--rounds=1", "--workers=1"]
+    script(monkeypatch, "bench_loader.py", str(clips), *small)
+    out = capsys.readouterr().out
+    for part in ("one core:", "decode images", "decode masks", "warp", "rest", "1 workers:"):
+        assert part in out
+    script(monkeypatch, "bench_loader.py", "--dataset=procedural", *small)
+    assert "draw scenes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -> None:
+    command = [
+        "train.py", "model=convvit_t", "~stage", "+dataset@data.sources.mine=folder",
+        f"data.sources.mine.root={clips}", "data.height=32", "data.width=32", "iterations=8",
+        "batch_size=2", "device=cpu", f"output={tmp_path}/run", "num_workers=1",
+    ]  # fmt: skip
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert "an epoch is 2 clips: mine 2" in result.stdout
+    for path in (clips / "Annotations" / "clip-001").iterdir():
+        path.write_bytes(b"")
+    result = run(*command)
+    assert result.returncode == 1
+    assert "error: " in result.stderr
+    assert "cannot be read as a mask" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -110,3 +110,63 @@ def test_frames_too_small_for_an_object() -> None:
         SceneConfig().check_size((8, 64))
     with pytest.raises(ValueError, match=r"max_radius 0.03.*40"):
         SceneConfig(min_radius=0.02, max_radius=0.03).check_size((64, 64))
+
+
+def area_of_objects(seed: int, frames: int, **settings) -> np.ndarray:
+    """``(T, N)``: pixels of every object in every frame."""
+    rng = np.random.default_rng(seed)
+    config = SceneConfig(blur=0.0, light=0.0, **settings)
+    _, masks, count = procedural_clip(config, (48, 64), np.arange(float(frames)), rng)
+    return np.stack([(masks == i).sum((1, 2)) for i in range(1, count + 1)], axis=1)
+
+
+def test_objects_leave_the_frame_and_come_back() -> None:
+    """Alone, with the camera still, so that nothing else hides them."""
+    still = {"max_objects": 1, "max_distractors": 0, "speed": 0.0, "camera_speed": 0.0}
+    returned = 0
+    for seed in range(20):
+        area = area_of_objects(seed, 40, leave=1.0, **still)[:, 0]
+        gone = np.flatnonzero(area == 0)
+        returned += bool(len(gone) and area[gone[0] :].any())
+        assert (area_of_objects(seed, 40, leave=0.0, **still) > 0).all()
+    assert returned > 12
+
+
+def test_motion_blur_smears_edges_and_leaves_masks() -> None:
+    """The same scene with the shutter shut at once: equal masks, and less contrast."""
+    for seed in range(5):
+        scene = Scene(SceneConfig(blur=1.0, light=0.0), (64, 64), np.random.default_rng(seed))
+        assert scene.shutter > 0
+        blurred, mask = scene.render(3.0)
+        scene.shutter = 0.0
+        sharp, same = scene.render(3.0)
+        assert np.array_equal(mask, same)
+        assert not np.array_equal(blurred, sharp)
+        assert (
+            np.abs(np.diff(blurred.astype(int), axis=1)).mean()
+            < np.abs(np.diff(sharp.astype(int), axis=1)).mean()
+        )
+
+
+def test_light_changes_colours_and_not_masks() -> None:
+    changes = []
+    for seed in range(10):
+        scene = Scene(SceneConfig(blur=0.0, light=1.0), (64, 64), np.random.default_rng(seed))
+        lit, mask = scene.render(8.0)
+        light, scene.light = scene.light, None
+        plain, same = scene.render(8.0)
+        assert light is not None
+        assert np.array_equal(mask, same)
+        changes.append(np.abs(lit.astype(int) - plain).mean())
+    assert np.mean(changes) > 5
+
+
+def test_shapes_vary() -> None:
+    """Outlines of fifty seeds: some nearly round, some with corners far out."""
+    from stma.data.procedural import _random_base
+
+    bases = [_random_base(np.random.default_rng(seed)) for seed in range(50)]
+    assert all(base.shape == (72, 2) for base in bases)
+    spread = [np.ptp(np.hypot(*base.T)) for base in bases]
+    assert min(spread) < 0.01
+    assert max(spread) > 0.5

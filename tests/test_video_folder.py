@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stma.data.video_folder import find_videos
+from stma.data.video_folder import find_videos, list_video, missing_masks, subfolders
 from stma.errors import InputError
 from stma.pictures import save_mask, save_picture
 
@@ -99,3 +99,54 @@ def test_no_clips_a_split_that_is_no_text_and_half_a_resolution(root: Path) -> N
     (root / "Annotations" / "480p").rename(root / "Annotations" / "original")
     with pytest.raises(InputError, match="only one has a folder 480p"):
         find_videos(root, "val")
+
+
+def test_the_lists_of_davis_2016(root: Path) -> None:
+    """A frame and its mask to a line, of which the folder is the clip."""
+    lines = [
+        f"/JPEGImages/480p/{name}/{number:05d}.jpg /Annotations/480p/{name}/{number:05d}.png "
+        for name, number in (("b", 0), ("b", 1), ("a", 0))
+    ]
+    (root / "ImageSets" / "480p").mkdir()
+    (root / "ImageSets" / "480p" / "train.txt").write_text("\n".join(lines) + "\n")
+    assert [video.name for video in find_videos(root, "480p/train")] == ["b", "a"]
+
+
+def test_frames_and_masks_by_number(root: Path) -> None:
+    (video,) = find_videos(root, "val", ["b"])
+    assert len(video) == 3
+    assert video.annotated.tolist() == [0]
+    assert video.frame(2) == video.frames[2]
+    assert video.mask(0) == video.masks["00000"]
+
+
+def test_missing_masks_are_faults_only_where_most_are_there(tmp_path: Path) -> None:
+    for name, masks in (("most", [0, 1, 3]), ("every-second", [0, 2]), ("first", [0])):
+        make_video(tmp_path, name, 4, masks)
+    missing = {video.name: missing_masks(video) for video in find_videos(tmp_path)}
+    assert [problem.path.name for problem in missing.pop("most")] == ["00002.jpg"]
+    assert missing == {"every-second": [], "first": []}
+
+
+def test_hidden_and_stray_files_are_warnings(tmp_path: Path) -> None:
+    make_video(tmp_path, "a", 2, [0])
+    (tmp_path / "JPEGImages" / "a" / "._00000.jpg").touch()
+    (tmp_path / "JPEGImages" / "a" / "Thumbs.db").touch()
+    (tmp_path / "Annotations" / "a" / "00000.json").touch()
+    video, problems = list_video(tmp_path / "JPEGImages" / "a", tmp_path / "Annotations" / "a")
+    assert video is not None
+    assert len(video) == 2
+    assert {p.path.name: p.error for p in problems} == {
+        "._00000.jpg": False,
+        "Thumbs.db": False,
+        "00000.json": False,
+    }
+    (tmp_path / "JPEGImages" / "__MACOSX").mkdir()
+    assert subfolders(tmp_path / "JPEGImages") == ["a"]
+
+
+def test_two_folders_anywhere(tmp_path: Path) -> None:
+    make_video(tmp_path / "data", "a", 2, [0, 1])
+    (tmp_path / "data" / "JPEGImages").rename(tmp_path / "frames")
+    (video,) = find_videos(tmp_path / "data", images=str(tmp_path / "frames"))
+    assert video.frame(0) == tmp_path / "frames" / "a" / "00000.jpg"

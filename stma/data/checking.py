@@ -172,13 +172,18 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
 def recognise(root: Path) -> list[str]:
     """What published set a folder must be, by its own name and its parents', as ``dataset:split``;
     several where the version does not show, none where the names say nothing."""
-    tail = "/".join(root.resolve().parts[-3:]).lower()
+    tail = _tail(root)
     names = next((names for pattern, names in NAMES if re.search(pattern, tail)), ())
     if names and "all" in PUBLISHED[names[0]]:
         return [f"{names[0]}:all"]
     folder = root.resolve().name.lower()
     split = next((s for start, s in SPLIT_FOLDERS.items() if folder.startswith(start)), None)
     return [f"{name}:{split}" for name in names] if split is not None else []
+
+
+def _tail(root: Path) -> str:
+    """The last names of its path, in lower case; those further up say nothing about it."""
+    return "/".join(root.resolve().parts[-4:]).lower()
 
 
 def _check_count(root: Path, known: Sequence[str], count: int) -> Iterator[Problem]:
@@ -197,7 +202,7 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
         if folder.is_dir():
             for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
                 yield from hidden_files(inner)
-        is_davis = "davis" in str(root.resolve()).lower()
+        is_davis = "davis" in _tail(root)
         for split in splits(folder) if folder.is_dir() else []:
             path = folder / f"{split}.txt"
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stma.data.problems import Problem
-from stma.data.video_folder import hidden_files, is_hidden
+from stma.data.video_folder import PREPARED, hidden_files, is_hidden
 from stma.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -79,7 +79,8 @@ def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Proble
         problems += hidden_files(root / folder)
         for name in sorted(os.listdir(root / folder)):
             path = root / folder / name
-            if not is_hidden(name) and os.path.join(folder, name) not in known and path.is_file():
+            ours = is_hidden(name) or name == PREPARED
+            if not ours and os.path.join(folder, name) not in known and path.is_file():
                 problems.append(Problem(path, f"a stray file; here belong {layout}", error=False))
     pairs = [
         ImagePair("/".join(stars), images[stars], masks[stars])

@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from stma.data.images import IMAGE_SUFFIXES, UNREADABLE
 from stma.data.problems import Problem
-from stma.data.video_folder import is_hidden
+from stma.data.video_folder import PREPARED, is_hidden
 from stma.errors import InputError
 
 PART = ".part"  # what a file is called until it is whole
-SETTINGS = "prepared.json"
 JPEG_QUALITY = 95
 DRAFT = 2  # a JPEG is decoded at this many times the size it is resized to, at least
 
@@ -83,7 +82,7 @@ def resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 def _claim(target: Path, settings: dict[str, object]) -> None:
     """Refuse a folder that was made from something else."""
-    path = target / SETTINGS
+    path = target / PREPARED
     try:
         if path.is_file():
             before = json.loads(path.read_text())

@@ -15,6 +15,7 @@ from stma.errors import InputError
 
 RESOLUTIONS = ("480p", "Full-Resolution")
 HIDDEN = "a hidden file; delete it"
+PREPARED = "prepared.json"  # where preparing.py notes what it made a copy from
 
 
 @dataclass(frozen=True, eq=False)

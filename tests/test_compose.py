@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from stma.compose import dataset_names, load_config, load_data_config, load_dataset_config
+from stma.config import parse_config
+from stma.data.config import DatasetConfig
+from stma.data.published import PUBLISHED
+from stma.errors import InputError
+from stma.training.trainer import TrainConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+STAGES = sorted(path.stem for path in (CONFIGS / "stage").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("dataset", dataset_names(CONFIGS))
+def test_every_dataset_composes(dataset: str) -> None:
+    block = load_dataset_config(CONFIGS, dataset, ["data.root=/data"])
+    assert block.root.startswith("/data/") or dataset in ("folder", "procedural")
+
+
+def test_the_base_of_all_datasets_is_the_dataclass() -> None:
+    assert load_dataset_config(CONFIGS, "folder") == DatasetConfig(root=".")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_composes(stage: str) -> None:
+    config = parse_config(TrainConfig, load_config(CONFIGS, "train", [f"stage={stage}"]))
+    assert config.data.sources
+
+
+def test_the_papers_stages_have_its_numbers() -> None:
+    """Shared spec, section 6: what the paper states, and what is ours there."""
+    static, bl30k, video = (
+        parse_config(TrainConfig, load_config(CONFIGS, "train", [f"stage={stage}"]))
+        for stage in ("static", "bl30k", "video")
+    )
+    assert [c.iterations for c in (static, bl30k, video)] == [150_000, 250_000, 160_000]
+    assert all(c.batch_size == 16 and c.optimizer.learning_rate == 3e-5 for c in (static, bl30k))
+    assert [c.data.num_frames for c in (static, bl30k, video)] == [3, 5, 5]
+    assert [c.data.max_objects for c in (static, bl30k, video)] == [1, 3, 3]
+    assert video.optimizer.decay_at == [100_000 / 160_000]
+    assert static.optimizer.decay_at == bl30k.optimizer.decay_at == []
+    assert {n: s.repeats for n, s in video.data.sources.items()} == {"davis": 5, "youtube": 1}
+    assert len(static.data.sources) == 6
+    assert all(s.transform.thin_plate > 0 for s in static.data.sources.values())
+    assert bl30k.data.max_gap_starts == [0.0, 0.1, 0.3, 0.8]
+
+
+def test_a_source_can_be_added_weighted_and_taken_out() -> None:
+    overrides = [
+        "stage=video",
+        "+dataset@data.sources.extra=procedural",
+        "data.sources.extra.weight=0.1",
+        "~data.sources.youtube",
+    ]
+    config = parse_config(TrainConfig, load_config(CONFIGS, "train", overrides))
+    assert list(config.data.sources) == ["davis", "extra"]
+    assert config.data.sources["extra"].weight == 0.1
+
+
+def test_settings_of_one_dataset_and_of_all_data() -> None:
+    config = load_data_config(CONFIGS, "davis2017", ["split=2017/val", "data.num_frames=7"])
+    assert config.sources["davis2017"].split == "2017/val"
+    assert config.num_frames == 7
+
+
+@pytest.mark.parametrize(
+    ("dataset", "override", "message"),
+    [
+        ("davis", "split=x", "no dataset davis; there are big, bl30k"),
+        ("davis2017", "splitt=x", "splitt"),
+        ("davis2017", "repeats=0", "repeats is 0"),
+        ("davis2017", "split", "split"),
+    ],
+)
+def test_mistakes_are_named(dataset: str, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_data_config(CONFIGS, dataset, [override])
+
+
+def test_every_published_count_is_of_a_known_dataset() -> None:
+    names = {block.published for name in dataset_names(CONFIGS)
+             if (block := load_dataset_config(CONFIGS, name)).published}  # fmt: skip
+    assert {name.partition(":")[0] for name in names} <= set(PUBLISHED)
