@@ -15,12 +15,13 @@ from tqdm import tqdm
 from stma.data.config import DatasetConfig
 from stma.data.image_folder import Layout, list_pairs
 from stma.data.images import almost_equal_sizes, read_image, size_message
-from stma.data.listing import Listing, list_dataset
+from stma.data.listing import Frames, list_dataset
 from stma.data.problems import Problem
 from stma.data.published import PUBLISHED, count_message
-from stma.data.sources import Frames, empty_clip, other_size_message, read_any_mask
+from stma.data.sources import empty_clip, other_size_message, read_any_mask
 from stma.data.video_folder import (
     hidden_files,
+    missing_clips,
     read_split,
     splits,
     subfolders,
@@ -123,15 +124,17 @@ def check_dataset(config: DatasetConfig, workers: int) -> Check:
         check.problems += _check_count(root, known, check.clips + len(config.exclude))
     if config.kind == "videos":
         check.problems += _check_lists(root, config)
-    items = list(_items(root, listing))
-    check.files = sum(len(frames.images) + len(frames.masks) for frames in items)
+    items = [Frames.of_pair(root, pair) for pair in listing.pairs]
+    items += [Frames.of_video(video, slice(None)) for video in listing.videos]
+    counts = [len(frames.image_files) + len(frames.mask_files) for frames in items]
+    check.files = sum(counts)
     work = partial(check_frames, config=config)
     progress = tqdm(total=check.files, desc=f"check {root}", unit="file")
     with progress, ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
         chunk = max(1, min(16, len(items) // (4 * workers)))
-        for frames, problems in zip(items, pool.map(work, items, chunksize=chunk), strict=True):
+        for count, problems in zip(counts, pool.map(work, items, chunksize=chunk), strict=True):
             check.problems += problems
-            progress.update(len(frames.images) + len(frames.masks))
+            progress.update(count)
     return check
 
 
@@ -139,7 +142,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
     """Read all images and masks of a clip, or one image and its mask."""
     problems: list[Problem] = []
     sizes: dict[str, tuple[int, ...]] = {}
-    for path in frames.images:
+    for path in map(frames.image, range(len(frames.image_files))):
         try:
             shape = sizes[path.stem] = read_image(path).shape[:2]
         except InputError as error:
@@ -154,7 +157,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
             message = f"EXIF orientation {orientation}: it is turned upright when read"
             problems.append(Problem(path, message, error=False))
     empty = True
-    for path in frames.masks:
+    for path in map(frames.mask, range(len(frames.mask_files))):
         try:
             mask = read_any_mask(path, config.mask_values)
         except InputError as error:
@@ -162,7 +165,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
             empty = False  # nobody knows
             continue
         empty = empty and not mask.any()
-        shape = sizes.get(path.stem) or sizes.get(frames.images[0].stem, mask.shape)
+        shape = sizes.get(path.stem) or sizes.get(frames.image(0).stem, mask.shape)
         if mask.shape != shape:
             small = almost_equal_sizes(mask.shape, shape)
             problems.append(Problem(path, size_message(mask.shape, shape), error=not small))
@@ -197,46 +200,37 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
     parts = [root / part for part in config.parts] or [root]
     for part in parts:
         image_root, _ = video_folders(part, config.images, config.masks)
-        there = set(subfolders(image_root))
         folder = part / "ImageSets"
         if folder.is_dir():
             for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
                 yield from hidden_files(inner)
-        is_davis = "davis" in _tail(root)
         for split in splits(folder) if folder.is_dir() else []:
+            if split == config.split:
+                continue  # listing has compared it
             path = folder / f"{split}.txt"
             try:
-                names = read_split(folder, split if "/" in split else f"./{split}")
+                names = read_split(path)
             except InputError as error:
                 yield _as_problem(path, error)
                 continue
-            for name in sorted(set(names) - there):
-                yield Problem(path, f"names the clip {name}, which is not in {image_root}")
+            yield from missing_clips(path, names, image_root)
             year, _, last = split.partition("/")
-            if is_davis and last in PUBLISHED.get(f"davis{year}", {}):
+            if "davis" in _tail(root) and last in PUBLISHED.get(f"davis{year}", {}):
                 message = count_message(f"davis{year}:{last}", len(names))
                 if message is not None:
                     yield Problem(path, message)
         meta = part / "meta.json"
         if meta.is_file():
-            yield from _check_meta(meta, there, image_root)
+            yield from _check_meta(meta, image_root)
 
 
-def _check_meta(meta: Path, there: set[str], image_root: Path) -> Iterator[Problem]:
+def _check_meta(meta: Path, image_root: Path) -> Iterator[Problem]:
     try:
-        names = set(json.loads(meta.read_text(encoding="utf-8"))["videos"])
+        names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
     except (ValueError, KeyError, TypeError) as error:
         yield Problem(meta, f'not a JSON file with "videos" ({error})')
         return
-    for name in sorted(names - there):
-        yield Problem(meta, f"names the clip {name}, which is not in {image_root}")
-
-
-def _items(root: Path, listing: Listing) -> Iterator[Frames]:
-    for pair in listing.pairs:
-        yield Frames(pair.name, [root / pair.image], [root / pair.mask])
-    for video in listing.videos:
-        yield Frames(video.name, video.frames, list(video.masks.values()))
+    yield from missing_clips(meta, names, image_root)
 
 
 def _find_sets(root: Path, layouts: Sequence[Layout], depth: int = 2) -> Iterator[DatasetConfig]:

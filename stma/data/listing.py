@@ -1,9 +1,11 @@
 """Which clips or images a dataset has, and what is wrong with their files' names."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from stma.data.config import DatasetConfig
@@ -12,16 +14,55 @@ from stma.data.problems import Problem
 from stma.data.published import count_message
 from stma.data.video_folder import (
     VideoFolder,
+    find_split,
     hidden_files,
     list_video,
+    missing_clips,
     missing_masks,
+    read_split,
     subfolders,
     video_folders,
-    video_names,
 )
 from stma.errors import InputError
 
 MANY = 2000  # clips whose listing takes long enough for a progress bar
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Files of one clip, or of one still image; names are kept small, paths made when asked for.
+
+    Attributes:
+        image_files, mask_files: relative to their folders.
+    """
+
+    name: str
+    image_folder: Path
+    mask_folder: Path
+    image_files: np.ndarray | list[str]
+    mask_files: np.ndarray | list[str]
+
+    @classmethod
+    def of_pair(cls, root: Path, pair: ImagePair) -> "Frames":
+        return cls(pair.name, root, root, [pair.image], [pair.mask])
+
+    @classmethod
+    def of_video(cls, video: VideoFolder, indices: np.ndarray | slice) -> "Frames":
+        """Some frames of a video, and those of their masks that exist."""
+        masks = video.mask_files[indices]
+        return cls(
+            video.name,
+            video.image_folder,
+            video.mask_folder,
+            video.frame_files[indices],
+            masks[masks != b""],
+        )
+
+    def image(self, index: int) -> Path:
+        return self.image_folder / os.fsdecode(self.image_files[index])
+
+    def mask(self, index: int) -> Path:
+        return self.mask_folder / os.fsdecode(self.mask_files[index])
 
 
 @dataclass(frozen=True)
@@ -79,9 +120,13 @@ def _clip_folders(
         images, masks = video_folders(root / part, config.images, config.masks)
         for folder in (images, masks):
             problems += hidden_files(folder)
+        there = subfolders(images)
         if config.split is None:
-            names = sorted({*subfolders(images), *subfolders(masks)})
+            names = sorted({*there, *subfolders(masks)})
         else:
-            names = video_names(root / part, masks, config.split)
+            path = find_split(root / part / "ImageSets", config.split)
+            names = read_split(path)
+            problems += missing_clips(path, names, images)
+            names = [name for name in names if name in there]
         for name in names:
             yield images / name, masks / name

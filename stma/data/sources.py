@@ -16,7 +16,7 @@ from stma.data.images import (
     read_mask,
     size_message,
 )
-from stma.data.listing import list_dataset
+from stma.data.listing import Frames, list_dataset
 from stma.data.problems import Problem, raise_first
 from stma.data.procedural import procedural_clip
 from stma.data.sampling import (
@@ -92,15 +92,6 @@ class ProceduralSource:
 
 
 @dataclass(frozen=True)
-class Frames:
-    """The annotated frames of one item: one of a still image, many of a video."""
-
-    name: str
-    images: Sequence[Path]
-    masks: Sequence[Path]
-
-
-@dataclass(frozen=True)
 class _Drawn:
     """What was drawn for a clip: frames, where their pixels come from, and what the masks show.
 
@@ -152,32 +143,27 @@ class FileSource:
         warped = []
         for position, (index, warp) in enumerate(zip(drawn.indices, drawn.warps, strict=True)):
             if image is None or index != drawn.indices[position - 1]:
-                image = read_image(frames.images[index], reduce)
-                _check_size(frames.images[index], frames.masks[index], image, drawn, reduce)
+                image = read_image(frames.image(index), reduce)
+                _check_size(frames, index, image, drawn.original, reduce)
             frame = warp.of_reduced(reduce).image(image)
             warped.append(apply_colours(frame, tone, draw_colour(config.frame_colour, rng)))
-        numbers = ", ".join(frames.images[i].stem for i in dict.fromkeys(drawn.indices))
+        numbers = ", ".join(frames.image(i).stem for i in dict.fromkeys(drawn.indices))
         name = f"{self.name}: {frames.name} ({numbers})"
         return _clip(name, np.stack(warped), drawn.masks, drawn.ids, spec, rng)
 
     def _frames(self, item: int) -> Frames:
+        """The annotated frames of an item: one of a still image, many of a video."""
         if self.pairs:
-            pair = self.pairs[item]
-            return Frames(pair.name, [self.root / pair.image], [self.root / pair.mask])
+            return Frames.of_pair(self.root, self.pairs[item])
         video = self.videos[item]
-        annotated = video.annotated
-        return Frames(
-            video.name,
-            [video.frame(index) for index in annotated],
-            [video.mask(index) for index in annotated],
-        )
+        return Frames.of_video(video, video.annotated)
 
     def _draw(self, frames: Frames, spec: ClipSpec, rng: np.random.Generator) -> _Drawn:
         """Draw frames and warps until an object can be followed from the first frame on."""
         config = self.config
         masks: dict[int, np.ndarray] = {}
         for _ in range(TRIES):
-            indices = self._draw_indices(len(frames.masks), spec, rng)
+            indices = self._draw_indices(len(frames.mask_files), spec, rng)
             self._read_masks(frames, indices, masks)
             original = masks[indices[0]].shape
             warps = draw_warps(config.transform, original, spec.size, spec.num_frames, rng)
@@ -186,11 +172,11 @@ class FileSource:
             if len(ids):
                 return _Drawn(indices, warps, original, warped, ids)
         # Rare: objects show seldom, or are small. Look at all frames, and at the object itself.
-        for first in rng.permutation(len(frames.masks)).tolist():
+        for first in rng.permutation(len(frames.mask_files)).tolist():
             self._read_masks(frames, [first], masks)
             visible = np.argwhere(masks[first])
             if len(visible):
-                indices = walk_from(first, len(frames.masks), spec.num_frames)
+                indices = walk_from(first, len(frames.mask_files), spec.num_frames)
                 self._read_masks(frames, indices, masks)
                 original = masks[first].shape
                 point = visible[rng.integers(len(visible))]
@@ -213,11 +199,11 @@ class FileSource:
         for index in indices:
             if index in masks:
                 continue
-            path = frames.masks[index]
+            path = frames.mask(index)
             mask = read_any_mask(path, self.config.mask_values)
             if masks:
                 other = next(iter(masks))
-                name = frames.masks[other].name
+                name = frames.mask(other).name
                 if message := other_size_message(mask.shape, masks[other].shape, name):
                     raise InputError(f"{path}: {message}")
             masks[index] = mask
@@ -263,7 +249,7 @@ def read_any_mask(path: Path, mask_values: str) -> np.ndarray:
 
 def empty_clip(frames: Frames) -> Problem:
     """What is said of a clip in which nothing can be followed."""
-    where = frames.masks[0] if len(frames.masks) == 1 else frames.masks[0].parent
+    where = frames.mask(0) if len(frames.mask_files) == 1 else frames.mask(0).parent
     return Problem(where, f"no mask holds an object; leave it out with exclude=[{frames.name}]")
 
 
@@ -293,13 +279,13 @@ def _reduction(warps: Sequence[Warp]) -> int:
 
 
 def _check_size(
-    image_path: Path, mask_path: Path, image: np.ndarray, drawn: _Drawn, reduce: int
+    frames: Frames, index: int, image: np.ndarray, original: tuple[int, ...], reduce: int
 ) -> None:
     """A frame has the size of its mask, give or take the pixel of rounding."""
-    expected = tuple(-(-side // reduce) for side in drawn.original)
+    expected = tuple(-(-side // reduce) for side in original)
     if not almost_equal_sizes(image.shape, expected):
-        actual = read_image(image_path).shape if reduce > 1 else image.shape
-        raise InputError(f"{mask_path}: {size_message(drawn.original, actual)}")
+        actual = read_image(frames.image(index)).shape if reduce > 1 else image.shape
+        raise InputError(f"{frames.mask(index)}: {size_message(original, actual)}")
 
 
 def _clip(

@@ -1,7 +1,7 @@
 """Videos on disk in the DAVIS layout."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -88,7 +88,12 @@ def find_videos(
     """
     root = Path(root)
     image_root, mask_root = video_folders(root, images, masks)
-    listed = video_names(root, mask_root, split)
+    if split is None:
+        listed = subfolders(mask_root)
+    else:
+        path = find_split(root / "ImageSets", split)
+        listed = read_split(path)
+        raise_first(missing_clips(path, listed, image_root))
     if names is not None:
         if not names:
             raise InputError("clips is empty; leave it out (null) to take all")
@@ -124,26 +129,21 @@ def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
     return image_root, mask_root
 
 
-def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
-    """The names in a split; without one, every folder of masks."""
-    if split is not None:
-        return read_split(root / "ImageSets", split)
-    return subfolders(mask_root)
-
-
 def subfolders(folder: Path) -> list[str]:
     """Sorted names, hidden ones left out."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
 
 
-def read_split(folder: Path, split: str) -> list[str]:
-    """Names of a list, one a line; in DAVIS 2016's own lists, a line is the path of a frame and
-    that of its mask, and the video is the folder that holds them.
+def find_split(folder: Path, split: str) -> Path:
+    """The list of this name.
 
     Args:
         folder: ``ImageSets``.
         split: name or path of a list below it, without ``.txt``.
+
+    Raises:
+        InputError: there is none, or there are several; names those there are.
     """
     names = f"{split}.txt"
     found = sorted(folder.rglob(names)) if "/" not in split else [folder / names]
@@ -153,13 +153,33 @@ def read_split(folder: Path, split: str) -> list[str]:
         raise InputError(
             f"{folder}: the split {split} {problem}; it has {', '.join(splits(folder)) or 'none'}"
         )
+    return found[0]
+
+
+def read_split(path: Path) -> list[str]:
+    """Names of a list, one a line; in DAVIS 2016's own lists, a line is the path of a frame and
+    that of its mask, and the video is the folder that holds them.
+
+    Raises:
+        InputError: it is not a text file.
+    """
     try:
-        lines = [line.strip() for line in found[0].read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise InputError(f"{found[0]}: not a text file ({error})") from error
+        raise InputError(f"{path}: not a text file ({error})") from error
     listed = [line.split()[0] if "/" in line else line for line in lines if line]
     videos = [line.split("/")[-2] if "/" in line else line for line in listed]
     return list(dict.fromkeys(videos))
+
+
+def missing_clips(path: Path, names: Iterable[str], image_root: Path) -> list[Problem]:
+    """Clips that a list names, and that are not there."""
+    there = set(subfolders(image_root))
+    return [
+        Problem(path, f"names the clip {name}, which is not in {image_root}")
+        for name in names
+        if name not in there
+    ]
 
 
 def splits(folder: Path) -> list[str]:
@@ -174,7 +194,7 @@ def splits(folder: Path) -> list[str]:
 def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:
     """The video, unless it cannot be used, and all that is wrong with its files' names."""
     problems = [
-        Problem(folder, "no such folder, though the split or the other folder has this video")
+        Problem(folder, "no such folder, though the other of the two has this clip")
         for folder in (image_folder, mask_folder)
         if not folder.is_dir()
     ]

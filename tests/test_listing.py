@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_sources import video
+
+from stma.compose import load_dataset_config
+from stma.data.listing import Frames, list_dataset
+from stma.data.published import PUBLISHED, count_message
+from stma.data.video_folder import find_videos
+from stma.errors import InputError
+from stma.pictures import save_clip
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+# Each publisher's tree, and the flat one of STCN and XMem: two images with masks.
+TREES = {
+    "ecssd": ["images/0001.jpg ground_truth_mask/0001.png", "0001.jpg 0001.png"],
+    "fss1000": [
+        "abacus/1.jpg abacus/1.png",
+        "fewshot_data/abacus/1.jpg fewshot_data/abacus/1.png",
+        "fewshot_data/fewshot_data/abacus/1.jpg fewshot_data/fewshot_data/abacus/1.png",
+    ],
+    "hrsod": [
+        "HRSOD_train/3.jpg HRSOD_train_mask/3.png HRSOD_test/3.jpg HRSOD_test_mask/3.png",
+        "3.jpg 3.png",
+    ],
+    "big": [
+        "val/2007_x_im.jpg val/2007_x_gt.png test/y_im.jpg test/y_gt.png",
+        "y_im.jpg y_gt.png",
+        "y.jpg y.png",
+    ],
+    "duts_tr": ["DUTS-TR-Image/n01.jpg DUTS-TR-Mask/n01.png", "n01.jpg n01.png"],
+    "duts_te": ["DUTS-TE-Image/sun.jpg DUTS-TE-Mask/sun.png", "sun.jpg sun.png"],
+}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "tree"), [(name, tree) for name, trees in TREES.items() for tree in trees]
+)
+def test_still_images_in_every_layout(tmp_path: Path, dataset: str, tree: str) -> None:
+    frames, masks = video(1)
+    for file in tree.split():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        picture = frames[0] if file.endswith("jpg") else 255 * np.minimum(masks[0], 1)
+        Image.fromarray(picture).save(tmp_path / file)
+    settings = [f"root={tmp_path}", "published=null", "exclude=[]"]
+    listing = list_dataset(load_dataset_config(CONFIGS, dataset, settings))
+    assert listing.problems == []
+    assert sorted(tree.split()) == sorted(
+        file for pair in listing.pairs for file in (pair.image, pair.mask)
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "below", "clips"),
+    [
+        ("bl30k", "", ["abc00001", "kea03423"]),
+        ("youtubevos2018", "", ["003234408d"]),
+        ("youtubevos2019", "", ["003234408d"]),
+        ("lvos", "", ["7K7WVzGG"]),
+        ("mose", "", ["001ca3cb"]),
+        ("davis2017", "480p", ["bear"]),
+        ("davis2016", "480p", ["bear"]),
+    ],
+)
+def test_videos_of_every_set(tmp_path: Path, dataset: str, below: str, clips: list[str]) -> None:
+    for name in clips:
+        save_clip(tmp_path, name, *video(3), ".jpg")
+    if below:
+        for kind in ("JPEGImages", "Annotations"):
+            (tmp_path / kind).rename(tmp_path / "moved")
+            (tmp_path / kind).mkdir()
+            (tmp_path / "moved").rename(tmp_path / kind / below)
+    settings = [f"root={tmp_path}", "published=null", "exclude=[]"]
+    block = load_dataset_config(CONFIGS, dataset, settings)
+    if block.split is not None:
+        path = tmp_path / "ImageSets" / f"{block.split}.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"{name}\n" for name in clips))
+    listing = list_dataset(block)
+    assert listing.problems == []
+    assert [found.name for found in listing.videos] == clips
+
+
+def test_a_split_that_names_a_missing_clip(tmp_path: Path) -> None:
+    """The same words from training and from evaluation."""
+    save_clip(tmp_path, "bear", *video(3), ".jpg")
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "train.txt").write_text("bear\nghost\n")
+    block = load_dataset_config(CONFIGS, "davis2017", [f"root={tmp_path}", "published=null"])
+    (problem,) = list_dataset(block).problems
+    assert str(problem).startswith(f"{tmp_path}/ImageSets/2017/train.txt: names the clip ghost")
+    with pytest.raises(InputError) as caught:
+        find_videos(tmp_path, "train")
+    assert str(caught.value) == str(problem)
+
+
+def test_frames_are_paths_only_when_asked_for(tmp_path: Path) -> None:
+    save_clip(tmp_path, "a", *video(3), ".jpg")
+    (tmp_path / "Annotations" / "a" / "00001.png").unlink()
+    (found,) = find_videos(tmp_path)
+    frames = Frames.of_video(found, slice(None))
+    assert frames.image(1) == tmp_path / "JPEGImages" / "a" / "00001.jpg"
+    assert [frames.mask(i).name for i in range(2)] == ["00000.png", "00002.png"]
+    annotated = Frames.of_video(found, found.annotated)
+    assert [annotated.image(i).name for i in range(2)] == ["00000.jpg", "00002.jpg"]
+
+
+def test_counts_are_compared_with_the_published_ones() -> None:
+    assert count_message("davis2017:train", 60) is None
+    message = count_message("youtubevos2019:valid", 474)
+    assert message is not None
+    assert message.startswith(
+        "474 clips or images, but youtubevos2019:valid was published with 507"
+    )
+    assert PUBLISHED["davis2017"] == {
+        "train": 60,
+        "val": 30,
+        "test-dev": 30,
+        "test-challenge": 30,
+    }
+    with pytest.raises(InputError, match="no dataset 'kitti'; there are davis2016"):
+        count_message("kitti:train", 1)
