@@ -211,7 +211,7 @@ def test_timing_the_loader(monkeypatch, clips: Path, capsys) -> None:
 @pytest.mark.slow
 def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -> None:
     command = [
-        "train.py", "model=convvit_t", "~stage", "+dataset@data.sources.mine=folder",
+        "train.py", "model=convvit_t", "stage=folder",
         f"data.sources.mine.root={clips}", "data.height=32", "data.width=32", "iterations=8",
         "batch_size=2", "device=cpu", f"output={tmp_path}/run", "num_workers=1",
     ]  # fmt: skip
