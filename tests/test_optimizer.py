@@ -37,6 +37,15 @@ def test_norms_biases_and_the_position_vector_do_not_decay(tiny_model: STMA) -> 
     assert count == len(list(tiny_model.parameters()))
 
 
+def test_the_backbone_can_learn_at_a_rate_of_its_own(tiny_model: STMA) -> None:
+    optimizer = build_optimizer(tiny_model, OptimizerConfig(backbone_rate=0.1))
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rates) == len(list(tiny_model.parameters()))
+    for name, parameter in tiny_model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.05 if name.startswith("backbone.") else 0.5)
+
+
 def test_the_rate_reaches_every_group(tiny_model: STMA) -> None:
     optimizer = build_optimizer(tiny_model, OptimizerConfig())
     set_learning_rate(optimizer, 0.25)
@@ -51,6 +60,7 @@ def test_the_rate_reaches_every_group(tiny_model: STMA) -> None:
         {"learning_rate": 0.0},
         {"clip_norm": 0.0},
         {"warmup": 1.0},
+        {"backbone_rate": 0.0},
         {"betas": [0.9]},
     ],
 )

@@ -65,7 +65,7 @@ def test_what_is_there_is_kept_and_what_is_missing_made(source: Path, tmp_path: 
     missing = target / "Annotations" / "b" / "00002.png"
     content = missing.read_bytes()
     missing.unlink()
-    leftover = target / "JPEGImages" / "b" / "00001.jpg.123.part"
+    leftover = target / "JPEGImages" / "b" / "00001.jpg.123.partial"
     leftover.write_bytes(b"half")
     done = prepare(source, target, 48, workers=1)
     assert (done.written, done.kept) == (1, 16)

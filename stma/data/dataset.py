@@ -153,6 +153,7 @@ def clip_batches(
         num_workers=num_workers,
         collate_fn=_collate,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # its draw must not disturb the generator of training
         pin_memory=pin_memory,
     )
     for batch in loader:

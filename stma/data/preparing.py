@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,8 @@ from stma.data.images import IMAGE_SUFFIXES, UNREADABLE
 from stma.data.problems import Problem
 from stma.data.video_folder import PREPARED, is_hidden
 from stma.errors import InputError
+from stma.outputs import PARTIAL, replacing
 
-PART = ".part"  # what a file is called until it is whole
 JPEG_QUALITY = 95
 DRAFT = 2  # a JPEG is decoded at this many times the size it is resized to, at least
 
@@ -62,7 +62,7 @@ def prepare(source: Path, target: Path, short_side: int, workers: int) -> Prepar
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise InputError(f"{target}: lies in {source}; give another folder for the copy")
     _claim(target, {"source": str(source.resolve()), "short_side": short_side})
-    for leftover in target.rglob(f"*{PART}"):
+    for leftover in target.rglob(f"*{PARTIAL}"):
         leftover.unlink()
     jobs = list(_jobs(source, target))
     missing = [job for job in jobs if not job.target.exists()]
@@ -91,7 +91,8 @@ def _claim(target: Path, settings: dict[str, object]) -> None:
         elif target.exists() and any(target.iterdir()):
             raise InputError(f"{target}: is not empty, and was not made by this script")
         target.mkdir(parents=True, exist_ok=True)
-        _write(path, lambda part: part.write_text(json.dumps(settings)))
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(settings))
     except OSError as error:
         raise InputError(f"{target}: cannot be written to ({error})") from error
 
@@ -131,10 +132,11 @@ def _do(job: Job, short_side: int) -> Problem | None:
             return Problem(job.source, f"cannot be read ({error}); left out")
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        if picture is None:
-            _write(job.target, lambda part: shutil.copyfile(job.source, part))
-        else:
-            _write(job.target, partial(_save, picture, job.source.suffix.lower()))
+        with replacing(job.target, flush=False) as unfinished:
+            if picture is None:
+                shutil.copyfile(job.source, unfinished)
+            else:
+                _save(picture, job.source.suffix.lower(), unfinished)
     except OSError as error:
         raise InputError(
             f"{job.target}: cannot be written ({error}); run the same again to continue"
@@ -170,13 +172,3 @@ def _save(picture: Image.Image, suffix: str, path: Path) -> None:
         picture.save(path, format="PNG")
     else:
         picture.save(path, format="JPEG", quality=JPEG_QUALITY, exif=picture.info.get("exif", b""))
-
-
-def _write(target: Path, write: Callable[[Path], object]) -> None:
-    """By another name, renamed when it is whole; nothing stays behind if that fails."""
-    part = target.with_name(f"{target.name}.{os.getpid()}{PART}")
-    try:
-        write(part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -86,6 +86,10 @@ class ObjectFeatures(nn.Module):
         total = counted.masked_fill(~valid_objects[..., None], 0.0).sum(dim=(0, 1))
         self._observed = total if self._observed is None else self._observed + total
 
+    def forget_observed(self) -> None:
+        """Leave out what was seen since the last update: the step was not finite."""
+        self._observed = None
+
     @torch.no_grad()
     def update_center(self) -> None:
         """Move the running mean towards the objects seen since the last call.

@@ -5,7 +5,6 @@ is ever unpickled.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from stma.config import parse_config
 from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
+from stma.outputs import replacing
 
 FORMAT = "stma-weights-1"
 
@@ -41,12 +41,8 @@ def save_weights(
         "provenance": json.dumps(dict(provenance)),
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(save(tensors, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(save(tensors, metadata))
 
 
 def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: 3e-5 in the paper.
+        backbone_rate: factor on the backbone's learning rate; 1 in the paper.
         weight_decay: 0.05 in the paper; not on norms, biases and position embeddings.
         betas: of AdamW.
         clip_norm: gradients are scaled down to this norm (ours).
@@ -27,6 +29,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 3e-5
+    backbone_rate: float = 1.0
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     clip_norm: float = 1.0
@@ -38,7 +41,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise InputError(f"optimizer.schedule is {self.schedule!r}; choose one of {SCHEDULES}")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "backbone_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"optimizer.{name} is {getattr(self, name)}; give more than 0")
         if not 0 <= self.weight_decay < 1:
@@ -61,22 +64,30 @@ def learning_rate(config: OptimizerConfig, progress: float) -> float:
     return rate
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices and filters decay; norms, biases and the position vector do not."""
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    no_decay = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, backbone_rate: float = 1.0
+) -> list[dict[str, Any]]:
+    """Matrices and filters decay; norms, biases and the position vector do not. ``rate`` is the
+    factor on the learning rate of each group, the backbone's or 1."""
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = backbone_rate if name.startswith("backbone.") else 1.0
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            group = groups.setdefault(
+                (rate, decay), {"params": [], "weight_decay": decay, "rate": rate}
+            )
+            group["params"].append(parameter)
+    return list(groups.values())
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     beta1, beta2 = config.betas
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.backbone_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of every group, by its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
