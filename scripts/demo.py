@@ -48,7 +48,7 @@ def main() -> None:
         *(f"scene.{key}={value}" for key, value in scene.items()),
     )
     minutes = f"max_minutes={arguments.minutes}"
-    run("train.py", "experiment=demo", f"output={quoted(output)}", minutes)
+    run("train.py", "experiment=demo", f"output={quoted(output)}", minutes, "resume=false")
     weights = output / "weights.safetensors"
     for method in METHODS:
         run(

@@ -1,5 +1,10 @@
 import dataclasses
+import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +16,18 @@ from stma.compose import load_model_config
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import build_model
+from stma.model.stma import STMA
 from stma.model.weights import load_model, read_weights
 from stma.structures import Clip, ClipBatch
 from stma.training.optimizer import OptimizerConfig
-from stma.training.trainer import TrainConfig, Trainer, prediction_picture, train
+from stma.training.trainer import (
+    EXIT_PREEMPTED,
+    Preempted,
+    TrainConfig,
+    Trainer,
+    prediction_picture,
+    train,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -73,15 +86,176 @@ def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
     assert trainer.weights_path.is_file()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(tmp_path) -> None:
+def spoil(model) -> None:
+    with torch.no_grad():
+        model.decoder.head.bias.fill_(float("nan"))
+
+
+def test_steps_that_are_never_finite_end_the_run_and_keep_the_weights(tmp_path) -> None:
     first = train(config(tmp_path))
     before = first.read_bytes()
-    trainer = Trainer(config(tmp_path, weights=str(first)))
-    with torch.no_grad():
-        trainer.model.decoder.head.bias.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"loss is nan at iteration 0 .*procedural: clip \d"):
+    trainer = Trainer(config(tmp_path, weights=str(first), resume=False, max_skipped=2))
+    spoil(trainer.model)
+    message = r"loss nan, .* at iteration 1 \(procedural: clip \d.*2 steps in a row"
+    with pytest.raises(InputError, match=message):
         trainer.run()
     assert first.read_bytes() == before
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    """The gradient of the second step is infinite: weights, averages and moments stay."""
+    trainer = Trainer(config(tmp_path, iterations=4))
+    clip_norm, steps, states = torch.nn.utils.clip_grad_norm_, [], []
+
+    def explode(parameters, max_norm):
+        parameters = list(parameters)
+        steps.append(len(steps))
+        if len(steps) == 2:
+            parameters[0].grad.fill_(float("inf"))
+        return clip_norm(parameters, max_norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    step = trainer.step
+
+    def recorded(*arguments):
+        result = step(*arguments)
+        states.append([t.clone() for t in trainer.model.state_dict().values()])
+        return result
+
+    trainer.step = recorded  # type: ignore[method-assign]
+    trainer.run()
+    same = [
+        all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        for before, after in itertools.pairwise(states)
+    ]
+    assert same == [True, False, False]
+    assert trainer.skipped == 1
+    assert trainer.skipped_in_a_row == 0
+    assert "skipped: loss" in caplog.text
+    assert "at iteration 1 (procedural: clip" in caplog.text
+
+
+def interrupted(folder, **settings) -> Trainer:
+    """A run of six iterations that is told to leave during the third."""
+    trainer = Trainer(config(folder, iterations=6, **settings))
+    step = trainer.step
+
+    def step_and_signal(*arguments):
+        if trainer.iteration == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(*arguments)
+
+    trainer.step = step_and_signal  # type: ignore[method-assign]
+    with pytest.raises(Preempted) as left:
+        trainer.run()
+    assert left.value.code == EXIT_PREEMPTED == 75
+    return trainer
+
+
+def equal_weights(a: STMA, b: STMA) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_told_to_leave_it_saves_and_goes_on_to_the_same_end(tmp_path, num_workers: int) -> None:
+    handler = signal.getsignal(signal.SIGUSR1)
+    settings = {"num_workers": num_workers, "model": dataclasses.replace(TINY, drop_path=0.3)}
+    whole = Trainer(config(tmp_path / "whole", iterations=6, **settings)).run()
+    assert interrupted(tmp_path / "run", **settings).iteration == 3
+    assert signal.getsignal(signal.SIGUSR1) is handler
+    again = Trainer(config(tmp_path / "run", iterations=6, **settings))
+    assert equal_weights(again.run(), whole)
+    assert again.iteration == 6
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, caplog) -> None:
+    path = train(config(tmp_path))
+    before = path.stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert train(config(tmp_path)) == path
+    assert "finished already, 3 iterations" in caplog.text
+    assert path.stat().st_mtime_ns == before
+    train(config(tmp_path, resume=False))
+    assert path.stat().st_mtime_ns != before
+
+
+def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path) -> None:
+    interrupted(tmp_path)
+    other = config(tmp_path, iterations=8, log_every=2, optimizer=OptimizerConfig(1e-4))
+    with pytest.raises(InputError) as caught:
+        train(other)
+    message = str(caught.value)
+    assert "iterations: 6 there, 8 here" in message
+    assert "optimizer.learning_rate: 3e-05 there, 0.0001 here" in message
+    assert "log_every" not in message
+    assert "resume=false" in message
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[4])
+from test_trainer import config
+import stma.outputs
+from stma.training.trainer import Trainer, train
+where, count, calls = sys.argv[1], int(sys.argv[2]), 0
+
+def kill_at(function, moment):
+    def called(*arguments, **keywords):
+        global calls
+        calls += 1
+        if where == moment and calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return called
+
+if where == "write":  # half of the file is there
+    stma.outputs._flush = kill_at(stma.outputs._flush, "write")
+if where == "step":
+    Trainer.step = kill_at(Trainer.step, "step")
+if where == "backward":
+    import torch
+    torch.Tensor.backward = kill_at(torch.Tensor.backward, "backward")
+train(config(sys.argv[3], iterations=9, save_every=2))
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_equal_bits(tmp_path) -> None:
+    """SIGKILL before a step, in a step, and while a checkpoint and the weights are written."""
+    whole = Trainer(config(tmp_path / "whole", iterations=9, save_every=2)).run()
+    for where, count in (("step", 2), ("write", 1), ("backward", 4), ("write", 3), ("write", 6)):
+        command = [sys.executable, "-c", KILLED, where, str(count), str(tmp_path / "run")]
+        killed = subprocess.run(
+            [*command, str(Path(__file__).parent)], capture_output=True, text=True, timeout=120
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (tmp_path / "run" / "checkpoints" / "00000009.pt").exists()
+    trainer = Trainer(config(tmp_path / "run", iterations=9, save_every=2))
+    assert equal_weights(trainer.run(), whole)
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
+
+
+def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_whole(tmp_path, monkeypatch) -> None:
+    trainer = Trainer(config(tmp_path, iterations=6, save_every=2))
+    save = trainer.save
+
+    def full_at_four() -> None:
+        if trainer.iteration == 4:
+            monkeypatch.setattr(Path, "write_bytes", no_space)
+        save()
+
+    def no_space(self: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer.save = full_at_four  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"00000004\.pt: .*No space left.*00000002\.pt"):
+        trainer.run()
+    monkeypatch.undo()
+    whole = Trainer(config(tmp_path / "whole", iterations=6)).run()
+    assert equal_weights(Trainer(config(tmp_path, iterations=6, save_every=2)).run(), whole)
 
 
 def test_bf16_trains_on_the_cpu_too(tmp_path) -> None:

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import re
+import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class Checkpoints:
         """
         for path in reversed(self.paths()):
             try:
+                if not zipfile.is_zipfile(path):  # torch would take it for a bare pickle
+                    raise EOFError("not a whole file of torch.save")
                 # On the CPU: the optimiser and the generators move what belongs elsewhere.
                 return torch.load(path, map_location="cpu", weights_only=True)
             except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

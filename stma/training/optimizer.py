@@ -69,7 +69,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Matrices and filters decay; norms, biases and the position vector do not. ``rate`` is the
     factor on the learning rate of each group, the backbone's or 1."""
-    groups = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = backbone_rate if name.startswith("backbone.") else 1.0

@@ -1,0 +1,68 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from stma.errors import InputError
+from stma.training import checkpoint
+from stma.training.checkpoint import Checkpoints, rng_state, set_rng_state
+
+
+def test_the_newest_stay_and_the_last_is_read(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    assert checkpoints.load_newest() is None
+    for iteration in (5, 10, 200):
+        checkpoints.save(iteration, {"iteration": iteration, "x": torch.ones(2)})
+    assert [path.name for path in checkpoints.paths()] == ["00000010.pt", "00000200.pt"]
+    state = checkpoints.load_newest()
+    assert state is not None
+    assert state["iteration"] == 200
+    (tmp_path / "c" / "00000300.pt.77.partial").touch()
+    checkpoints.clear()
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "no checkpoint"])
+def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path: Path, caplog, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, {"iteration": 1})
+    path = checkpoints.save(2, {"iteration": 2, "x": torch.ones(1000)})
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:-50], "empty": b"", "no checkpoint": b"hello"}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.load_newest() == {"iteration": 1}
+    assert "00000002.pt: cannot be read" in caplog.text
+
+
+def test_pickled_code_is_never_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": Evil()}, tmp_path / "00000001.pt")
+    assert Checkpoints(tmp_path, keep=1).load_newest() is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path: Path, monkeypatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    last = checkpoints.save(1, {"iteration": 1})
+
+    def full(self: Path, data: bytes) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"00000002\.pt: .*No space left.*00000001\.pt"):
+        checkpoints.save(2, {"iteration": 2})
+    assert [path for path in tmp_path.iterdir()] == [last]
+    assert checkpoints.load_newest() == {"iteration": 1}
+
+
+def test_generators_go_on_where_they_were() -> None:
+    state = rng_state()
+    first = torch.rand(3)
+    set_rng_state(state)
+    assert torch.equal(first, torch.rand(3))
+    assert checkpoint.rng_state().keys() == state.keys()
