@@ -1,17 +1,20 @@
-"""Train one stage: python train.py [experiment=NAME] [key=value ...]"""
+"""Train: python train.py [stage=NAME] [experiment=NAME] [key=value ...]"""
 
 import hydra
 from omegaconf import DictConfig
 
 from stma.config import parse_config
 from stma.errors import input_errors_end_the_program
-from stma.training.trainer import TrainConfig, train
+from stma.training.config import TrainConfig
+from stma.training.run import train
+from stma.validation import build_validation
 
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 @input_errors_end_the_program()
 def main(config: DictConfig) -> None:
-    train(parse_config(TrainConfig, config))
+    parsed = parse_config(TrainConfig, config)
+    train(parsed, build_validation(parsed.validation))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def main() -> None:
     start = time.monotonic()
 
     clips = output / "clips"
-    scene = load_config(CONFIGS, "train", ["experiment=demo"]).data.sources.procedural.scene
+    scene = load_config(
+        CONFIGS, "train", ["experiment=demo"]
+    ).stages.demo.data.sources.procedural.scene
     run(
         "scripts/make_clips.py",
         str(clips),
@@ -47,7 +49,7 @@ def main() -> None:
         "--overwrite",
         *(f"scene.{key}={value}" for key, value in scene.items()),
     )
-    minutes = f"max_minutes={arguments.minutes}"
+    minutes = f"stages.demo.max_minutes={arguments.minutes}"
     run("train.py", "experiment=demo", f"output={quoted(output)}", minutes, "resume=false")
     weights = output / "weights.safetensors"
     for method in METHODS:

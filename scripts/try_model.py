@@ -5,7 +5,6 @@ One training step of the paper's clip (5 frames of 384 x 384, 3 objects) and the
 """
 
 import argparse
-import resource
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from stma.inference.segmenter import Segmenter
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.structures import ClipBatch
+from stma.training.board import peak_gigabytes
 from stma.training.losses import LossConfig, clip_loss
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -97,13 +97,6 @@ def infer(model: STMA, height: int, width: int, num_objects: int) -> None:
         f"inference: {height} x {width}, {visible} objects: first frame {seconds[0]:.2f} s, "
         f"second (encodes the references) {seconds[1]:.2f} s, later {np.median(seconds[2:]):.2f} s"
     )
-
-
-def peak_gigabytes(device: torch.device) -> float:
-    """Of the device, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -47,25 +47,30 @@ def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = 
     """The data of a training on ``dataset/<dataset>.yaml`` alone.
 
     Args:
-        overrides: ``key=value`` of the dataset's block, or ``data.key=value`` of all data.
+        overrides: ``key=value`` of the dataset's block, ``data.key=value`` of all data, or
+            ``datasets=...``, the folder of all.
 
     Raises:
         InputError: there is none, or an override is wrong; the message names it.
     """
     if dataset not in (known := dataset_names(config_dir)):
         raise InputError(f"no dataset {dataset}; there are {', '.join(known)}")
-    added = ["~stage", f"+dataset@data.sources.{dataset}={dataset}"]
+    data = "stages.alone.data"
+    added = ["+stage@stages.alone=base", f"+dataset@{data}.sources.{dataset}={dataset}"]
     for override in overrides:
-        added.append(
-            override if override.startswith("data.") else f"data.sources.{dataset}.{override}"
-        )
+        if override.startswith("data."):
+            added.append(f"stages.alone.{override}")
+        elif override.startswith("datasets="):
+            added.append(override)
+        else:
+            added.append(f"{data}.sources.{dataset}.{override}")
     try:
         config = load_config(config_dir, "train", added)
     except HydraException as error:
         reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
         raise InputError(f"{dataset}: {', '.join(overrides)}: {reason}") from error
     OmegaConf.resolve(config)
-    return parse_config(DataConfig, config.data, dataset)
+    return parse_config(DataConfig, config.stages.alone.data, dataset)
 
 
 def load_dataset_config(

@@ -6,7 +6,7 @@ import torch
 
 from stma.errors import InputError
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -40,7 +40,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     check_precision(precision)
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if uses_fp16(precision) else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def uses_fp16(precision: str) -> bool:
+    """Gradients then need a scale, since small ones vanish."""
+    return precision == "fp16"
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -10,7 +10,7 @@ from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.inference.evaluation import EvalConfig
 from stma.model.factory import build_model
-from stma.training.trainer import TrainConfig
+from stma.training.config import StageConfig, TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MODELS = model_names(CONFIGS)
@@ -39,7 +39,8 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
     """A number stands in both: in YAML to be seen and overridden, in code to be used without."""
     data = DataConfig(sources={"procedural": DatasetConfig(kind="procedural")})
-    assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", data=data)
+    stages = {"procedural": StageConfig(data=data)}
+    assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", stages)
     config = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
     assert config == EvalConfig(root="x", weights="y", output="results/stma")
 
@@ -51,24 +52,27 @@ def test_eval_composes() -> None:
 
 def test_an_unknown_key_is_named() -> None:
     with pytest.raises(InputError, match="learning_rat"):
-        parse_config(TrainConfig, composed("train", "+optimizer.learning_rat=1"))
+        parse_config(TrainConfig, composed("train", "+stages.procedural.optimizer.learning_rat=1"))
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch_size=many", "batch_size"),
-        ("batch_size=0", "batch_size is 0"),
-        ("data.num_frames=1", r"data\.num_frames is 1"),
+        ("stages.procedural.batch_size=many", "batch_size"),
+        ("stages.procedural.batch_size=0", r"stages\.procedural: batch_size is 0"),
+        ("accumulate=0", "accumulate is 0"),
+        ("ema=1", "ema is 1"),
+        ("validation.every=0", "validation: every is 0"),
+        ("stages.procedural.data.num_frames=1", r"data\.num_frames is 1"),
         ("model.num_heads=5", r"model\.num_heads"),
         ("model.num_heads=0", r"model\.num_heads"),
         ("model.value_widths=[0,8,8]", r"model\.value_widths"),
         ("model.drop_path=2", r"model\.drop_path"),
         ("seed=-1", "seed is -1"),
         ("precision=fp8", "fp8"),
-        ("optimizer.betas=[2,0.9]", r"optimizer\.betas"),
-        ("optimizer.weight_decay=-1", r"optimizer\.weight_decay"),
-        ("optimizer.learning_rate=nan", r"optimizer\.learning_rate"),
+        ("stages.procedural.optimizer.betas=[2,0.9]", r"optimizer\.betas"),
+        ("stages.procedural.optimizer.weight_decay=-1", r"optimizer\.weight_decay"),
+        ("stages.procedural.optimizer.learning_rate=nan", r"optimizer\.learning_rate"),
     ],
 )
 def test_a_bad_value_is_named(override: str, message: str) -> None:
@@ -78,9 +82,18 @@ def test_a_bad_value_is_named(override: str, message: str) -> None:
 
 def test_a_bad_value_deep_inside_is_named_with_its_path() -> None:
     for override, message in (
-        ("data.sources.procedural.scene.blur=2", r"data\.sources\.procedural\.scene: blur is 2"),
-        ("data.sources.procedural.repeats=0", r"data\.sources\.procedural: repeats is 0"),
-        ("data.sources.procedural.transform.flip=3", r"procedural\.transform: flip is 3"),
+        (
+            "stages.procedural.data.sources.procedural.scene.blur=2",
+            r"stages\.procedural\.data\.sources\.procedural\.scene: blur is 2",
+        ),
+        (
+            "stages.procedural.data.sources.procedural.repeats=0",
+            r"data\.sources\.procedural: repeats is 0",
+        ),
+        (
+            "stages.procedural.data.sources.procedural.transform.flip=3",
+            r"procedural\.transform: flip is 3",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             parse_config(TrainConfig, composed("train", override))

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
 from stma.data.images import read_image
 
@@ -34,11 +36,11 @@ def trained(tmp_path_factory) -> Path:
         "train.py",
         "experiment=demo",
         f"output={folder}/run",
-        "iterations=2",
-        "max_minutes=null",
+        "stages.demo.iterations=2",
+        "stages.demo.max_minutes=null",
         "device=cpu",
-        "data.height=64",
-        "data.width=64",
+        "stages.demo.data.height=64",
+        "stages.demo.data.width=64",
     )
     assert training.returncode == 0, training.stderr
     return folder
@@ -46,7 +48,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_from_nothing_to_scores(trained: Path) -> None:
-    assert {"weights.safetensors", "config.yaml", "train.log", "tensorboard"} <= {
+    assert {"weights.safetensors", "config.yaml", "train.log", "run.json", "demo"} <= {
         path.name for path in (trained / "run").iterdir()
     }
     result = run(
@@ -67,8 +69,8 @@ def test_from_nothing_to_scores(trained: Path) -> None:
 @pytest.mark.slow
 def test_mistakes_end_with_one_line_and_status_1(trained: Path) -> None:
     for command, message in (
-        (["train.py", "+optimizer.learning_rat=1"], "learning_rat"),
-        (["train.py", "batch_size=0"], "error: configuration: batch_size is 0"),
+        (["train.py", "+stages.procedural.optimizer.learning_rat=1"], "learning_rat"),
+        (["train.py", "accumulate=0"], "error: configuration: accumulate is 0"),
         (["eval.py", "method=copy", f"root={trained}/none"], f"error: {trained}/none: no such"),
         (["train.py", "experiment=demo", "weights=none"], "error: none: no such weights file"),
     ):
@@ -198,7 +200,16 @@ def test_showing_clips(monkeypatch, clips: Path, tmp_path, capsys, dataset: str)
     assert read_image(sheet).shape[0] == 2 * (22 + 160 + 2)
 
 
-def test_timing_the_loader(monkeypatch, clips: Path, capsys) -> None:
+@pytest.fixture
+def threads():
+    """As many as before, whatever the test sets."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+def test_timing_the_loader(monkeypatch, clips: Path, capsys, threads) -> None:
     small = ["data.height=48", "data.width=64", "--clips=2", "--rounds=1", "--workers=1"]
     script(monkeypatch, "bench_loader.py", str(clips), *small)
     out = capsys.readouterr().out
@@ -210,17 +221,18 @@ def test_timing_the_loader(monkeypatch, clips: Path, capsys) -> None:
 
 @pytest.mark.slow
 def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -> None:
+    data = "stages.folder.data"
     command = [
-        "train.py", "model=convvit_t", "stage=folder",
-        f"data.sources.mine.root={clips}", "data.height=32", "data.width=32", "iterations=8",
-        "batch_size=2", "device=cpu", f"output={tmp_path}/run", "num_workers=1",
+        "train.py", "model=convvit_t", "stage=folder", f"output={tmp_path}/run", "device=cpu",
+        "num_workers=1", "stages.folder.iterations=8", "stages.folder.batch_size=2",
+        f"{data}.sources.mine.root={clips}", f"{data}.height=32", f"{data}.width=32",
     ]  # fmt: skip
     result = run(*command)
     assert result.returncode == 0, result.stderr
     assert "an epoch is 2 clips: mine 2" in result.stdout
     for path in (clips / "Annotations" / "clip-001").iterdir():
         path.write_bytes(b"")
-    result = run(*command)
+    result = run(*command, "resume=false")
     assert result.returncode == 1
     assert "error: " in result.stderr
     assert "cannot be read as a mask" in result.stderr

@@ -20,7 +20,6 @@ class DataConfig:
     """Training clips.
 
     Attributes:
-        root: folder of the datasets; their blocks refer to it.
         sources: the datasets, by names of the user's choice.
         height, width: of the clips.
         num_frames: of a clip.
@@ -29,9 +28,9 @@ class DataConfig:
         max_gap_starts: shares of the stage at which each of ``max_gaps`` begins.
         reverse: how likely a clip runs backwards.
         num_references: past frames drawn as references of every frame (2 in the paper).
+        limit: train on the first so many samples alone, again and again; null for no limit.
     """
 
-    root: str = "datasets"
     sources: dict[str, DatasetConfig] = field(default_factory=dict)
     height: int = 384
     width: int = 384
@@ -41,6 +40,7 @@ class DataConfig:
     max_gap_starts: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.3, 0.9])
     reverse: float = 0.5
     num_references: int = 2
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16:
@@ -49,6 +49,8 @@ class DataConfig:
             raise InputError(f"data.num_frames is {self.num_frames}; a clip needs 2 or more")
         if not 1 <= self.max_objects <= 255:
             raise InputError(f"data.max_objects is {self.max_objects}; give 1 to 255")
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"data.limit is {self.limit}; give 1 or more, or null")
         if self.num_references < 1:
             raise InputError(f"data.num_references is {self.num_references}; give 1 or more")
         if not 0 <= self.reverse <= 1:
@@ -85,7 +87,9 @@ class ClipDataset(Dataset["Clip | InputError"]):
         self.seed = seed
         blocks = config.sources
         if not blocks:
-            raise InputError("data.sources is empty; choose a stage or datasets (stage=video, say)")
+            raise InputError(
+                "data.sources is empty; choose a stage that has some (stage=video, say)"
+            )
         for block in blocks.values():
             if block.kind == "procedural":
                 block.scene.check_size((config.height, config.width))
@@ -108,6 +112,8 @@ class ClipDataset(Dataset["Clip | InputError"]):
             InputError: a file is at fault; the message names it.
         """
         config = self.config
+        if config.limit is not None:
+            number %= config.limit
         draw = self.epochs[number]
         spec = ClipSpec(
             num_frames=config.num_frames,

@@ -206,26 +206,37 @@ class BatchNumbers(Sampler[list[int]]):
     Args:
         start, stop: first batch, and the one after the last.
         batch_size: of all processes together.
+        accumulate: parts that a process splits its slice into; they come one after another.
 
     Raises:
         InputError: the batch cannot be divided.
     """
 
     def __init__(
-        self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        start: int,
+        stop: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
     ) -> None:
-        if batch_size % world_size:
+        if batch_size % (world_size * accumulate):
             raise InputError(
-                f"batch_size is {batch_size}, which {world_size} processes cannot share equally"
+                f"batch_size is {batch_size}, which {world_size} processes cannot share equally "
+                f"in {accumulate} parts each; make it a multiple of {world_size * accumulate}"
             )
         self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.share = batch_size // world_size
+        self.part = batch_size // (world_size * accumulate)
+        self.accumulate = accumulate
         self.rank = rank
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.start, self.stop):
-            first = batch * self.batch_size + self.rank * self.share
-            yield list(range(first, first + self.share))
+            for part in range(self.accumulate):
+                place = self.rank * self.accumulate + part
+                first = batch * self.batch_size + place * self.part
+                yield list(range(first, first + self.part))

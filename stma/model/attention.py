@@ -4,10 +4,12 @@ STML (Eq. 2-4) lets three streams attend to different keys with the same
 projections, so a block needs the two halves separately.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stma.structures import KeyValue
 
@@ -56,6 +58,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.recompute = False  # activations of `update` in the backward pass, to save memory
 
     def project(self, x: Tensor) -> tuple[Tensor, KeyValue]:
         """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block."""
@@ -65,5 +68,10 @@ class TransformerBlock(nn.Module):
         self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None = None
     ) -> Tensor:
         """The tokens ``(B, S, C)`` after they have read ``keys`` and passed the MLP."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._update, x, query, keys, mask, use_reentrant=False)
+        return self._update(x, query, keys, mask)
+
+    def _update(self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
         x = x + self.drop_path(self.attn.attend(query, keys, mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,5 +1,7 @@
 """Object features (Eq. 5): one token per object, pooled from its memorised ID values."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,15 +93,19 @@ class ObjectFeatures(nn.Module):
         self._observed = None
 
     @torch.no_grad()
-    def update_center(self) -> None:
+    def update_center(self, over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         """Move the running mean towards the objects seen since the last call.
+
+        Args:
+            over_processes: sums a tensor over all that train together.
 
         Training calls this once per step of the optimiser, so that all forward passes of a step
         see the same mean, however its batch is split.
         """
         if self._observed is None:
             return
-        mean = self._observed[:-1] / self._observed[-1]
+        observed = self._observed if over_processes is None else over_processes(self._observed)
+        mean = observed[:-1] / observed[-1]
         self._observed = None
         # A plain average at first, then an exponential one.
         rate = torch.clamp(1.0 / (self.num_updates + 1), min=1 - CENTER_MOMENTUM)

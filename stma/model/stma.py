@@ -70,6 +70,21 @@ class STMA(nn.Module):
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
+    def checkpoint_blocks(self, on: bool = True) -> None:
+        """Whether training computes the activations of the STML blocks again in the backward pass,
+        instead of keeping them."""
+        for block in self.backbone.last_stage:
+            block.recompute = on
+
+    def compile_parts(self) -> None:
+        """Compile what computes most, in place: blocks, value encoder and decoder. The unroll of a
+        clip around them stays Python."""
+        for block in self.backbone.last_stage:
+            block.project = torch.compile(block.project)  # type: ignore[method-assign]
+            block.update = torch.compile(block.update)  # type: ignore[method-assign]
+        self.value_encoder.compile()
+        self.decoder.compile()
+
     def normalize(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)``, uint8 or float in ``[0, 1]``, to ImageNet statistics."""
         if images.dtype == torch.uint8:

@@ -16,6 +16,7 @@ from stma.outputs import PARTIAL, replacing
 log = logging.getLogger(__name__)
 
 SUFFIX = ".pt"
+BEST = "best.pt"
 NAME = re.compile(r"(\d{8})\.pt")
 
 
@@ -43,6 +44,12 @@ class Checkpoints:
             InputError: it cannot be written (a full disk, say); names the last one that is whole.
         """
         path = self.folder / f"{iteration:08d}{SUFFIX}"
+        self._write(path, state)
+        for old in [*self.paths()[: -self.keep], *self.folder.glob(f"*{PARTIAL}")]:
+            old.unlink()
+        return path
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
         buffer = BytesIO()
         torch.save(state, buffer)
         try:
@@ -55,9 +62,10 @@ class Checkpoints:
                 f"{path}: the checkpoint cannot be written ({error}); the last whole one is "
                 f"{last or 'none'}. Make room and run the same command again to go on from it"
             ) from error
-        for old in [*self.paths()[: -self.keep], *self.folder.glob(f"*{PARTIAL}")]:
-            old.unlink()
-        return path
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Beside the newest, and not counted among them."""
+        self._write(self.folder / BEST, state)
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest state that can be read; None where there is none.
@@ -76,6 +84,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all, with what an interrupted write left behind."""
+        (self.folder / BEST).unlink(missing_ok=True)
         for path in [*self.paths(), *self.folder.glob(f"*{PARTIAL}")]:
             path.unlink()
 

@@ -1,7 +1,9 @@
 """The loss of the paper: half bootstrapped cross entropy, half Dice."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,6 +45,19 @@ class Losses:
     cross_entropy: Tensor
     dice: Tensor
 
+    def detach(self) -> "Losses":
+        return Losses(self.total.detach(), self.cross_entropy.detach(), self.dice.detach())
+
+    @staticmethod
+    def mean(parts: Sequence["Losses"]) -> "Losses":
+        """Of the parts of a batch, of equal size."""
+        return Losses(
+            *(
+                torch.stack([getattr(part, field.name) for part in parts]).mean()
+                for field in fields(Losses)
+            )
+        )
+
 
 def bootstrap_fraction(config: LossConfig, iteration: int) -> float:
     """The share of pixels, the hardest ones, that the cross entropy averages."""
@@ -69,7 +84,8 @@ def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, fraction: float) 
 
 
 def dice_loss(probabilities: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
-    """``1 - (2 |p m| + 1) / (|p| + |m| + 1)``, mean over the valid objects.
+    """``1 - (2 |p m| + 1) / (|p| + |m| + 1)``, mean over the valid objects of each image, then over
+    images, as the cross entropy: so the loss of a batch is the mean of those of its parts.
 
     Args:
         probabilities, masks: ``(B, N, H, W)``.
@@ -78,7 +94,7 @@ def dice_loss(probabilities: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     probabilities, masks = probabilities.flatten(2), masks.flatten(2)
     overlap = (probabilities * masks).sum(2)
     loss = 1 - (2 * overlap + 1) / (probabilities.sum(2) + masks.sum(2) + 1)
-    return (loss * valid).sum() / valid.sum()
+    return ((loss * valid).sum(1) / valid.sum(1)).mean()
 
 
 def clip_loss(

@@ -1,32 +1,30 @@
-"""One stage of training, in one process, that can be killed at any moment and goes on."""
+"""One stage of training, in one process or many, that can be killed at any moment and goes on."""
 
+import json
 import logging
 import math
-import platform
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from stma import __version__
-from stma.data.dataset import ClipDataset, DataConfig, clip_batches
+from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.sampling import BatchNumbers
-from stma.device import autocast, check_precision, resolve_device
+from stma.device import autocast, uses_fp16
 from stma.errors import InputError
-from stma.model.factory import ModelConfig, build_model
+from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.weights import (
     check_same_architecture,
@@ -34,93 +32,26 @@ from stma.model.weights import (
     read_weights,
     save_weights,
 )
-from stma.outputs import prepare_output
-from stma.pictures import contact_sheet, draw_overlay
+from stma.outputs import PARTIAL, replacing
 from stma.structures import ClipBatch, Prediction
+from stma.training.board import peak_gigabytes, prediction_picture, versions
 from stma.training.checkpoint import Checkpoints, rng_state, set_rng_state
-from stma.training.losses import LossConfig, Losses, bootstrap_fraction, clip_loss
-from stma.training.optimizer import (
-    OptimizerConfig,
-    build_optimizer,
-    learning_rate,
-    set_learning_rate,
-)
+from stma.training.config import TrainConfig
+from stma.training.distributed import Processes
+from stma.training.losses import Losses, bootstrap_fraction, clip_loss
+from stma.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class TrainConfig:
-    """A run of training.
-
-    Attributes:
-        output: folder for weights, TensorBoard and the log.
-        iterations: length of the stage.
-        max_minutes: end sooner, after this time; schedules follow whichever comes first. Runs
-            that end by time are not reproducible.
-        batch_size: clips per iteration.
-        num_workers: processes that make clips; 0 makes them between the steps.
-        weights: start from this file of the same architecture; null starts fresh.
-        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32`` or ``bf16``.
-        log_every, picture_every, save_every: in iterations.
-        keep_checkpoints: how many of the newest stay.
-        resume: go on from the output's newest checkpoint; false starts anew and removes them.
-        max_skipped: steps in a row whose loss or gradient is not finite, until the run stops.
-    """
-
-    output: str
-    iterations: int = 250_000
-    max_minutes: float | None = None
-    batch_size: int = 16
-    num_workers: int = 4
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    weights: str | None = None
-    log_every: int = 50
-    picture_every: int = 1000
-    save_every: int = 5000
-    keep_checkpoints: int = 2
-    resume: bool = True
-    max_skipped: int = 10
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def __post_init__(self) -> None:
-        for name in (
-            "iterations",
-            "batch_size",
-            "log_every",
-            "picture_every",
-            "save_every",
-            "keep_checkpoints",
-            "max_skipped",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
-        check_precision(self.precision)
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise InputError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
-
-
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_PREEMPTED = 75  # of a run that was told to leave, and goes on when it is started again
-FREE = (  # settings that may change from one start of a run to the next
-    "output",
-    "num_workers",
-    "device",
-    "log_every",
-    "picture_every",
-    "save_every",
-    "keep_checkpoints",
-    "resume",
-    "max_skipped",
-)
+LOSS_SCALE = 2.0**14  # of fp16, at first
+# What the result of a stage depends on, beside the stage itself. The rest may change from one start
+# of a run to the next.
+SETTINGS = ("seed", "precision", "ema", "weights", "model")
+
+Validation = Callable[[STMA, Path], float]
 
 
 class Preempted(SystemExit):
@@ -134,150 +65,278 @@ class Preempted(SystemExit):
 class Trainer:
     """Trains one network on one stage's clips.
 
+    Args:
+        name: of the stage.
+        validation: gives J&F of a model, given a folder to work in.
+
     Attributes:
         iteration: steps taken, skipped ones included.
         skipped: steps that were not taken, as their loss or gradient was not finite.
+        finished: the stage is at its end, in this start or an earlier one.
+
+    Raises:
+        InputError: the data are at fault, the batch cannot be divided, or the output holds a stage
+            with other settings.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.device = resolve_device(config.device)
-        self.output = Path(config.output)
-        self.clips = ClipDataset(
-            config.data, length=config.iterations * config.batch_size, seed=config.seed
-        )
-        torch.manual_seed(config.seed)
-        self.model = build_model(config.model)
-        if config.weights is not None:
-            their_config, _, tensors = read_weights(config.weights)
-            check_same_architecture(their_config, config.model, config.weights)
-            load_state(self.model, tensors, config.weights)
-        self.model.to(self.device)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+    def __init__(
+        self,
+        config: TrainConfig,
+        name: str,
+        device: torch.device,
+        processes: Processes | None = None,
+        validation: Validation | None = None,
+    ) -> None:
+        self.config, self.stage, self.name = config, config.stages[name], name
+        self.device = device
+        self.processes = processes or Processes()
+        self.validation = validation
+        self.output = Path(config.output) / name
+        self.weights_path = self.output / "weights.safetensors"
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.keep_checkpoints)
         self.iteration = 0
         self.seconds = 0.0  # of earlier starts
         self.shown: float | None = None  # running average of the loss
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self.finished = False
+        self.skipped = self.skipped_in_a_row = 0
+        self.best: float | None = None  # J&F of the validation
         self.must_leave = False
+        self.finished = self._is_finished()
+        if not self.finished:
+            self.numbers(0)  # refuses a batch that cannot be divided
+            self.clips = ClipDataset(
+                self.stage.data,
+                length=self.stage.iterations * self.stage.batch_size,
+                seed=config.seed,
+            )
+
+    def _is_finished(self) -> bool:
+        """An earlier start has written the mark of the end."""
+        if not self.config.resume or not self._mark.is_file() or not self.weights_path.is_file():
+            return False
+        self._check_settings(json.loads(self._mark.read_text()))
+        return True
 
     @property
-    def weights_path(self) -> Path:
-        return self.output / "weights.safetensors"
+    def started(self) -> bool:
+        """There is something to go on from."""
+        return self.config.resume and (self.finished or bool(self.checkpoints.paths()))
 
-    def run(self) -> STMA:
-        """Train to the end of the stage; the weights are in :attr:`weights_path`.
+    @property
+    def _mark(self) -> Path:
+        return self.output / "finished.json"
+
+    def build(self, weights: str | Path | None) -> None:
+        """The network and all that belongs to it.
 
         Raises:
-            InputError: see :meth:`resume`; a faulty file; a full disk; steps that are not finite.
-            Preempted: SIGTERM or SIGUSR1 came.
+            InputError: the weights do not fit.
         """
         config = self.config
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model)
+        if weights is not None:
+            their_config, _, tensors = read_weights(weights)
+            check_same_architecture(their_config, config.model, weights)
+            load_state(self.model, tensors, weights)
+        self.model.to(self.device)
+        self.model.checkpoint_blocks(config.checkpoint_blocks)
+        self.optimizer = build_optimizer(self.model, self.stage.optimizer)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, LOSS_SCALE, enabled=uses_fp16(config.precision)
+        )
+        self.average: AveragedModel | None = None
+        if config.ema > 0:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        if config.compile:
+            self.model.compile_parts()
+        self.network: nn.Module = self.model
+        if self.processes.world_size > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # the running mean is kept equal by its own sum
+            )
+
+    @property
+    def result(self) -> STMA:
+        """The network that is saved and validated: the average, where there is one."""
+        return self.model if self.average is None else cast(STMA, self.average.module)
+
+    def run(self, weights: str | Path | None = None) -> None:
+        """Train to the end of the stage; the weights are in :attr:`weights_path`.
+
+        Args:
+            weights: to start from, where there is no checkpoint to go on from.
+
+        Raises:
+            InputError: a faulty file; a full disk; steps that are not finite; weights or a
+                checkpoint that do not fit.
+            Preempted: SIGTERM or SIGUSR1 came.
+        """
+        config, processes = self.config, self.processes
+        if self.finished:
+            log.info("%s: finished already: %s", self.name, self.weights_path)
+            return
+        if processes.is_main:
+            for leftover in self.output.rglob(f"*{PARTIAL}"):  # of a start that was killed
+                leftover.unlink()
         state = self.checkpoints.load_newest() if config.resume else None
+        self.build(weights if state is None else None)
         if state is not None:
             self.resume(state)
-        prepare_output(self.output, "train.log")
-        if self.finished:
-            log.info("%s: finished already, %d iterations", self.weights_path, self.iteration)
-            return self.model
-        if state is None:
+        elif processes.is_main:
             self.checkpoints.clear()
-        OmegaConf.save(OmegaConf.structured(config), self.output / "config.yaml")
+            self._mark.unlink(missing_ok=True)
         count = sum(p.numel() for p in self.model.parameters())
-        log.info("%.2f M parameters, %s, %s", count / 1e6, self.device, config.output)
+        log.info("%s: %.2f M parameters, %s", self.name, count / 1e6, self.device)
         for line in self.clips.describe().splitlines():
             log.info("%s", line)
         if state is not None:
             log.info("goes on after iteration %d", self.iteration)
-        start = time.monotonic() - self.seconds
-        first, resumed_at = self.iteration, time.monotonic()
-        with (
-            SummaryWriter(self.output / "tensorboard", purge_step=self.iteration) as board,
-            tqdm(total=100, unit="%", desc="train", bar_format=BAR, mininterval=1) as bar,
-            self._signals(),
-        ):
-            for batch in self._batches():
-                progress = self._progress(time.monotonic() - start)
-                if progress >= 1:
-                    break
-                losses, prediction, grad_norm = self.step(batch.to(self.device), progress)
-                if self.iteration % config.log_every == 0:
-                    total = losses.total.item()
-                    if math.isfinite(total):
-                        self.shown = total if self.shown is None else 0.8 * self.shown + 0.2 * total
-                    self._log_scalars(board, losses, grad_norm, progress)
-                    speed = (self.iteration + 1 - first) / (time.monotonic() - resumed_at)
-                    bar.set_postfix_str(
-                        f"iteration {self.iteration}, loss {self.shown or total:.3f}, "
-                        f"{speed:.1f} it/s"
-                    )
-                if self.iteration % config.picture_every == 0:
-                    picture = prediction_picture(batch, prediction)
-                    board.add_image("prediction", picture, self.iteration, dataformats="HWC")
-                self.iteration += 1
-                self.seconds = time.monotonic() - start
-                if self.must_leave or self.iteration % config.save_every == 0:
-                    self.save()
-                if self.must_leave:
-                    log.warning(
-                        "told to leave: saved after iteration %d; the same command goes on from "
-                        "there (exit status %d)",
-                        self.iteration,
-                        EXIT_PREEMPTED,
-                    )
-                    raise Preempted
-                bar.update(100 * progress - bar.n)
-            bar.update(100 - bar.n)
-        self.finished = True
+        with self._board() as board, self._bar() as bar, self._signals():
+            self._loop(board, bar)
         self.save()
-        skipped = f", {self.skipped} of them skipped" if self.skipped else ""
-        log.info("%d iterations%s; weights: %s", self.iteration, skipped, self.weights_path)
-        return self.model
+        if processes.is_main:
+            with replacing(self._mark) as unfinished:
+                unfinished.write_text(json.dumps(self._settings()))
+            skipped = f", {self.skipped} of them skipped" if self.skipped else ""
+            log.info("%d iterations%s; weights: %s", self.iteration, skipped, self.weights_path)
+        self.finished = True
+        processes.wait()
 
-    def step(self, clip: ClipBatch, progress: float) -> tuple[Losses, Prediction, Tensor]:
-        """One step of the optimiser; returns the losses, the prediction and the gradient norm.
+    def _loop(self, board: SummaryWriter | None, bar: tqdm) -> None:
+        config, stage = self.config, self.stage
+        start = time.monotonic() - self.seconds
+        first, resumed_at, waited = self.iteration, time.monotonic(), 0.0
+        batches = self._batches()
+        while self.iteration < stage.iterations:
+            progress, leave = self.processes.maximum(
+                [self._progress(time.monotonic() - start), float(self.must_leave)], self.device
+            )
+            if leave:
+                self._leave()
+            if progress >= 1:
+                break
+            before = time.monotonic()
+            parts = list(islice(batches, config.accumulate))
+            waited += time.monotonic() - before
+            parts = [part.to(self.device) for part in parts]
+            losses, prediction, grad_norm = self.step(parts, progress)
+            if self.iteration % config.log_every == 0:
+                total = losses.total.item()
+                if math.isfinite(total):
+                    self.shown = total if self.shown is None else 0.8 * self.shown + 0.2 * total
+                taken = time.monotonic() - resumed_at
+                self._log_scalars(board, losses, grad_norm, progress, waited / taken)
+                speed = (self.iteration + 1 - first) / taken
+                bar.set_postfix_str(
+                    f"iteration {self.iteration}, loss {self.shown or total:.3f}, {speed:.1f} it/s"
+                )
+            if board is not None and self.iteration % config.picture_every == 0:
+                picture = prediction_picture(parts[-1], prediction)
+                board.add_image("prediction", picture, self.iteration, dataformats="HWC")
+            self.iteration += 1
+            self.seconds = time.monotonic() - start
+            if self.iteration % config.validation.every == 0:
+                self.validate(board)
+            if self.iteration % config.save_every == 0:
+                self.save()
+            bar.update(100 * progress - bar.n)
+        if self.iteration % config.validation.every:
+            self.validate(board)
+        bar.update(100 - bar.n)
 
-        A step whose loss or gradient is not finite leaves the weights and all averages as they
-        were.
+    def _leave(self) -> None:
+        self.save()
+        log.warning(
+            "told to leave: saved after iteration %d; the same command goes on from there (exit "
+            "status %d)",
+            self.iteration,
+            EXIT_PREEMPTED,
+        )
+        raise Preempted
+
+    def step(self, parts: list[ClipBatch], progress: float) -> tuple[Losses, Prediction, Tensor]:
+        """One step of the optimiser on a batch in parts of equal size.
+
+        A step whose loss or gradient is not finite, in any process, leaves the weights and all
+        averages as they were.
+
+        Returns:
+            The losses of this process's share, the prediction of its last part, the gradient norm.
 
         Raises:
             InputError: it was the last of ``max_skipped`` such steps in a row.
         """
-        config = self.config
-        self.model.train()
-        set_learning_rate(self.optimizer, learning_rate(config.optimizer, progress))
-        with autocast(self.device, config.precision):
-            prediction = self.model(clip)
-        losses = clip_loss(prediction, clip, config.loss, self.iteration)
+        config, stage = self.config, self.stage
+        self.network.train()
+        set_learning_rate(self.optimizer, learning_rate(stage.optimizer, progress))
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        all_losses = []
+        for index, part in enumerate(parts):
+            last = index + 1 == len(parts)
+            with self._no_sync(last):
+                with autocast(self.device, config.precision):
+                    prediction = self.network(part)
+                losses = clip_loss(prediction, part, stage.loss, self.iteration)
+                self.scaler.scale(losses.total / len(parts)).backward()
+            all_losses.append(losses.detach())
+        losses = Losses.mean(all_losses)
+        self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.optimizer.clip_norm
+            self.model.parameters(), stage.optimizer.clip_norm
         )
-        if math.isfinite(losses.total.item()) and math.isfinite(grad_norm.item()):
-            self.optimizer.step()
-            self.model.object_features.update_center()
-            self.skipped_in_a_row = 0
-        else:
+        values = [losses.total.item(), grad_norm.item()]  # here the host waits for the device
+        bad = float(not all(map(math.isfinite, values)))
+        if self.processes.maximum([bad], self.device)[0]:
+            self.scaler.update()
             self.model.object_features.forget_observed()
-            self._skip(losses.total.item(), grad_norm.item(), clip)
+            self._skip(values, parts)
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.model.object_features.update_center(self.processes.sum)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            self.skipped_in_a_row = 0
         return losses, prediction, grad_norm
 
-    def _skip(self, loss: float, grad_norm: float, clip: ClipBatch) -> None:
+    def _no_sync(self, last: bool) -> Any:
+        """Gradients are exchanged once, after the last part."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
+        return nullcontext()
+
+    def _skip(self, values: list[float], parts: list[ClipBatch]) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
+        names = "; ".join(name for part in parts for name in part.names)
         found = (
-            f"loss {loss}, gradient norm {grad_norm} at iteration {self.iteration} "
-            f"({'; '.join(clip.names)})"
+            f"loss {values[0]}, gradient norm {values[1]} at iteration {self.iteration} ({names})"
         )
         log.warning("skipped: %s", found)
         if self.skipped_in_a_row >= self.config.max_skipped:
             raise InputError(
                 f"{found}: {self.skipped_in_a_row} steps in a row were not finite; checkpoints and "
-                "weights are as last saved. Lower optimizer.learning_rate or set precision=fp32"
+                "weights are as last saved. Lower the stage's optimizer.learning_rate or set "
+                "precision=fp32"
             )
+
+    def validate(self, board: SummaryWriter | None) -> None:
+        """Score the result so far on the validation set, and keep the best."""
+        if self.validation is None:
+            return
+        if self.processes.is_main:
+            self.result.eval()
+            score = self.validation(self.result, self.output / "validation")
+            log.info("iteration %d: validation J&F %.1f", self.iteration, score)
+            if board is not None:
+                board.add_scalar("validation/jf", score, self.iteration)
+            if self.best is None or score > self.best:
+                self.best = score
+                self.checkpoints.save_best(self._state())
+                self._save_weights(self.output / "best.safetensors")
+        self.processes.wait()
 
     def save(self) -> None:
         """Write a checkpoint and the weights, with all that tells where they come from.
@@ -285,27 +344,46 @@ class Trainer:
         Raises:
             InputError: they cannot be written; names the last checkpoint that is whole.
         """
-        self.checkpoints.save(self.iteration, self._state())
+        if self.processes.is_main:
+            self.checkpoints.save(self.iteration, self._state())
+            self._save_weights(self.weights_path)
+        self.processes.wait()
+
+    def _save_weights(self, path: Path) -> None:
         try:
-            save_weights(self.weights_path, self.model, self.config.model, self._provenance())
+            save_weights(path, self.result, self.config.model, self._provenance())
         except OSError as error:
             raise InputError(
-                f"{self.weights_path}: cannot be written ({error}); the checkpoint is whole. Make "
-                "room and run the same command again"
+                f"{path}: cannot be written ({error}); the checkpoint is whole. Make room and run "
+                "the same command again"
             ) from error
+
+    def _settings(self) -> dict[str, Any]:
+        """What the result of the stage depends on."""
+        whole = asdict(self.config)
+        return {name: whole[name] for name in SETTINGS} | {"stage": asdict(self.stage)}
+
+    def _check_settings(self, theirs: Mapping[str, Any]) -> None:
+        if differences := _differences(theirs, self._settings()):
+            raise InputError(
+                f"{self.output}: holds a run with other settings; give another output, or "
+                "resume=false to start anew\n  " + "\n  ".join(differences)
+            )
 
     def _state(self) -> dict[str, Any]:
         """All that the rest of the run depends on."""
         return {
-            "config": asdict(self.config),
+            "settings": self._settings(),
             "iteration": self.iteration,
             "seconds": self.seconds,
             "shown": self.shown,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "finished": self.finished,
+            "best": self.best,
             "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": rng_state(),
         }
 
@@ -315,20 +393,19 @@ class Trainer:
         Raises:
             InputError: it comes from other settings; names those that differ.
         """
-        if differences := _differences(state["config"], asdict(self.config)):
-            raise InputError(
-                f"{self.output}: holds a run with other settings; give another output, or "
-                "resume=false to start anew\n  " + "\n  ".join(differences)
-            )
+        self._check_settings(state["settings"])
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("iteration", "seconds", "shown", "skipped", "skipped_in_a_row", "finished"):
+        self.scaler.load_state_dict(state["scaler"])
+        for name in ("iteration", "seconds", "shown", "skipped", "skipped_in_a_row", "best"):
             setattr(self, name, state[name])
         set_rng_state(state["rng"])
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """While training: a signal to leave is noted, and followed after the step."""
+        """While training: a signal to leave is noted, and followed before the next step."""
 
         def leave(number: int, frame: object) -> None:
             self.must_leave = True
@@ -343,108 +420,92 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _board(self) -> Any:
+        if not self.processes.is_main:
+            return nullcontext()
+        return SummaryWriter(str(self.output / "tensorboard"), purge_step=self.iteration)
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            total=100,
+            unit="%",
+            desc=self.name,
+            bar_format=BAR,
+            mininterval=1,
+            disable=not self.processes.is_main,
+        )
+
     def _progress(self, seconds: float) -> float:
-        done = self.iteration / self.config.iterations
-        if self.config.max_minutes is not None:
-            done = max(done, seconds / (60 * self.config.max_minutes))
+        done = self.iteration / self.stage.iterations
+        if self.stage.max_minutes is not None:
+            done = max(done, seconds / (60 * self.stage.max_minutes))
         return done
 
+    def numbers(self, start: int) -> BatchNumbers:
+        """Of this process's clips from an iteration on."""
+        return BatchNumbers(
+            start,
+            self.stage.iterations,
+            self.stage.batch_size,
+            self.processes.rank,
+            self.processes.world_size,
+            self.config.accumulate,
+        )
+
     def _batches(self) -> Iterator[ClipBatch]:
-        config = self.config
         return clip_batches(
             self.clips,
-            BatchNumbers(self.iteration, config.iterations, config.batch_size),
-            config.num_workers,
+            self.numbers(self.iteration),
+            self.config.num_workers,
             pin_memory=self.device.type == "cuda",
         )
 
     def _log_scalars(
-        self, board: SummaryWriter, losses: Losses, grad_norm: Tensor, progress: float
+        self,
+        board: SummaryWriter | None,
+        losses: Losses,
+        grad_norm: Tensor,
+        progress: float,
+        waiting: float,
     ) -> None:
-        config = self.config
+        if board is None:
+            return
+        optimizer = self.stage.optimizer
+        rate = learning_rate(optimizer, progress)
         scalars = {
             "loss/total": losses.total.item(),
             "loss/cross_entropy": losses.cross_entropy.item(),
             "loss/dice": losses.dice.item(),
-            "loss/bootstrap_fraction": bootstrap_fraction(config.loss, self.iteration),
-            "optimizer/learning_rate": learning_rate(config.optimizer, progress),
+            "loss/bootstrap_fraction": bootstrap_fraction(self.stage.loss, self.iteration),
+            "optimizer/learning_rate": rate,
+            "optimizer/backbone_learning_rate": rate * optimizer.backbone_rate,
             "optimizer/gradient_norm": grad_norm.item(),
             "optimizer/skipped_steps": self.skipped,
+            "time/share_waiting_for_data": waiting,
+            "memory/peak_gigabytes": peak_gigabytes(self.device),
         }
+        if self.scaler.is_enabled():
+            scalars["optimizer/loss_scale"] = self.scaler.get_scale()
         for name, value in scalars.items():
             board.add_scalar(name, value, self.iteration)
 
     def _provenance(self) -> dict[str, Any]:
-        return {
-            "stma": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "git": _git_revision(),
-            "command": sys.argv,
+        return versions() | {
+            "stage": self.name,
             "iterations": self.iteration,
             "config": asdict(self.config),
         }
 
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-
-
-def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:
-    """The first clip of a batch with its truth and, from frame 1 on, its prediction.
-
-    Returns:
-        ``(H, W, 3)`` uint8.
-    """
-    frames = clip.frames[0].permute(0, 2, 3, 1).cpu().numpy()
-    truth = clip.masks[0].cpu().numpy()
-    predicted = prediction.logits[0].argmax(dim=1).to(torch.uint8).cpu().numpy()
-    return contact_sheet(
-        [
-            ("truth", [draw_overlay(f, m) for f, m in zip(frames, truth, strict=True)]),
-            (
-                "frame 0, prediction",
-                [
-                    frames[0],
-                    *(draw_overlay(f, m) for f, m in zip(frames[1:], predicted, strict=True)),
-                ],
-            ),
-        ]
-    )
-
-
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, but for those that may; datasets may have moved."""
+    """Settings that differ; datasets may have moved."""
     found = []
     for key in sorted({*before, *now}):
-        name = f"{path}{key}"
         a, b = before.get(key), now.get(key)
-        if name in FREE or (name.startswith("data.") and key == "root"):
+        if key == "root":
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{name}.")
+            found += _differences(a, b, f"{path}{key}.")
         elif a != b:
-            found.append(f"{name}: {a} there, {b} here")
+            found.append(f"{path}{key}: {a} there, {b} here")
     return found
-
-
-def _git_revision() -> str | None:
-    """The commit of the code, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def train(config: TrainConfig) -> Path:
-    """Train one stage.
-
-    Returns:
-        The weights file.
-
-    Raises:
-        InputError: something in the input is wrong; the message names it.
-    """
-    trainer = Trainer(config)
-    trainer.run()
-    return trainer.weights_path

@@ -1,0 +1,123 @@
+"""What a run of training is told: its stages, and all that they share."""
+
+from dataclasses import dataclass, field
+
+from stma.data.dataset import DataConfig
+from stma.device import check_precision
+from stma.errors import InputError
+from stma.model.factory import ModelConfig
+from stma.training.losses import LossConfig
+from stma.training.optimizer import OptimizerConfig
+
+
+@dataclass
+class StageConfig:
+    """One stage.
+
+    Attributes:
+        iterations: its length.
+        max_minutes: end sooner, after this time; schedules follow whichever comes first. Runs
+            that end by time are not reproducible.
+        batch_size: clips per iteration, of all processes together.
+    """
+
+    iterations: int = 250_000
+    max_minutes: float | None = None
+    batch_size: int = 16
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise InputError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
+
+
+@dataclass
+class ValidationConfig:
+    """A small set that is segmented and scored now and then.
+
+    Attributes:
+        root: a folder in the DAVIS layout with all masks; null for no validation.
+        split, clips: as for evaluation.
+        every: iterations.
+    """
+
+    root: str | None = None
+    split: str | None = None
+    clips: list[str] | None = None
+    every: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"every is {self.every}; give 1 or more")
+
+
+@dataclass
+class TrainConfig:
+    """A run of training.
+
+    Attributes:
+        output: folder for all that comes out; every stage has one in it.
+        datasets: folder of the datasets, to which their blocks refer.
+        stages: by name, one after another, each from the last one's weights.
+        weights: the first stage starts from this file of the same architecture; null starts fresh.
+        num_workers: processes that make clips, for each process of training; 0 makes them between
+            the steps.
+        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
+        accumulate: parts that a process splits its share of a batch into, to save memory.
+        checkpoint_blocks: compute the activations of the STML blocks again in the backward pass,
+            to save memory.
+        compile: compile the blocks, the value encoder and the decoder by ``torch.compile``.
+        ema: decay of an exponential moving average of the weights, which then is what is saved
+            and validated; 0 for none.
+        log_every, picture_every, save_every: in iterations.
+        keep_checkpoints: how many of the newest stay; the best by validation stays too.
+        resume: go on from the output's newest checkpoint; false starts anew and removes them.
+        max_skipped: steps in a row whose loss or gradient is not finite, until the run stops.
+        dry_run: print memory and the largest batch that fits, and train nothing.
+    """
+
+    output: str
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    datasets: str = "datasets"
+    weights: str | None = None
+    seed: int = 0
+    num_workers: int = 4
+    device: str = "auto"
+    precision: str = "auto"
+    accumulate: int = 1
+    checkpoint_blocks: bool = False
+    compile: bool = False
+    ema: float = 0.0
+    log_every: int = 50
+    picture_every: int = 1000
+    save_every: int = 5000
+    keep_checkpoints: int = 2
+    resume: bool = True
+    max_skipped: int = 10
+    dry_run: bool = False
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        positive = (
+            "accumulate",
+            "log_every",
+            "picture_every",
+            "save_every",
+            "keep_checkpoints",
+            "max_skipped",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema}; give a decay from 0 (none) to less than 1")
+        check_precision(self.precision)
