@@ -28,6 +28,7 @@ def prepare_output(folder: Path, log_name: str) -> None:
     except OSError as error:
         raise InputError(f"output: {folder} cannot be written to ({error})") from error
     handler.setFormatter(logging.Formatter(FORMAT))
+    logging.getLogger("stma").setLevel(logging.INFO)
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, _OutputLog)]:
         root.removeHandler(old)

@@ -151,11 +151,8 @@ class Trainer:
             self.model.compile_parts()
         self.network: nn.Module = self.model
         if self.processes.world_size > 1:
-            self.network = DistributedDataParallel(
-                self.model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # the running mean is kept equal by its own sum
-            )
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.model, device_ids=devices)
 
     @property
     def result(self) -> STMA:
