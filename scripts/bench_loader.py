@@ -9,6 +9,7 @@ import argparse
 import cProfile
 import os
 import pstats
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from stma.compose import dataset_names, load_data_config
+from stma.compose import dataset_names, load_data_config, quoted
 from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.images import read_binary_mask, read_image, read_mask
 from stma.data.procedural import procedural_clip
@@ -34,6 +35,7 @@ PARTS: dict[str, list[Callable]] = {
     "draw scenes": [procedural_clip],
 }
 WARM_UP = 4  # clips
+PREFETCH = 2  # of DataLoader, batches a worker
 
 
 @input_errors_end_the_program()
@@ -51,12 +53,13 @@ def main() -> None:
     if min(arguments.clips, arguments.rounds, arguments.workers) < 1:
         parser.error("give 1 or more clips, rounds and workers")
     overrides = list(arguments.overrides)
-    if "=" in arguments.root:
+    if re.match(r"[\w.]+=", arguments.root) and not Path(arguments.root).exists():
         overrides.insert(0, arguments.root)
     elif arguments.root:
-        overrides += [f"root='{Path(arguments.root).resolve()}'", "published=null"]
+        overrides += [f"root={quoted(Path(arguments.root).resolve())}", "published=null"]
     config = load_data_config(CONFIGS, arguments.dataset, overrides)
-    total = WARM_UP + arguments.clips * arguments.rounds
+    prefetched = PREFETCH * arguments.workers
+    total = WARM_UP + max(arguments.clips, 4 * prefetched) * (arguments.rounds + 1) + prefetched
     clips = ClipDataset(config, total, seed=0)
     print(clips.describe())
     print(f"clips of {config.num_frames} frames of {config.height} x {config.width}")
@@ -104,9 +107,11 @@ def cumulative(stats: pstats.Stats, function: Callable) -> float:
 
 
 def workers(clips: ClipDataset, count: int, num_workers: int) -> None:
-    """The speed of the data loader's processes together; their start is not counted."""
+    """The speed of the data loader's processes together, without their start: what they load ahead
+    of the clock is as much as they are ahead when it stops."""
     batches = clip_batches(clips, BatchNumbers(0, len(clips), 1), num_workers)
-    for _ in range(WARM_UP):
+    count = max(count, 4 * PREFETCH * num_workers)
+    for _ in range(PREFETCH * num_workers):
         next(batches)
     start = time.perf_counter()
     for _ in range(count):

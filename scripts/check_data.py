@@ -35,6 +35,11 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.workers < 1:
         parser.error("give 1 or more workers")
+    if arguments.report is not None and not arguments.report.parent.is_dir():
+        parser.error(f"--report: {arguments.report.parent} is no folder")
+    if any(override.startswith("root=") for override in arguments.overrides):
+        parser.error("the root is the first argument, not a setting")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if arguments.dataset is None:
         if arguments.overrides:
             parser.error("settings go with --dataset")

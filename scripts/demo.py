@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.compose import load_config
+from stma.compose import load_config, quoted
 from stma.data.images import read_image, read_mask
 from stma.data.video_folder import VideoFolder, find_videos
 from stma.errors import input_errors_end_the_program
@@ -73,11 +73,6 @@ def main() -> None:
     print(f"\nLook at {overview}")
     print(f"and at the overlays in {output / 'stma' / 'videos'}.")
     print(f"The trained weights are {weights}. Took {(time.monotonic() - start) / 60:.1f} minutes.")
-
-
-def quoted(path: Path) -> str:
-    """As a value on Hydra's command line, whatever characters are in it."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def run(*command: str) -> None:

@@ -20,6 +20,7 @@ from stma.data.procedural import SceneConfig, procedural_clip
 from stma.errors import InputError, input_errors_end_the_program
 from stma.pictures import save_clip
 
+RECORD = "scene.yaml"  # beside the clips: what they show
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -42,15 +43,26 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if min(arguments.clips, arguments.frames, arguments.workers) < 1:
         parser.error("give 1 or more clips, frames and workers")
+    if arguments.seed < 0 or Path(arguments.split).name != arguments.split:
+        parser.error("give a seed of 0 or more, and a split that is a plain name")
+    if others := [each for each in arguments.overrides if not each.startswith("scene.")]:
+        parser.error(f"{', '.join(others)}: only settings of the scene (scene.KEY=VALUE)")
     scene = load_dataset_config(CONFIGS, "procedural", arguments.overrides).scene
     size = (arguments.height, arguments.width)
     scene.check_size(size)
     output: Path = arguments.output
     for folder in ("JPEGImages", "Annotations", "ImageSets"):
         if (output / folder).exists():
+            if not (output / RECORD).is_file():
+                raise InputError(f"{output / folder} exists, and was not made by this script")
             if not arguments.overwrite:
                 raise InputError(f"{output / folder} exists; give --overwrite to replace it")
             shutil.rmtree(output / folder)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(scene), output / RECORD)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written to ({error})") from error
 
     names = [
         f"clip-{index:0{max(3, len(str(arguments.clips - 1)))}d}"
@@ -72,7 +84,6 @@ def main() -> None:
     (output / "ImageSets").mkdir(parents=True)
     listing = "".join(f"{name}\n" for name in names)
     (output / "ImageSets" / f"{arguments.split}.txt").write_text(listing)
-    OmegaConf.save(OmegaConf.structured(scene), output / "scene.yaml")
 
 
 def write_clip(

@@ -29,6 +29,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if min(arguments.clips, arguments.height) < 1:
         parser.error("give 1 or more clips and pixels")
+    if arguments.output.suffix not in (".png", ".jpg") or not arguments.output.parent.is_dir():
+        parser.error(f"--output: {arguments.output}: give a .png or .jpg in a folder that exists")
     config = load_data_config(CONFIGS, arguments.dataset, arguments.overrides)
     dataset = ClipDataset(config, arguments.clips, arguments.seed)
     print(dataset.describe())

@@ -1,11 +1,13 @@
 """Composing the YAML of configs/ where there is no command line."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
@@ -18,6 +20,13 @@ def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> D
     """Compose a configuration outside of ``hydra.main``."""
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(name, overrides=list(overrides))
+
+
+def quoted(value: object) -> str:
+    """As a value on Hydra's command line, whatever characters are in it."""
+    # Hydra takes a backslash as it is, but for those that stand before a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value))
+    return f"'{escaped}'"
 
 
 def model_names(config_dir: Path) -> list[str]:
@@ -66,10 +75,13 @@ def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = 
             added.append(f"{data}.sources.{dataset}.{override}")
     try:
         config = load_config(config_dir, "train", added)
-    except HydraException as error:
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
         reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
-        raise InputError(f"{dataset}: {', '.join(overrides)}: {reason}") from error
-    OmegaConf.resolve(config)
+        raise InputError(
+            f"{dataset}: {', '.join(overrides)}: {reason} (a value with spaces, brackets or an "
+            "equals sign is put in quotes: \"root='/my data'\")"
+        ) from error
     return parse_config(DataConfig, config.stages.alone.data, dataset)
 
 

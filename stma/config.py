@@ -20,6 +20,7 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         InputError: an unknown key, a value of the wrong type, a missing one, or one that the
             dataclass refuses; the message names it.
     """
+    _refuse_numbers_among_names(OmegaConf.to_container(config), source)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), config)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
@@ -32,6 +33,23 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         where = _locate(merged)
         named = not where or str(error).startswith(where.partition(".")[0])
         raise InputError(f"{source}: {'' if named else where + ': '}{error}") from error
+
+
+NAME_LISTS = ("exclude", "clips", "parts")
+
+
+def _refuse_numbers_among_names(values: object, source: str, path: str = "") -> None:
+    """YAML reads some names, such as 04259896e2, as numbers: by then their text is lost."""
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        _refuse_numbers_among_names(value, source, f"{path}{key}.")
+        for name in value if key in NAME_LISTS and isinstance(value, list) else []:
+            if not isinstance(name, str):
+                raise InputError(
+                    f"{source}: {path}{key}: {name!r} is a number; put names that look like "
+                    f"numbers in quotes: {key}=['...']"
+                )
 
 
 def _locate(config: DictConfig) -> str:

@@ -151,6 +151,20 @@ def test_counts_of_published_sets(root: Path) -> None:
         ("youtube-vos/2018/all_frames/valid_all_frames", ["youtubevos2018:valid"]),
         ("LVOS/val", ["lvos:valid", "lvos_v2:valid"]),
         ("MOSE/train", ["mose:train"]),
+        ("moses/train", []),
+        ("my_youtube_videos/train", []),
+        ("YouTube/training_run", []),
+        ("big/clips", []),
+        ("BL30K", ["bl30k:all"]),
+    ],
+)
+def test_known_names_of_videos(path: str, known: list[str]) -> None:
+    assert recognise(Path("/data") / path, "videos") == known
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
         ("static/fss", ["fss1000:all"]),
         ("static/BIG_small", []),
         ("static/HRSOD_small", []),
@@ -158,8 +172,52 @@ def test_counts_of_published_sets(root: Path) -> None:
         ("mine", []),
     ],
 )
-def test_known_names(tmp_path: Path, path: str, known: list[str]) -> None:
-    assert recognise(Path("/data") / path) == known
+def test_known_names_of_images(path: str, known: list[str]) -> None:
+    assert recognise(Path("/data") / path, "images") == known
+
+
+def test_the_publishers_folders_of_hrsod(tmp_path: Path) -> None:
+    save_pair(tmp_path / "HRSOD_small", "HRSOD_train/1.jpg", "HRSOD_train_mask/1.png")
+    layouts = [Layout("HRSOD_*/*.jpg", "HRSOD_*_mask/*.png"), *LAYOUTS]
+    (check,) = check_root(tmp_path / "HRSOD_small", layouts, workers=1)
+    assert (check.clips, check.errors) == (1, 0)
+
+
+def test_one_broken_set_does_not_keep_the_others_from_being_checked(tmp_path: Path) -> None:
+    for name in ("bad", "good", "good2"):
+        save_clip(tmp_path / name, "a", *video(3), ".jpg")
+    (tmp_path / "bad" / "Annotations").rename(tmp_path / "bad" / "Masks")
+    frame_of(tmp_path / "good").write_bytes(b"")
+    (tmp_path / "papers").mkdir()
+    checks = check_root(tmp_path, LAYOUTS, workers=1)
+    assert [check.errors for check in checks] == [1, 1, 0, 0]
+    assert "bad/Annotations: no such folder" in str(checks[0].problems[0])
+    assert checks[3].problems[0].path == tmp_path / "papers"
+
+
+def test_images_without_any_mask(tmp_path: Path) -> None:
+    save_pair(tmp_path, "images/1.jpg", "masks/1.png")
+    (tmp_path / "masks" / "1.png").unlink()
+    (check,) = check_root(tmp_path, LAYOUTS, workers=1)
+    assert "no mask of this name" in check.problems[0].message
+
+
+def test_the_odd_one_out_is_blamed_even_if_it_is_the_first(root: Path) -> None:
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(frame_of(root, number=0))
+    found = said(root)
+    assert sorted(found) == ["Annotations/a/00000.png", "JPEGImages/a/00000.jpg"]
+
+
+def test_lists_that_are_empty_start_with_a_mark_or_lie_behind_a_link(root: Path) -> None:
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "none.txt").write_text("\n")
+    (root / "ImageSets" / "marked.txt").write_text("a\r\nb\r\n", encoding="utf-8-sig")
+    (root / "lists").mkdir()
+    (root / "lists" / "train.txt").write_text("a\n")
+    (root / "ImageSets" / "2017").symlink_to(root / "lists")
+    found = said(root, split="train")
+    assert found == {"ImageSets/none.txt": ("an empty list", False)}
+    assert len(check_dataset(DatasetConfig(root=str(root), split="marked"), 1).problems) == 1
 
 
 def save_pair(root: Path, image: str, mask: str) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from stma.compose import dataset_names, load_config, load_data_config, load_dataset_config
+from stma.compose import dataset_names, load_config, load_data_config, load_dataset_config, quoted
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.published import PUBLISHED
@@ -20,7 +20,7 @@ def test_every_dataset_composes(dataset: str) -> None:
 
 
 def test_the_base_of_all_datasets_is_the_dataclass() -> None:
-    assert load_dataset_config(CONFIGS, "folder") == DatasetConfig(root=".")
+    assert load_dataset_config(CONFIGS, "folder") == DatasetConfig()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -69,6 +69,26 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
         ("stage=[static,procedural,video]", ["static", "procedural", "video"]),
     ):
         assert list(load_config(CONFIGS, "train", [override]).stages) == expected
+
+
+def test_names_that_look_like_numbers_stay_names() -> None:
+    """04259896e2 is a float to YAML; the seven clips that XMem leaves out of YouTube-VOS."""
+    left_out = "01e64dd36a 04259896e2 1336440745 5bc77844da 5ee23ca60e 738e5a0a14 f8af30d4b6"
+    for dataset in ("youtubevos2018", "youtubevos2019"):
+        assert load_dataset_config(CONFIGS, dataset).exclude == left_out.split()
+    with pytest.raises(InputError, match=r"exclude: 500000\.0 is a number; put names .* in quotes"):
+        load_dataset_config(CONFIGS, "davis2017", ["exclude=[5e5]"])
+    block = load_dataset_config(CONFIGS, "davis2017", ["exclude=['5e5']"])
+    assert block.exclude == ["5e5"]
+
+
+def test_values_with_any_characters_can_be_quoted() -> None:
+    for name in ("/my data", "/a=b", "/it's [x]{y}", "/back\\slash", "/a,b", "/end\\", "/\\'x"):
+        assert load_dataset_config(CONFIGS, "folder", [f"root={quoted(name)}"]).root == name
+    with pytest.raises(InputError, match="is put in quotes"):
+        load_dataset_config(CONFIGS, "folder", ["root=/a [x]"])
+    with pytest.raises(InputError, match="nope"):
+        load_dataset_config(CONFIGS, "folder", ["root=${nope}"])
 
 
 def test_settings_of_one_dataset_and_of_all_data() -> None:

@@ -8,6 +8,7 @@ from test_sources import video
 
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig, clip_batches
+from stma.data.procedural import SceneConfig
 from stma.data.sampling import BatchNumbers
 from stma.errors import InputError
 from stma.pictures import save_clip
@@ -48,9 +49,9 @@ def test_a_clip_is_a_function_of_seed_epoch_and_index(mixed: DataConfig) -> None
     other = ClipDataset(mixed, 48, seed=8)
     assert not any(equal(clips.sample(n), other.sample(n)) for n in range(48))
     assert clips.sample(0).frames.shape == (3, 32, 48, 3)
-    names = [clips.sample(n).name for n in range(12)]
-    assert sum(name.startswith("made") for name in names) == 6
-    assert sum(name.startswith("disk: a") for name in names) == 2
+    draws = [clips.epochs[n] for n in range(clips.epochs.length)]
+    assert sum(draw.source == 1 for draw in draws) == len(draws) / 2
+    assert sum((draw.source, draw.item) == (0, 0) for draw in draws) == len(draws) / 6
 
 
 def test_repeats_and_epochs_show_new_clips(mixed: DataConfig) -> None:
@@ -103,7 +104,7 @@ def test_what_an_epoch_holds_is_said(mixed: DataConfig, tmp_path: Path) -> None:
     save_clip(tmp_path, "short", *video(2), ".png")
     (tmp_path / "JPEGImages" / "a" / "Thumbs.db").touch()
     lines = ClipDataset(mixed, 10, seed=0).describe().splitlines()
-    assert lines[0] == "an epoch is 12 clips: disk 6 (of 3), made 6"
+    assert lines[0] == "an epoch is 408 clips: disk 204 (of 3), made 204"
     assert "Thumbs.db: a hidden file" in lines[1]
     assert lines[2].startswith("disk: left out 1 of 4 clips")
 
@@ -153,6 +154,9 @@ def test_sources_that_cannot_be(mixed: DataConfig) -> None:
         ({"published": "davis2017:all"}, "no split 'all'; it has train, val"),
         ({"kind": "images"}, "layouts is empty"),
         ({"kind": "procedural", "root": "x"}, "root is set, but means nothing for kind=proc"),
+        ({"kind": "procedural", "min_pixels": 9}, "min_pixels is set, but means nothing"),
+        ({"kind": "procedural", "repeats": 7}, "repeats is set, but means nothing"),
+        ({"scene": SceneConfig(blur=0.0)}, "scene is set, but means nothing for kind=videos"),
     ],
 )
 def test_blocks_that_make_no_sense(settings: dict, message: str) -> None:

@@ -1,3 +1,5 @@
+import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from stma.data.images import (
     check_ids,
     count_ids,
     fit_mask,
+    image_size,
     interpolated_ids,
     read_binary_mask,
     read_image,
@@ -126,6 +129,50 @@ def test_binary_masks_of_every_kind(tmp_path: Path, mode: str) -> None:
     else:
         Image.fromarray(truth * 255).convert(mode).save(path)
     assert np.array_equal(read_binary_mask(path), truth)
+
+
+def test_grey_palettes_mean_their_greys_and_coloured_ones_their_indices(tmp_path: Path) -> None:
+    """As optimisers write 0 and 255: in any order, and with soft edges."""
+    path = tmp_path / "mask.png"
+    image = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8))
+    image.putpalette([255] * 3 + [0] * 3 + [100] * 3 + [200] * 3)
+    image.save(path)
+    assert read_binary_mask(path).tolist() == [[1, 0, 0, 1]]
+    image.putpalette([0, 0, 0, 20, 0, 0, 0, 20, 0, 0, 0, 20])
+    image.save(path)
+    assert read_binary_mask(path).tolist() == [[0, 1, 1, 1]]
+
+
+def damaged_files() -> dict[str, bytes]:
+    """Broken at places where Pillow raises other things than OSError."""
+    picture, exif = io.BytesIO(), Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture, "JPEG", exif=exif)
+    jpeg = picture.getvalue()
+    place = jpeg.index(b"Exif") + 14
+    tiff = b"II*\0\x08\0\0\0" + b"\x02\0" + b"\0\1\4\0\1\0\0\0\0\0\0\0" * 2
+    return {
+        "exif.jpg": jpeg[:place] + b"\xff" * 12 + jpeg[place + 12 :],
+        "ihdr.png": b"\x89PNG\r\n\x1a\n\0\0\0\x05IHDR\0\0\0\x08\0" + b"\0" * 4,
+        "tiff.png": tiff,
+        "start.jpg": jpeg[:3],
+    }
+
+
+@pytest.mark.parametrize("name", damaged_files())
+def test_no_damage_ends_in_a_traceback(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(damaged_files()[name])
+    for read in (read_image, read_mask, read_binary_mask, image_size):
+        with suppress(InputError):  # some of it is read all the same
+            read(path)
+
+
+def test_sizes_from_headers_are_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 8
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "x.jpg", exif=exif)
+    assert image_size(tmp_path / "x.jpg") == (6, 4) == read_image(tmp_path / "x.jpg").shape[:2]
 
 
 def test_binary_masks_with_soft_edges_and_those_that_are_none(tmp_path: Path) -> None:

@@ -100,20 +100,52 @@ def test_folders_that_will_not_do(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="is not empty"):
         prepare(source, tmp_path / "mine", 48, 1)
+    (tmp_path / "small" / "prepared.json").write_text("{")
+    with pytest.raises(InputError, match=r"prepared\.json: cannot be read"):
+        prepare(source, tmp_path / "small", 48, 1)
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     source: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    def full(picture: Image.Image, suffix: str, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(self: Path, data: bytes) -> None:
+        self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preparing, "_save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     job = preparing.Job(source / "JPEGImages" / "a" / "00000.jpg", tmp_path / "t" / "0.jpg")
     with pytest.raises(InputError, match=r"0\.jpg: cannot be written .*No space left.*continue"):
         preparing._do(job, 48)
     assert list((tmp_path / "t").iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_turned_frames_stay_turned(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    frames, masks = video(2, size=(96, 130))
+    save_clip(tmp_path / "in", "a", frames, np.rot90(masks, 3, axes=(1, 2)), suffix)
+    for number in range(2):
+        path = tmp_path / "in" / "JPEGImages" / "a" / f"{number:05d}{suffix}"
+        Image.fromarray(frames[number]).save(path, exif=exif)
+    prepare(tmp_path / "in", tmp_path / "out", 48, 1)
+    assert check_dataset(DatasetConfig(root=str(tmp_path / "out")), workers=1).errors == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "CMYK"])
+def test_content_that_does_not_fit_its_suffix_is_kept_as_it_is(tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = Image.fromarray(video(1, size=(96, 130))[0][0]).convert(mode)
+    picture.save(source / "x.jpg", format="JPEG" if mode == "CMYK" else "PNG")
+    done = prepare(source, tmp_path / "out", 48, 1)
+    assert (done.written, done.problems) == (1, [])
+    assert read_image(tmp_path / "out" / "x.jpg").shape == (48, 65, 3)
+
+
+def test_links_in_circles_are_followed_once(source: Path, tmp_path: Path) -> None:
+    (source / "JPEGImages" / "again").symlink_to(source)
+    assert prepare(source, tmp_path / "out", 48, 1).written == 17
 
 
 def test_exif_and_depth_are_kept(tmp_path: Path) -> None:

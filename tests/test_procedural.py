@@ -161,6 +161,15 @@ def test_light_changes_colours_and_not_masks() -> None:
     assert np.mean(changes) > 5
 
 
+def test_long_clips_do_not_empty_themselves() -> None:
+    shown = []
+    for seed in range(10):
+        scene = Scene(SceneConfig(leave=0.0, blur=0.0), (48, 64), np.random.default_rng(seed))
+        first, late = (len(np.unique(scene.render(t)[1])) - 1 for t in (0.0, 900.0))
+        shown.append(late / max(first, 1))
+    assert np.mean(shown) > 0.6
+
+
 def test_shapes_vary() -> None:
     """Outlines of fifty seeds: some nearly round, some with corners far out."""
     from stma.data.procedural import _random_base

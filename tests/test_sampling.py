@@ -123,18 +123,31 @@ def test_index_and_epoch_are_unique_and_shuffled() -> None:
 
 def test_weights_are_shares_of_all_samples_and_endless_sources_never_repeat() -> None:
     epochs = Epochs([Share(60, repeats=5), Share(None, weight=0.25)], ["a", "b"], seed=0)
-    assert epochs.counts == [300, 100]
-    endless = [d.item for n in range(1200) if (d := epochs[n]).source == 1]
-    assert sorted(endless) == list(range(300))
+    assert epochs.counts == [600, 200]
+    endless = [d.item for n in range(2400) if (d := epochs[n]).source == 1]
+    assert sorted(endless) == list(range(600))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [((1, None), (None, 0.01)), ((7, None), (None, 0.2)), ((10, 10), (0.999, 0.001)),
+     ((4, None, 3), (None, 0.1, 0.35))],
+)  # fmt: skip
+def test_shares_are_kept_however_small_the_sets(sizes, weights) -> None:
+    shares = [Share(size, weight=weight) for size, weight in zip(sizes, weights, strict=True)]
+    epochs = Epochs(shares, ["a", "b", "c"][: len(shares)], seed=0)
+    for share, count in zip(shares, epochs.counts, strict=True):
+        if share.weight is not None:
+            assert count / epochs.length == pytest.approx(share.weight, rel=0.01)
 
 
 def test_a_weighted_source_goes_round_its_items_evenly() -> None:
-    """Three of ten items an epoch: after ten epochs, each has come three times."""
-    epochs = Epochs([Share(10, weight=0.3), Share(7)], ["a", "b"], seed=1)
-    assert epochs.counts == [3, 7]
-    counts = counted(epochs, range(100))
-    assert all(counts[0, item] == 3 for item in range(10))
-    assert all(counts[1, item] == 10 for item in range(7))
+    """An epoch ends anywhere among its items, and the next one goes on there."""
+    epochs = Epochs([Share(7), Share(90, weight=0.3)], ["a", "b"], seed=1)
+    assert epochs.counts == [469, 201]
+    counts = counted(epochs, range(30 * epochs.length))
+    assert all(counts[1, item] == 67 for item in range(90))
+    assert all(counts[0, item] == 30 * 67 for item in range(7))
 
 
 def test_weights_alone() -> None:

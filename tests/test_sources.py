@@ -114,6 +114,33 @@ def test_an_object_that_shows_seldom_is_found(tmp_path: Path) -> None:
         assert "00017" in clip.name
 
 
+def test_colours_change_for_the_clip_and_a_little_for_each_frame(tmp_path: Path) -> None:
+    images, masks = video(3)
+    images[:] = (60, 120, 180)
+    save_clip(tmp_path, "a", images, masks, ".png")
+
+    def tones(**settings) -> np.ndarray:
+        plain = {"colour": ColourConfig(), "frame_colour": ColourConfig(), "greyscale": 0.0}
+        transform = TransformConfig(rotate=0.0, shear=0.0, **(plain | settings))
+        return draw(source(tmp_path, transform=transform)).frames[:, 16, 16].astype(int)
+
+    assert (tones() == (60, 120, 180)).all()
+    whole = tones(colour=ColourConfig(brightness=0.5))
+    assert (whole == whole[0]).all()
+    assert (whole != (60, 120, 180)).all()
+    frames = tones(frame_colour=ColourConfig(brightness=0.5))
+    assert len({tuple(tone) for tone in frames}) == 3
+    grey = tones(greyscale=1.0)
+    assert (grey == grey[:, :1]).all()
+
+
+def test_sizes_are_compared_in_full_where_frames_are_read_smaller(tmp_path: Path) -> None:
+    images, masks = video(3, size=(400, 400))
+    save_clip(tmp_path, "a", images[:, :392], masks, ".jpg")
+    with pytest.raises(InputError, match="400 x 400 pixels, its frame 392 x 400"):
+        draw(source(tmp_path), spec=ClipSpec(3, (32, 32), 3, 2, 0.5, 2))
+
+
 def test_walks_turn_at_the_ends() -> None:
     assert walk_from(2, 5, 5) == [2, 3, 4, 3, 2]
     assert walk_from(0, 2, 4) == [0, 1, 0, 1]

@@ -1,7 +1,9 @@
 """Everything that can be wrong with a dataset on disk, found before anyone trains on it."""
 
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from stma.data.problems import Problem
 from stma.data.published import PUBLISHED, count_message
 from stma.data.sources import empty_clip, other_size_message, read_any_mask
 from stma.data.video_folder import (
+    find_split,
     hidden_files,
     missing_clips,
     read_split,
@@ -29,25 +32,28 @@ from stma.data.video_folder import (
 )
 from stma.errors import InputError
 
-# What a root is, by the names of its folders: the first that fits counts. Where the version does
-# not show, each will do. DAVIS keeps its splits in lists, which are compared by themselves.
-NAMES = (
-    (r"you-?tube.*2018", ("youtubevos2018",)),
-    (r"you-?tube.*2019", ("youtubevos2019",)),
-    (r"you-?tube", ("youtubevos2019", "youtubevos2018")),
-    (r"lvos.*v1", ("lvos",)),
-    (r"lvos.*v2", ("lvos_v2",)),
+# What a folder is by its whole name: the first that fits counts, and where the version does not
+# show, each will do. DAVIS keeps its splits in lists, which are compared by themselves.
+VIDEO_SETS = (
+    (r"you-?tube[-_ ]?(vos)?[-_ ]?2018", ("youtubevos2018",)),
+    (r"you-?tube[-_ ]?(vos)?[-_ ]?2019", ("youtubevos2019",)),
+    (r"you-?tube[-_ ]?(vos)?", ("youtubevos2019", "youtubevos2018")),
+    (r"lvos[-_ ]?v?1", ("lvos",)),
+    (r"lvos[-_ ]?v?2", ("lvos_v2",)),
     (r"lvos", ("lvos", "lvos_v2")),
-    (r"mose", ("mose",)),
+    (r"mose([-_ ]?v?1)?", ("mose",)),
     (r"bl30k", ("bl30k",)),
-    (r"ecssd", ("ecssd",)),
-    (r"\bfss|fewshot_data", ("fss1000",)),
-    (r"hrsod(?!_small)", ("hrsod",)),
-    (r"\bbig(?!_small)\b", ("big",)),
-    (r"duts[-_]?tr", ("duts_tr",)),
-    (r"duts[-_]?te", ("duts_te",)),
 )
-SPLIT_FOLDERS = {"train": "train", "val": "valid", "test": "test"}  # by how their names start
+IMAGE_SETS = (
+    (r"ecssd", ("ecssd",)),
+    (r"fss([-_ ]?1000)?|fewshot_data", ("fss1000",)),
+    (r"hrsod(_release)?", ("hrsod",)),
+    (r"big", ("big",)),
+    (r"duts[-_]tr", ("duts_tr",)),
+    (r"duts[-_]te", ("duts_te",)),
+)
+SPLIT_FOLDER = re.compile(r"(train|val|test)(id)?(_\d+p)?(_all_frames)?")
+SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
 @dataclass
@@ -90,6 +96,9 @@ class Check:
 def check_root(root: Path, layouts: Sequence[Layout], workers: int) -> list[Check]:
     """Find out what a folder holds and check it all: one set of clips or images, or several below.
 
+    A set that cannot be checked at all, or a folder in which nothing is recognised beside others,
+    is told, and the others are checked.
+
     Args:
         layouts: of still images, to be tried.
 
@@ -98,13 +107,32 @@ def check_root(root: Path, layouts: Sequence[Layout], workers: int) -> list[Chec
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    found = list(_find_sets(root, layouts))
+    skipped: list[Path] = []
+    found = _find_sets(root, layouts, skipped)
+    if not found:  # images without a single mask, or masks without an image?
+        found = [
+            _images(root, layout)
+            for layout in layouts
+            if any(problem.error for problem in list_pairs(root, layout)[1])
+        ][:1]
+        skipped.clear()
     if not found:
         raise InputError(
             f"{root}: neither clips (JPEGImages and Annotations) nor images with masks; see "
             "datasets/README.md for the layouts, and name the dataset with --dataset if it has one"
         )
-    return [check_dataset(config, workers) for config in found]
+    checks = []
+    for config in found:
+        try:
+            checks.append(check_dataset(config, workers))
+        except InputError as error:
+            path = Path(config.root)
+            checks.append(Check(path, config.kind, problems=[_as_problem(path, error)]))
+    if skipped:
+        message = "nothing was recognised in this folder, and nothing checked"
+        problems = [Problem(path, message, error=False) for path in skipped]
+        checks.append(Check(root, "the rest", problems=problems))
+    return checks
 
 
 def check_dataset(config: DatasetConfig, workers: int) -> Check:
@@ -115,7 +143,7 @@ def check_dataset(config: DatasetConfig, workers: int) -> Check:
     """
     root = Path(config.root)
     listing = list_dataset(config)
-    known = [config.published] if config.published else recognise(root)
+    known = [config.published] if config.published else recognise(root, config.kind)
     title = " or ".join(known) if known else "not a published dataset by its name"
     check = Check(root, f"{config.kind}, {title}")
     check.problems += listing.problems
@@ -148,14 +176,12 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
         except InputError as error:
             problems.append(_as_problem(path, error))
             continue
-        first = sizes[next(iter(sizes))]
-        if message := other_size_message(shape, first, next(iter(sizes))):
-            problems.append(Problem(path, message))
         with Image.open(path) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         if orientation != 1:
             message = f"EXIF orientation {orientation}: it is turned upright when read"
             problems.append(Problem(path, message, error=False))
+    problems += _other_sizes(frames, sizes)
     empty = True
     for path in map(frames.mask, range(len(frames.mask_files))):
         try:
@@ -172,21 +198,37 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
     return problems + ([empty_clip(frames)] if empty else [])
 
 
-def recognise(root: Path) -> list[str]:
+def _other_sizes(frames: Frames, sizes: dict[str, tuple[int, ...]]) -> Iterator[Problem]:
+    """Frames of another size than most of their clip."""
+    if not sizes:
+        return
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    example = next(stem for stem, size in sizes.items() if size == usual)
+    for path in map(frames.image, range(len(frames.image_files))):
+        message = other_size_message(sizes.get(path.stem, usual), usual, example)
+        if message is not None:
+            yield Problem(path, message)
+
+
+def recognise(root: Path, kind: str) -> list[str]:
     """What published set a folder must be, by its own name and its parents', as ``dataset:split``;
     several where the version does not show, none where the names say nothing."""
-    tail = _tail(root)
-    names = next((names for pattern, names in NAMES if re.search(pattern, tail)), ())
+    parts = _tail(root)
+    sets = IMAGE_SETS if kind == "images" else VIDEO_SETS
+    # The year of YouTube-VOS may be a folder of its own.
+    candidates = [*parts, *("".join(pair) for pair in itertools.pairwise(parts))]
+    names = next(
+        (names for pattern, names in sets if any(re.fullmatch(pattern, c) for c in candidates)), ()
+    )
     if names and "all" in PUBLISHED[names[0]]:
         return [f"{names[0]}:all"]
-    folder = root.resolve().name.lower()
-    split = next((s for start, s in SPLIT_FOLDERS.items() if folder.startswith(start)), None)
-    return [f"{name}:{split}" for name in names] if split is not None else []
+    split = SPLIT_FOLDER.fullmatch(parts[-1])
+    return [f"{name}:{SPLITS[split[1]]}" for name in names] if split is not None else []
 
 
-def _tail(root: Path) -> str:
+def _tail(root: Path) -> list[str]:
     """The last names of its path, in lower case; those further up say nothing about it."""
-    return "/".join(root.resolve().parts[-4:]).lower()
+    return [part.lower() for part in root.resolve().parts[-4:]]
 
 
 def _check_count(root: Path, known: Sequence[str], count: int) -> Iterator[Problem]:
@@ -205,17 +247,21 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
             for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
                 yield from hidden_files(inner)
         for split in splits(folder) if folder.is_dir() else []:
-            if split == config.split:
-                continue  # listing has compared it
             path = folder / f"{split}.txt"
+            if config.split is not None and path == find_split(folder, config.split):
+                continue  # listing has compared it
             try:
                 names = read_split(path)
             except InputError as error:
                 yield _as_problem(path, error)
                 continue
+            if not names:
+                yield Problem(path, "an empty list", error=False)
             yield from missing_clips(path, names, image_root)
             year, _, last = split.partition("/")
-            if "davis" in _tail(root) and last in PUBLISHED.get(f"davis{year}", {}):
+            if any("davis" in part for part in _tail(root)) and last in PUBLISHED.get(
+                f"davis{year}", {}
+            ):
                 message = count_message(f"davis{year}:{last}", len(names))
                 if message is not None:
                     yield Problem(path, message)
@@ -233,27 +279,39 @@ def _check_meta(meta: Path, image_root: Path) -> Iterator[Problem]:
     yield from missing_clips(meta, names, image_root)
 
 
-def _find_sets(root: Path, layouts: Sequence[Layout], depth: int = 2) -> Iterator[DatasetConfig]:
-    """Sets of clips or images in a folder or else in those below it."""
+def _find_sets(
+    root: Path, layouts: Sequence[Layout], skipped: list[Path], depth: int = 2
+) -> list[DatasetConfig]:
+    """Sets of clips or images in a folder or else in those below it.
+
+    Args:
+        skipped: gets the folders below in which nothing is recognised.
+    """
     if (root / "JPEGImages").is_dir():
         masks = "Annotations"
         partner = root.with_name(root.name.removesuffix("_all_frames")) / masks
         if not (root / masks).is_dir() and partner.is_dir():
             masks = str(partner)  # as YouTube-VOS's archives of all frames
-        yield DatasetConfig(root=str(root), masks=masks)
-        return
+        return [DatasetConfig(root=str(root), masks=masks)]
     below = [root / name for name in subfolders(root)]
     # Folders of images look like the classes of one set, unless some have names that we know.
-    if not any(recognise(path) not in ([], recognise(root)) for path in below):
-        for layout in layouts:
-            pairs, _ = list_pairs(root, layout)
-            if pairs:
-                yield DatasetConfig(
-                    kind="images", root=str(root), layouts=[layout], mask_values="binary"
-                )
-                return
+    own = recognise(root, "images")
+    classes = not any(recognise(path, "images") not in ([], own) for path in below)
+    telling = [layout for layout in layouts if re.search(r"[^*/][^/]*/", layout.images)]
+    for layout in [*telling, *layouts] if classes else telling:
+        if list_pairs(root, layout)[0]:
+            return [_images(root, layout)]
+    found = []
     for path in below if depth > 0 else []:
-        yield from _find_sets(path, layouts, depth - 1)
+        inner = _find_sets(path, layouts, skipped, depth - 1)
+        found += inner
+        if not inner:
+            skipped.append(path)
+    return found
+
+
+def _images(root: Path, layout: Layout) -> DatasetConfig:
+    return DatasetConfig(kind="images", root=str(root), layouts=[layout], mask_values="binary")
 
 
 def _as_problem(path: Path, error: InputError) -> Problem:

@@ -1,6 +1,7 @@
 """The settings of one dataset: a block of YAML below configs/dataset."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from stma.data.image_folder import Layout
 from stma.data.procedural import SceneConfig
@@ -10,6 +11,26 @@ from stma.errors import InputError
 
 KINDS = ("videos", "images", "procedural")
 MASK_VALUES = ("index", "binary")
+NEEDLESS = {  # keys without a meaning
+    "videos": ("layouts", "scene"),
+    "images": ("images", "masks", "parts", "split", "annotation_stride", "scene"),
+    "procedural": (
+        "root",
+        "images",
+        "masks",
+        "parts",
+        "layouts",
+        "split",
+        "exclude",
+        "published",
+        "mask_values",
+        "annotation_stride",
+        "repeats",
+        "min_pixels",
+        "clear_pixels",
+        "transform",
+    ),
+}
 
 
 @dataclass
@@ -78,11 +99,13 @@ class DatasetConfig:
             published_count(self.published)
         if self.kind == "images" and not self.layouts:
             raise InputError("layouts is empty; say where images and masks lie below the root")
-        needless = {
-            "procedural": ("root", "parts", "layouts", "split", "exclude", "published"),
-            "images": ("parts", "split", "scene"),
-            "videos": ("layouts", "scene"),
-        }[self.kind]
-        for name in needless:
-            if getattr(self, name) not in ("", [], None, SceneConfig()):
+        for name in NEEDLESS[self.kind]:
+            if getattr(self, name) != _default(name):
                 raise InputError(f"{name} is set, but means nothing for kind={self.kind}")
+
+
+def _default(name: str) -> Any:
+    described = next(each for each in fields(DatasetConfig) if each.name == name)
+    if described.default_factory is not MISSING:
+        return described.default_factory()
+    return described.default

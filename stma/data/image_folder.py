@@ -28,6 +28,8 @@ class Layout:
         for pattern in (self.images, self.masks):
             if Path(pattern).suffix not in SUFFIXES or "**" in pattern:
                 raise InputError(f"pattern {pattern!r}; it ends in one of {SUFFIXES} and has no **")
+            if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise InputError(f"pattern {pattern!r}; it lies below the root")
         if self.images.count("*") != self.masks.count("*") or "*" not in self.images:
             raise InputError(
                 f"patterns {self.images!r} and {self.masks!r}; both have the same number of *"

@@ -1,6 +1,8 @@
 """Reading one image or one mask, with errors that name the file."""
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,20 @@ log = logging.getLogger(__name__)
 
 MASK_SUFFIXES = (".png",)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
+# All that Pillow has been seen to raise on damaged files. InputError is a ValueError too, and is
+# let through first where these are caught.
+UNREADABLE = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 ORIENTATION = ExifTags.Base.Orientation
 MIN_INTERPOLATED = 3  # IDs without inside, between their neighbours' IDs: no annotator draws so
 
@@ -43,6 +58,23 @@ def read_image(path: Path, reduce: int = 1) -> np.ndarray:
             if image.getexif().get(ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             return np.asarray(image)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width, upright, from the file's header.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return (width, height) if turned else (height, width)
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
@@ -66,7 +98,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
 
 def read_binary_mask(path: Path) -> np.ndarray:
     """A mask of one object, ``(H, W)`` uint8: 1 where the picture is brighter than middle grey,
-    or, in a palette image, where the index is not 0.
+    or, in an image with a coloured palette (IDs), where the index is not 0.
 
     Saliency sets store masks so: 0 and 255, often antialiased, sometimes as RGB with equal
     channels.
@@ -74,7 +106,13 @@ def read_binary_mask(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is not a whole image, or is coloured, or nothing in it is bright.
     """
-    mask, mode, _ = _read_mask_file(path)
+    mask, mode, palette = _read_mask_file(path)
+    if palette is not None:
+        colours = np.zeros((256, 3), np.uint8)
+        colours.ravel()[: len(palette)] = np.frombuffer(palette, np.uint8)
+        used = colours[np.flatnonzero(count_ids(mask))]
+        if (used == used[:, :1]).all():  # greys: the order of a palette means nothing
+            mask, mode = colours[mask, 0], "L"
     if mode in ("P", "1"):
         return (mask > 0).astype(np.uint8)
     if mask.ndim == 3:

@@ -101,7 +101,7 @@ def list_dataset(config: DatasetConfig) -> Listing:
                 video, found = list_video(images, masks)
                 videos += [video] if video is not None else []
                 problems += found + (missing_masks(video) if video is not None else [])
-    if not names:
+    if not names and not any(problem.error for problem in problems):
         raise InputError(f"{root}: no clips")
     if unknown := sorted(set(config.exclude) - set(names)):
         raise InputError(f"{root}: exclude names {', '.join(unknown)}, which is not there")

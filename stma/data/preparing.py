@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -24,11 +26,10 @@ DRAFT = 2  # a JPEG is decoded at this many times the size it is resized to, at 
 
 @dataclass(frozen=True)
 class Job:
-    """One file: from where, to where; ``image`` is the frame whose size a mask follows."""
+    """One file: from where, to where."""
 
     source: Path
     target: Path
-    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,10 @@ def _claim(target: Path, settings: dict[str, object]) -> None:
     path = target / PREPARED
     try:
         if path.is_file():
-            before = json.loads(path.read_text())
+            try:
+                before = json.loads(path.read_text())
+            except ValueError as error:
+                raise InputError(f"{path}: cannot be read ({error}); delete the copy") from error
             if before != settings:
                 raise InputError(f"{target}: was made with {before}, now asked for {settings}")
         elif target.exists() and any(target.iterdir()):
@@ -98,24 +102,18 @@ def _claim(target: Path, settings: dict[str, object]) -> None:
 
 
 def _jobs(source: Path, target: Path) -> Iterator[Job]:
+    visited: set[Path] = set()  # links may lead in circles
     for folder, subfolders, names in os.walk(source, followlinks=True):
+        real = Path(folder).resolve()
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         for name in sorted(names):
-            if is_hidden(name):
-                continue
-            path = Path(folder, name)
-            relative = path.relative_to(source)
-            yield Job(path, target / relative, _image_of_mask(source, relative))
-
-
-def _image_of_mask(source: Path, relative: Path) -> Path | None:
-    """The frame of a mask in the DAVIS layout."""
-    if "Annotations" not in relative.parts or relative.suffix.lower() != ".png":
-        return None
-    parts = ["JPEGImages" if part == "Annotations" else part for part in relative.parts]
-    image = source.joinpath(*parts)
-    found = (image.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
-    return next((path for path in found if path.is_file()), None)
+            if not is_hidden(name):
+                path = Path(folder, name)
+                yield Job(path, target / path.relative_to(source))
 
 
 def _do(job: Job, short_side: int) -> Problem | None:
@@ -124,19 +122,19 @@ def _do(job: Job, short_side: int) -> Problem | None:
     Raises:
         InputError: it cannot be written.
     """
-    picture: Image.Image | None = None
+    data: bytes | None = None
     if job.source.suffix.lower() in IMAGE_SUFFIXES:
         try:
-            picture = _resize(job, short_side)
+            data = _resize(job.source, short_side)
         except UNREADABLE as error:
             return Problem(job.source, f"cannot be read ({error}); left out")
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(job.target, flush=False) as unfinished:
-            if picture is None:
+            if data is None:
                 shutil.copyfile(job.source, unfinished)
             else:
-                _save(picture, job.source.suffix.lower(), unfinished)
+                unfinished.write_bytes(data)
     except OSError as error:
         raise InputError(
             f"{job.target}: cannot be written ({error}); run the same again to continue"
@@ -144,31 +142,20 @@ def _do(job: Job, short_side: int) -> Problem | None:
     return None
 
 
-def _resize(job: Job, short_side: int) -> Image.Image | None:
-    """The picture in its new size; None where it keeps the old one."""
-    with Image.open(job.source) as image:
-        size = image.size
-        if job.image is not None:
-            with Image.open(job.image) as frame:
-                # Where both have one size, they keep one; a mask of another size stays at fault.
-                size = frame.size if frame.size == image.size else image.size
-        new = resized(size, short_side)
+def _resize(path: Path, short_side: int) -> bytes | None:
+    """The file's new content; None where it keeps its size."""
+    with Image.open(path) as image:
+        new = resized(image.size, short_side)
         if new == image.size:
             image.load()  # a file that is not whole is found now, not in training
             return None
-        if image.mode in ("P", "L", "1", "I;16") and image.format == "PNG":
-            return image.resize(new, Image.Resampling.NEAREST)
+        options: dict[str, Any] = {"exif": image.getexif().tobytes()}  # it may say how to turn it
         if image.format == "JPEG":
-            exif = image.getexif()
             image.draft("RGB", (DRAFT * new[0], DRAFT * new[1]))
-            picture = image.convert("RGB").resize(new, Image.Resampling.BICUBIC)
-            picture.info["exif"] = exif.tobytes()
-            return picture
-        return image.resize(new, Image.Resampling.BICUBIC)
-
-
-def _save(picture: Image.Image, suffix: str, path: Path) -> None:
-    if suffix == ".png":
-        picture.save(path, format="PNG")
-    else:
-        picture.save(path, format="JPEG", quality=JPEG_QUALITY, exif=picture.info.get("exif", b""))
+            options["quality"] = JPEG_QUALITY
+        as_mask = image.format == "PNG" and image.mode in ("P", "L", "1", "I;16")
+        picture = image if as_mask or image.mode in ("RGB", "RGBA") else image.convert("RGB")
+        method = Image.Resampling.NEAREST if as_mask else Image.Resampling.BICUBIC
+        buffer = BytesIO()
+        picture.resize(new, method).save(buffer, format=image.format, **options)
+        return buffer.getvalue()

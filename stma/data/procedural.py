@@ -17,6 +17,10 @@ OUTLINE_POINTS = 72
 MIN_PIXELS = 40  # of an object in the first frame, or it is not annotated
 MAX_SCENES = 1000  # to try for one clip
 SUBPIXEL_BITS = 4  # cv2.fillPoly's fixed-point coordinates
+BEYOND = 0.1  # shorter sides: how far the middle of a shape drifts out of the frame
+DRIFT = 0.2  # shorter sides that the camera moves to either side
+ZOOM = 0.2  # logarithm of the camera's largest zoom
+TURN = 0.3  # radians that it turns to either side
 BLUR_STEPS = 5  # pictures averaged for one blurred frame
 NEUTRAL_LIGHT = 128  # of a light field, in uint8
 
@@ -172,6 +176,7 @@ class _Shape:
     harmonics: np.ndarray  # (K, 4): order, amplitude, phase, phase speed
     elongation: float
     radius: float
+    extent: np.ndarray  # width and height of the frame, in shorter sides
     position: np.ndarray  # in shorter sides, x then y
     velocity: np.ndarray
     sway: np.ndarray  # (2, 3): amplitude, angular speed, phase, for x and y
@@ -197,8 +202,16 @@ class _Shape:
         shear = np.array([[1, _wave(self.shear_wave, t)], [0, 1]])
         sway = np.array([_wave(wave, t) for wave in self.sway])
         way = self.excursion(t) if self.excursion else 0.0
-        centre = (self.position + self.velocity * t + sway + way) * unit
+        position = _bounce(self.position + self.velocity * t, self.extent)
+        centre = (position + sway + way) * unit
         return np.hstack([scale * rotation @ shear, centre[:, None]])
+
+
+def _bounce(position: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """Back from a little beyond the frame's edges, so that long clips do not empty themselves."""
+    span = extent + 2 * BEYOND
+    turned = np.mod(position + BEYOND, 2 * span)
+    return np.minimum(turned, 2 * span - turned) - BEYOND
 
 
 def _wave(wave: np.ndarray, t: float) -> float:
@@ -235,6 +248,7 @@ def _random_shape(config: SceneConfig, rng: np.random.Generator, extent: np.ndar
         harmonics=harmonics,
         elongation=rng.uniform(0.5, 1.0),
         radius=rng.uniform(config.min_radius, config.max_radius),
+        extent=extent,
         position=rng.uniform(0.12, 0.88, 2) * extent,
         velocity=speed * np.array([np.cos(direction), np.sin(direction)]),
         sway=np.stack(
@@ -336,11 +350,14 @@ class Scene:
     def camera(self, t: float) -> np.ndarray:
         """``(3, 3)``: pixels of a fixed camera to those of the moving one."""
         centre = np.array([self.size[1], self.size[0]]) / 2
-        angle, zoom = self.camera_spin * t, np.exp(self.camera_zoom * t)
+        # To and fro, since what drifted on would leave every object behind.
+        angle = TURN * np.sin(self.camera_spin * t / TURN)
+        zoom = np.exp(ZOOM * np.sin(self.camera_zoom * t / ZOOM))
+        drift = DRIFT * np.sin(self.camera_velocity * t / DRIFT)
         linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         matrix = np.eye(3)
         matrix[:2, :2] = linear
-        matrix[:2, 2] = centre - linear @ centre + self.camera_velocity * self.unit * t
+        matrix[:2, 2] = centre - linear @ centre + drift * self.unit
         return matrix
 
     def render(self, t: float) -> tuple[np.ndarray, np.ndarray]:

@@ -42,5 +42,6 @@ def count_message(key: str, found: int) -> str | None:
         return None
     return (
         f"{found} clips or images, but {key} was published with {expected}: the download or the "
-        "extraction is not complete, or it is another version or a part (published=null allows it)"
+        "extraction is not complete, or it is another version or a part (which published=null in "
+        "its block, or --dataset folder, allows)"
     )

@@ -1,5 +1,6 @@
 """Which frames make a clip, which objects are followed, and in which order clips come."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,8 +121,9 @@ class Draw:
 class Epochs:
     """The endless list of samples: epoch after epoch, each shuffled as a whole.
 
-    An epoch holds every item of the sources without weight ``repeats`` times, and as many of the
-    weighted ones as their shares need; these go on in the next epoch where they stopped. Shuffling
+    An epoch holds every item of the sources without weight ``repeats`` times (or a multiple of it,
+    where small shares need more samples to come out right), and as many of the weighted ones as
+    their shares need; these go on in the next epoch where they stopped. Shuffling
     all sources together, by the seed and the epoch alone, makes any slice of the list a fair mix.
 
     Args:
@@ -182,18 +184,25 @@ def _counts(shares: Sequence[Share], names: Sequence[str]) -> list[int]:
     sizes = [
         (ENDLESS_EPOCH if share.size is None else share.size) * share.repeats for share in shares
     ]
-    if any(free):
-        length = sum(size for size, is_free in zip(sizes, free, strict=True) if is_free) / (
-            1 - total
-        )
+    if not total:
+        return sizes
+    # Shares are rounded to whole samples: an epoch is long enough for that not to matter.
+    unweighted = sum(size for size, is_free in zip(sizes, free, strict=True) if is_free)
+    smallest = min(share.weight for share in shares if share.weight is not None)
+    wanted = math.ceil(ROUNDING / smallest)
+    if unweighted:
+        rounds = math.ceil(wanted * (1 - total) / unweighted)
+        sizes = [size * rounds for size in sizes]
+        length = unweighted * rounds / (1 - total)
     else:
-        length = max(sizes)
+        length = max(wanted, *sizes)
     return [
-        size if share.weight is None else max(1, round(share.weight * length))
+        size if share.weight is None else round(share.weight * length)
         for share, size in zip(shares, sizes, strict=True)
     ]
 
 
+ROUNDING = 200  # samples of the smallest share in an epoch, at least: half a sample is 0.25 %
 ENDLESS_EPOCH = 10_000  # samples that count as an epoch where every source is endless
 
 

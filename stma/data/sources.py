@@ -11,6 +11,7 @@ from stma.data.config import DatasetConfig
 from stma.data.images import (
     almost_equal_sizes,
     check_ids,
+    image_size,
     read_binary_mask,
     read_image,
     read_mask,
@@ -122,8 +123,12 @@ class FileSource:
         self.name = name
         self.config = config
         self.root = Path(config.root)
-        if not config.root:
-            raise InputError(f"sources.{name}.root is empty; give the folder of this dataset")
+        anywhere = Path(config.images).is_absolute() and Path(config.masks).is_absolute()
+        if not config.root and (config.kind == "images" or config.split or not anywhere):
+            raise InputError(
+                f"sources.{name}.root is empty; give the folder of this dataset (or, for clips "
+                "without a split, the paths of both images and masks)"
+            )
         listing = list_dataset(config)
         raise_first(listing.problems)
         self.notes = [f"{name}: {problem}" for problem in listing.problems[:NAMED]]
@@ -282,10 +287,9 @@ def _check_size(
     frames: Frames, index: int, image: np.ndarray, original: tuple[int, ...], reduce: int
 ) -> None:
     """A frame has the size of its mask, give or take the pixel of rounding."""
-    expected = tuple(-(-side // reduce) for side in original)
-    if not almost_equal_sizes(image.shape, expected):
-        actual = read_image(frames.image(index)).shape if reduce > 1 else image.shape
-        raise InputError(f"{frames.mask(index)}: {size_message(original, actual)}")
+    size = image.shape[:2] if reduce == 1 else image_size(frames.image(index))
+    if not almost_equal_sizes(size, original):
+        raise InputError(f"{frames.mask(index)}: {size_message(original, size)}")
 
 
 def _clip(

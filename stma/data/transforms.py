@@ -14,7 +14,11 @@ import numpy as np
 from stma.data.thin_plate import ThinPlate, random_thin_plate
 from stma.errors import InputError
 
-FILL = (124, 116, 104)  # ImageNet's mean colour, around the picture; it normalises to zero
+FILL = (
+    124,
+    116,
+    104,
+)  # ImageNet's mean colour, around the picture; before colours change, it normalises to zero
 THIN_PLATE_SPACING = 8  # output pixels between the points where a deformation is computed
 TO_GREY = np.tile([0.299, 0.587, 0.114], (3, 1))
 CROP_TRIES = 10

@@ -146,8 +146,8 @@ def find_split(folder: Path, split: str) -> Path:
         InputError: there is none, or there are several; names those there are.
     """
     names = f"{split}.txt"
-    found = sorted(folder.rglob(names)) if "/" not in split else [folder / names]
-    found = [path for path in found if path.is_file()]
+    found = [folder / f"{known}.txt" for known in splits(folder)]
+    found = [path for path in found if names in (path.name, str(path.relative_to(folder)))]
     if len(found) != 1:
         problem = "is in several folders" if found else "does not exist"
         raise InputError(
@@ -164,7 +164,7 @@ def read_split(path: Path) -> list[str]:
         InputError: it is not a text file.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file ({error})") from error
     listed = [line.split()[0] if "/" in line else line for line in lines if line]
@@ -183,12 +183,18 @@ def missing_clips(path: Path, names: Iterable[str], image_root: Path) -> list[Pr
 
 
 def splits(folder: Path) -> list[str]:
-    """The lists below ``ImageSets``."""
-    return sorted(
-        str(path.relative_to(folder).with_suffix(""))
-        for path in folder.rglob("*.txt")
-        if not is_hidden(path.name)
-    )
+    """The lists in ``ImageSets`` and its folders."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for place in (folder, *(folder / name for name in subfolders(folder))):
+        relative = place.relative_to(folder)
+        found += [
+            str(relative / name.removesuffix(".txt"))
+            for name in os.listdir(place)
+            if name.endswith(".txt") and not is_hidden(name)
+        ]
+    return sorted(found)
 
 
 def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:

@@ -16,8 +16,9 @@ class StageConfig:
 
     Attributes:
         iterations: its length.
-        max_minutes: end sooner, after this time; schedules follow whichever comes first. Runs
-            that end by time are not reproducible.
+        max_minutes: end sooner, after this time; the learning rate follows whichever comes first
+            (the curriculum of the frame gap and the bootstrapping follow the iterations alone).
+            Runs that end by time are not reproducible.
         batch_size: clips per iteration, of all processes together.
     """
 

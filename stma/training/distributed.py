@@ -75,5 +75,6 @@ def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Processes(rank, world_size), chosen
+        dist.barrier()  # nobody hangs up on the others
     finally:
         dist.destroy_process_group()
