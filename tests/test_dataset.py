@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def test_the_curriculum_follows_the_stage(mixed: DataConfig) -> None:
     assert gaps == {False: {1}, True: {1, 2}}
 
 
+def test_a_limit_shows_the_first_samples_again_and_again(mixed: DataConfig) -> None:
+    limited = ClipDataset(dataclasses.replace(mixed, limit=2), 48, seed=7)
+    whole = ClipDataset(mixed, 48, seed=7)
+    assert all(equal(limited.sample(n), whole.sample(n % 2)) for n in range(6))
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_faulty_file_ends_loading_with_its_own_message(
     mixed: DataConfig, num_workers: int, tmp_path: Path
@@ -126,6 +133,7 @@ def test_the_dataset_travels_to_spawned_workers(mixed: DataConfig) -> None:
         ({"max_gap_starts": [0.0, 0.5, 0.4, 0.9]}, "max_gap_starts is"),
         ({"max_gap_starts": [0.1, 0.2, 0.4, 0.9]}, "max_gap_starts is"),
         ({"reverse": 2.0}, "reverse is 2"),
+        ({"limit": 0}, "limit is 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:

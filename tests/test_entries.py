@@ -237,3 +237,14 @@ def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -
     assert "error: " in result.stderr
     assert "cannot be read as a mask" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_timing_training(monkeypatch, capsys, threads) -> None:
+    settings = ["experiment=demo", "stages.demo.batch_size=2", "accumulate=2", "device=cpu"]
+    size = ["stages.demo.data.height=32", "stages.demo.data.width=32"]
+    script(monkeypatch, "bench_training.py", *settings, *size, "--steps=1")
+    out = capsys.readouterr().out
+    for part in ("iterations/s", "0 % of the time waiting", "GB at the peak", "TFLOPs a clip"):
+        assert part in out
+    with pytest.raises(SystemExit, match="stages are static, video; give one"):
+        script(monkeypatch, "bench_training.py", "stage=[static,video]")

@@ -293,6 +293,91 @@ def test_bf16_trains_on_the_cpu_too(tmp_path) -> None:
     assert trainer.model.object_features.center.abs().sum() > 0
 
 
+def test_fp16_trains_with_a_scale_that_is_kept(tmp_path) -> None:
+    trainer = trained(config(tmp_path, precision="fp16", iterations=4))
+    assert trainer.scaler.is_enabled()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    state = trainer.checkpoints.load_newest()
+    assert state is not None
+    assert state["scaler"]["scale"] == trainer.scaler.get_scale() > 1
+
+
+def test_recomputed_blocks_give_the_same_gradient(tmp_path) -> None:
+    gradients = []
+    for recompute in (False, True):
+        settings = config(
+            tmp_path, model=dataclasses.replace(TINY, drop_path=0.3), checkpoint_blocks=recompute
+        )
+        trainer = trainer_of(settings)
+        trainer.build(None)
+        assert all(block.recompute is recompute for block in trainer.model.backbone.last_stage)
+        trainer.step([next(trainer._batches())], 0.0)
+        gradients.append([p.grad for p in trainer.model.parameters()])
+        center = trainer.model.object_features.num_updates
+        assert center == 1  # recomputing does not observe objects twice
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_average_of_weights_is_what_is_saved(tmp_path) -> None:
+    """By hand: the first step's weights, then 0.75 of the average and 0.25 of the new ones."""
+    trainer = trainer_of(config(tmp_path, ema=0.75, iterations=3))
+    step, seen = trainer.step, []
+
+    def recorded(*arguments):
+        result = step(*arguments)
+        seen.append(trainer.model.decoder.head.weight.detach().clone())
+        return result
+
+    trainer.step = recorded  # type: ignore[method-assign]
+    trainer.run()
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = 0.75 * expected + 0.25 * weights
+    saved = load_model(trainer.weights_path)
+    torch.testing.assert_close(saved.decoder.head.weight, expected)
+    assert torch.equal(saved.object_features.center, trainer.model.object_features.center)
+    assert not torch.equal(saved.decoder.head.weight, trainer.model.decoder.head.weight)
+
+
+def test_an_average_goes_on_after_a_stop(tmp_path) -> None:
+    whole = trained(config(tmp_path / "whole", iterations=6, ema=0.9))
+    interrupted(tmp_path / "run", ema=0.9)
+    again = trained(config(tmp_path / "run", iterations=6, ema=0.9))
+    assert equal_weights(again.result, whole.result)
+
+
+def test_what_tensorboard_shows(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = trained(config(tmp_path, iterations=4))
+    events = EventAccumulator(str(trainer.output / "tensorboard")).Reload()
+    assert {
+        "loss/total",
+        "loss/cross_entropy",
+        "loss/dice",
+        "loss/bootstrap_fraction",
+        "optimizer/learning_rate",
+        "optimizer/backbone_learning_rate",
+        "optimizer/gradient_norm",
+        "optimizer/skipped_steps",
+        "time/share_waiting_for_data",
+        "memory/peak_gigabytes",
+    } <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["prediction"]
+    assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_step(tmp_path) -> None:
+    losses = []
+    for compiled in (False, True):
+        trainer = trainer_of(config(tmp_path, compile=compiled))
+        trainer.build(None)
+        losses.append(trainer.step([next(trainer._batches())], 0.0)[0].total)
+    torch.testing.assert_close(*losses)
+
+
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"output: .*file cannot be written to"):

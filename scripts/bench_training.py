@@ -1,0 +1,134 @@
+"""How fast a stage trains here, and where the time goes: python scripts/bench_training.py
+
+Takes the settings of train.py: stage=video model=convvit_b precision=bf16 compile=true ...
+
+By default the clips are in memory already (noise of the stage's size), so that the network alone is
+measured; --data takes the stage's own clips through the loader and tells the share of waiting.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stma.compose import load_config
+from stma.config import parse_config
+from stma.data.config import DatasetConfig
+from stma.device import resolve_device
+from stma.errors import InputError, input_errors_end_the_program
+from stma.structures import ClipBatch
+from stma.training.board import peak_gigabytes
+from stma.training.config import TrainConfig
+from stma.training.dry_run import random_batch
+from stma.training.losses import clip_loss
+from stma.training.trainer import Trainer
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Dense bf16 without sparsity, as the makers state it, in FLOP/s.
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,  # fp16
+}
+WARM_UP = 3  # steps
+
+
+@input_errors_end_the_program()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", help="settings of train.py")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--data", action="store_true", help="load the stage's own clips")
+    arguments = parser.parse_intermixed_args()
+    if arguments.steps < 1:
+        parser.error("give 1 step or more")
+    overrides = ["output=runs/bench", *arguments.overrides]
+    config = parse_config(TrainConfig, load_config(CONFIGS, "train", overrides))
+    if len(config.stages) != 1:
+        raise InputError(f"stages are {', '.join(config.stages)}; give one")
+    name, stage = next(iter(config.stages.items()))
+    if not arguments.data:  # nothing is read then, and nothing has to be there
+        data = replace(stage.data, sources={"noise": DatasetConfig(kind="procedural")})
+        stage = replace(stage, data=data)
+    config = replace(config, stages={name: stage}, resume=False)
+    device = resolve_device(config.device)
+    trainer = Trainer(config, name, device)
+    trainer.build(config.weights)
+    data = stage.data
+    print(
+        f"{name} on {device_name(device)}: {stage.batch_size} clips of {data.num_frames} frames of "
+        f"{data.height} x {data.width}, {data.max_objects} objects, precision {config.precision}, "
+        f"{'' if config.compile else 'not '}compiled, torch {torch.__version__}"
+    )
+    flops = count_flops(trainer)
+    seconds, waiting = measure(trainer, arguments.steps, arguments.data)
+    rate = arguments.steps / seconds
+    print(f"{rate:.3f} iterations/s, {rate * stage.batch_size:.2f} clips/s")
+    print(f"{100 * waiting / seconds:.0f} % of the time waiting for data")
+    print(f"{peak_gigabytes(device):.1f} GB at the peak")
+    print(f"{flops / 1e12:.3f} TFLOPs a clip, forward and backward")
+    achieved = flops * rate * stage.batch_size
+    share = ""
+    if device.type == "cuda":
+        peak = next((v for k, v in PEAKS.items() if k in device_name(device)), None)
+        share = f", {100 * achieved / peak:.0f} % of the peak" if peak else ", peak not known"
+    print(f"{achieved / 1e12:.2f} TFLOP/s{share}")
+    print(f"{stage.iterations} iterations would take {stage.iterations / rate / 3600:.0f} hours")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def count_flops(trainer: Trainer) -> int:
+    """Of one clip, by torch's own counter, forward and backward; recomputation is not counted."""
+    batch = random_batch(trainer, 1)
+    trainer.model.train().checkpoint_blocks(False)
+    with FlopCounterMode(display=False) as counter:
+        clip_loss(trainer.model(batch), batch, trainer.stage.loss, 0).total.backward()
+    trainer.model.checkpoint_blocks(trainer.config.checkpoint_blocks)
+    trainer.model.zero_grad(set_to_none=True)
+    trainer.model.object_features.forget_observed()
+    return counter.get_total_flops()
+
+
+def measure(trainer: Trainer, steps: int, loaded: bool) -> tuple[float, float]:
+    """Seconds of so many steps, and of them those of waiting for data."""
+    accumulate = trainer.config.accumulate
+    part = trainer.stage.batch_size // accumulate
+    batches = trainer._batches() if loaded else None
+    noise = random_batch(trainer, part)
+    waiting, start = 0.0, time.perf_counter()
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            synchronize(trainer.device)
+            waiting, start = 0.0, time.perf_counter()
+        parts: list[ClipBatch] = []
+        for _ in range(accumulate):
+            before = time.perf_counter()
+            clip = next(batches) if batches is not None else noise
+            waiting += time.perf_counter() - before
+            parts.append(clip.to(trainer.device))
+        trainer.step(parts, progress=0.5)
+    synchronize(trainer.device)
+    return time.perf_counter() - start, waiting
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
