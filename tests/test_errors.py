@@ -1,0 +1,35 @@
+import pickle
+import sys
+
+import pytest
+
+from stma.errors import InputError, input_errors_end_the_program
+
+
+@input_errors_end_the_program()
+def command(error: BaseException | None = None) -> int:
+    if error is not None:
+        raise error
+    return 7
+
+
+def test_what_a_user_can_mend_ends_with_a_line_and_status_1() -> None:
+    assert command() == 7
+    with pytest.raises(SystemExit) as ended:
+        command(InputError("x.png: is wrong"))
+    assert ended.value.code == "error: x.png: is wrong"  # printed; the status is 1
+    with pytest.raises(ZeroDivisionError):
+        command(ZeroDivisionError())
+
+
+def test_ctrl_c_ends_without_a_traceback(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(KeyboardInterrupt())
+    assert ended.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_what_it_decorates_can_be_pickled() -> None:
+    """Launchers of sweeps send commands to other machines."""
+    assert pickle.loads(pickle.dumps(input_errors_end_the_program())) is not None
+    assert sys.modules[__name__].command is pickle.loads(pickle.dumps(command))
