@@ -6,19 +6,15 @@ Any setting of a scene can be changed: scene.max_objects=8 scene.blur=1.0 ...
 import argparse
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from stma.compose import load_dataset_config
-from stma.data.procedural import SceneConfig, procedural_clip
+from stma.data.writing import ClipWriter
 from stma.errors import InputError, input_errors_end_the_program
-from stma.pictures import save_clip
+from stma.workers import worker_map
 
 RECORD = "scene.yaml"  # beside the clips: what they show
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -68,40 +64,15 @@ def main() -> None:
         f"clip-{index:0{max(3, len(str(arguments.clips - 1)))}d}"
         for index in range(arguments.clips)
     ]
-    write = partial(
-        write_clip,
-        root=output,
-        scene=scene,
-        size=size,
-        frames=arguments.frames,
-        seed=arguments.seed,
-        suffix=".png" if arguments.png else ".jpg",
-    )
-    jobs = enumerate(names)
-    with ProcessPoolExecutor(min(arguments.workers, len(names))) as pool:
-        for _ in tqdm(pool.map(write, jobs), desc="clips", total=len(names), unit="clip"):
+    suffix = ".png" if arguments.png else ".jpg"
+    write = ClipWriter(output, scene, size, arguments.frames, arguments.seed, suffix)
+    with worker_map(min(arguments.workers, len(names))) as spread:
+        work = spread(write, enumerate(names))
+        for _ in tqdm(work, desc="clips", total=len(names), unit="clip"):
             pass
     (output / "ImageSets").mkdir(parents=True)
     listing = "".join(f"{name}\n" for name in names)
     (output / "ImageSets" / f"{arguments.split}.txt").write_text(listing)
-
-
-def write_clip(
-    job: tuple[int, str],
-    root: Path,
-    scene: SceneConfig,
-    size: tuple[int, int],
-    frames: int,
-    seed: int,
-    suffix: str,
-) -> None:
-    """Write clip number ``job[0]`` under the name ``job[1]``."""
-    cv2.setNumThreads(0)
-    index, name = job
-    # A stream apart from those of training, which are seeded (seed, epoch, index).
-    rng = np.random.default_rng(np.random.SeedSequence((seed, index), spawn_key=(0,)))
-    images, masks, _ = procedural_clip(scene, size, np.arange(float(frames)), rng)
-    save_clip(root, name, images, masks, suffix)
 
 
 if __name__ == "__main__":

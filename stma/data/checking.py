@@ -5,12 +5,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import cv2
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
@@ -31,6 +29,7 @@ from stma.data.video_folder import (
     video_folders,
 )
 from stma.errors import InputError
+from stma.workers import worker_map
 
 # What a folder is by its whole name: the first that fits counts, and where the version does not
 # show, each will do. DAVIS keeps its splits in lists, which are compared by themselves.
@@ -158,9 +157,9 @@ def check_dataset(config: DatasetConfig, workers: int) -> Check:
     check.files = sum(counts)
     work = partial(check_frames, config=config)
     progress = tqdm(total=check.files, desc=f"check {root}", unit="file")
-    with progress, ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+    with progress, worker_map(workers) as spread:
         chunk = max(1, min(16, len(items) // (4 * workers)))
-        for count, problems in zip(counts, pool.map(work, items, chunksize=chunk), strict=True):
+        for count, problems in zip(counts, spread(work, items, chunksize=chunk), strict=True):
             check.problems += problems
             progress.update(count)
     return check
@@ -316,7 +315,3 @@ def _images(root: Path, layout: Layout) -> DatasetConfig:
 
 def _as_problem(path: Path, error: InputError) -> Problem:
     return Problem(path, str(error).removeprefix(f"{path}: "))
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(0)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -19,6 +18,7 @@ from stma.data.problems import Problem
 from stma.data.video_folder import PREPARED, is_hidden
 from stma.errors import InputError
 from stma.outputs import PARTIAL, replacing
+from stma.workers import worker_map
 
 JPEG_QUALITY = 95
 DRAFT = 2  # a JPEG is decoded at this many times the size it is resized to, at least
@@ -68,8 +68,8 @@ def prepare(source: Path, target: Path, short_side: int, workers: int) -> Prepar
     jobs = list(_jobs(source, target))
     missing = [job for job in jobs if not job.target.exists()]
     problems = []
-    with ProcessPoolExecutor(workers) as pool:
-        work = pool.map(partial(_do, short_side=short_side), missing, chunksize=16)
+    with worker_map(workers) as spread:
+        work = spread(partial(_do, short_side=short_side), missing, chunksize=16)
         for problem in tqdm(work, f"prepare {target}", total=len(missing), unit="file"):
             problems += [problem] if problem is not None else []
     return Prepared(len(missing) - len(problems), len(jobs) - len(missing), problems)

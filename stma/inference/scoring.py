@@ -4,9 +4,7 @@ As it does, an object counts if the truth has it in any frame but the first and 
 """
 
 import csv
-import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from vos_benchmark.evaluator import Evaluator
 from stma.data.images import fit_mask, read_mask
 from stma.data.video_folder import VideoFolder
 from stma.errors import InputError
+from stma.workers import worker_map
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,8 @@ def score_videos(
         InputError: a mask cannot be read, or is of another size than the truth.
     """
     arguments = (videos, [result_root / video.name for video in videos])
-    processes = min(processes, len(videos))
-    if processes <= 1:
-        scored = list(map(score_video, *arguments))
-    else:
-        # Not forked: the parent has threads of its own by now.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            scored = list(pool.map(score_video, *arguments))
+    with worker_map(max(1, min(processes, len(videos)))) as spread:
+        scored = list(spread(score_video, *arguments))
     return [score for scores in scored for score in scores]
 
 

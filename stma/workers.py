@@ -1,0 +1,30 @@
+"""Work on files, spread over processes."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+
+
+@contextmanager
+def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Gives a ``map(function, *items, chunksize=1)`` that runs in so many processes; with one
+    worker, in this one."""
+    if workers == 1:
+        yield lambda function, *items, chunksize=1: map(function, *items)
+        return
+    # Not forked from this process: it may have threads by now, whose locks a child would inherit.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(["stma.data.checking"])  # imported once for all workers
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        yield pool.map
+
+
+def _one_thread() -> None:
+    """Workers share the cores among them: threads of their own would only get in the way."""
+    cv2.setNumThreads(0)
