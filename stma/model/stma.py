@@ -76,14 +76,18 @@ class STMA(nn.Module):
         for block in self.backbone.last_stage:
             block.recompute = on
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, backend: str = "inductor") -> None:
         """Compile what computes most, in place: blocks, value encoder and decoder. The unroll of a
-        clip around them stays Python."""
+        clip around them stays Python.
+
+        Args:
+            backend: of ``torch.compile``.
+        """
         for block in self.backbone.last_stage:
-            block.project = torch.compile(block.project)  # type: ignore[method-assign]
-            block.update = torch.compile(block.update)  # type: ignore[method-assign]
-        self.value_encoder.compile()
-        self.decoder.compile()
+            block.project = torch.compile(block.project, backend=backend)  # type: ignore[method-assign]
+            block.update = torch.compile(block.update, backend=backend)  # type: ignore[method-assign]
+        self.value_encoder.compile(backend=backend)
+        self.decoder.compile(backend=backend)
 
     def normalize(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)``, uint8 or float in ``[0, 1]``, to ImageNet statistics."""
