@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -248,3 +249,21 @@ def test_timing_training(monkeypatch, capsys, threads) -> None:
         assert part in out
     with pytest.raises(SystemExit, match="stages are static, video; give one"):
         script(monkeypatch, "bench_training.py", "stage=[static,video]")
+
+
+@pytest.mark.slow
+def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> None:
+    command = [sys.executable, "train.py", "experiment=debug", f"output={tmp_path}", "device=cpu"]
+    settings = ["resume=true", "save_every=1000", "stages.debug.data.height=32"]
+    process = subprocess.Popen(
+        [*command, *settings, "stages.debug.iterations=100000"], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not list(tmp_path.rglob("events*")):
+        time.sleep(0.1)
+    time.sleep(2)
+    process.terminate()
+    assert process.wait(60) == 75
+    assert len(list((tmp_path / "debug" / "checkpoints").glob("*.pt"))) == 1
+    log = (tmp_path / "train.log").read_text()
+    assert "told to leave: saved after iteration" in log

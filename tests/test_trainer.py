@@ -99,6 +99,20 @@ def test_training_goes_on_from_weights_of_the_same_architecture(tmp_path) -> Non
             train(config(tmp_path / "third", weights=str(first), model=other))
 
 
+def test_weights_that_do_not_fit_load_in_part_when_told_so(tmp_path, caplog) -> None:
+    first = train(config(tmp_path / "first"))
+    wider = dataclasses.replace(TINY, decoder_widths=[24, 8])
+    trainer = trainer_of(config(tmp_path / "second", model=wider, strict_weights=False))
+    trainer.build(first)
+    theirs = load_model(first).state_dict()
+    own = trainer.model.state_dict()
+    fitting = [name for name in own if own[name].shape == theirs[name].shape]
+    assert 0 < len(fitting) < len(own)
+    assert all(torch.equal(own[name], theirs[name]) for name in fitting)
+    for name in set(own) - set(fitting):
+        assert f"shape of {name}" in caplog.text
+
+
 def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
     trainer = trained(config(tmp_path, iterations=100_000, max_minutes=0.02))
     assert 0 < trainer.iteration < 100_000

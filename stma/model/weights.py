@@ -5,6 +5,7 @@ is ever unpickled.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.outputs import replacing
+
+log = logging.getLogger(__name__)
 
 FORMAT = "stma-weights-1"
 
@@ -103,8 +106,13 @@ def check_same_architecture(config: ModelConfig, own: ModelConfig, source: str |
         )
 
 
-def load_state(model: STMA, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+def load_state(
+    model: STMA, tensors: Mapping[str, Tensor], source: str | Path, *, strict: bool = True
+) -> None:
     """Copy tensors into a model; every name and shape has to fit.
+
+    Args:
+        strict: False loads what fits, and logs all that does not.
 
     Raises:
         InputError: names all missing, unexpected and misshapen tensors. The model is unchanged.
@@ -117,9 +125,16 @@ def load_state(model: STMA, tensors: Mapping[str, Tensor], source: str | Path) -
         for name, tensor in tensors.items()
         if name in own and own[name].shape != tensor.shape
     ]
-    if problems:
+    if problems and strict:
         raise InputError(f"{source}: weights of another architecture\n  " + "\n  ".join(problems))
-    model.load_state_dict(dict(tensors))
+    for problem in problems:
+        log.warning("%s: %s", source, problem)
+    fitting = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    model.load_state_dict(fitting, strict=False)  # what is missing has been told
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> STMA:

@@ -66,6 +66,8 @@ class TrainConfig:
         datasets: folder of the datasets, to which their blocks refer.
         stages: by name, one after another, each from the last one's weights.
         weights: the first stage starts from this file of the same architecture; null starts fresh.
+        strict_weights: every tensor of ``weights`` has to fit; false loads those that do, and logs
+            the others by name.
         num_workers: processes that make clips, for each process of training; 0 makes them between
             the steps.
         precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
@@ -86,6 +88,7 @@ class TrainConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     datasets: str = "datasets"
     weights: str | None = None
+    strict_weights: bool = True
     seed: int = 0
     num_workers: int = 4
     device: str = "auto"

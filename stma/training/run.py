@@ -42,7 +42,9 @@ def train(config: TrainConfig, validation: Validation | None = None) -> Path:
             log.info("finished already: %s", final)
             return final
         if config.weights is not None and not trainers[0].started:
-            check_same_architecture(read_weights(config.weights)[0], config.model, config.weights)
+            theirs, _, _ = read_weights(config.weights)
+            if config.strict_weights:
+                check_same_architecture(theirs, config.model, config.weights)
         if config.dry_run:
             for trainer in trainers:
                 dry_run(trainer, config.weights)

@@ -49,7 +49,7 @@ EXIT_PREEMPTED = 75  # of a run that was told to leave, and goes on when it is s
 LOSS_SCALE = 2.0**14  # of fp16, at first
 # What the result of a stage depends on, beside the stage itself. The rest may change from one start
 # of a run to the next.
-SETTINGS = ("seed", "precision", "ema", "weights", "model")
+SETTINGS = ("seed", "precision", "ema", "weights", "strict_weights", "model")
 
 Validation = Callable[[STMA, Path], float]
 
@@ -136,8 +136,9 @@ class Trainer:
         self.model = build_model(config.model)
         if weights is not None:
             their_config, _, tensors = read_weights(weights)
-            check_same_architecture(their_config, config.model, weights)
-            load_state(self.model, tensors, weights)
+            if config.strict_weights:
+                check_same_architecture(their_config, config.model, weights)
+            load_state(self.model, tensors, weights, strict=config.strict_weights)
         self.model.to(self.device)
         self.model.checkpoint_blocks(config.checkpoint_blocks)
         self.optimizer = build_optimizer(self.model, self.stage.optimizer)
