@@ -14,9 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import torch
-
 from stma.compose import dataset_names, load_data_config, quoted
 from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.images import read_binary_mask, read_image, read_mask
@@ -25,6 +22,7 @@ from stma.data.sampling import BatchNumbers
 from stma.data.transforms import Warp, apply_colours
 from stma.errors import input_errors_end_the_program
 from stma.structures import ClipBatch
+from stma.workers import one_thread
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PARTS: dict[str, list[Callable]] = {
@@ -69,8 +67,7 @@ def main() -> None:
 
 def one_process(clips: ClipDataset, count: int, rounds: int) -> None:
     """The speed of one core, and the shares of the parts."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    one_thread()
 
     def load(first: int, number: int) -> float:
         start = time.perf_counter()

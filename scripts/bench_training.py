@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stma.compose import load_config
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
-from stma.device import resolve_device
+from stma.device import device_name, resolve_device
 from stma.errors import InputError, input_errors_end_the_program
 from stma.structures import ClipBatch
 from stma.training.board import peak_gigabytes
@@ -34,6 +34,7 @@ PEAKS = {
     "H200": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
@@ -85,10 +86,6 @@ def main() -> None:
         share = f", {100 * achieved / peak:.0f} % of the peak" if peak else ", peak not known"
     print(f"{achieved / 1e12:.2f} TFLOP/s{share}")
     print(f"{stage.iterations} iterations would take {stage.iterations / rate / 3600:.0f} hours")
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def count_flops(trainer: Trainer) -> int:

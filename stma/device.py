@@ -29,6 +29,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """Of the card, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def check_precision(precision: str) -> None:
     """Raises :class:`InputError` unless it is one of ``PRECISIONS``."""
     if precision not in PRECISIONS:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import cv2
+import torch
 
 
 @contextmanager
@@ -21,10 +22,11 @@ def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(["stma.data.checking"])  # imported once for all workers
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
         yield pool.map
 
 
-def _one_thread() -> None:
+def one_thread(worker: int = 0) -> None:
     """Workers share the cores among them: threads of their own would only get in the way."""
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)

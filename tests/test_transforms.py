@@ -14,7 +14,6 @@ from stma.data.transforms import (
     apply_colours,
     draw_colour,
     draw_warps,
-    whole_frame,
     window,
 )
 
@@ -41,7 +40,7 @@ def test_the_identity_changes_no_pixel() -> None:
 def test_twice_the_size_repeats_mask_pixels_and_joins_edges() -> None:
     """Pixel edges meet: every mask pixel becomes a block of 2 x 2, none is cut at the border."""
     mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    enlarged = whole_frame((3, 4), (6, 8)).mask(mask)
+    enlarged = draw_warps(STILL, (3, 4), (6, 8), 1, np.random.default_rng(0))[0].mask(mask)
     assert np.array_equal(enlarged, mask.repeat(2, 0).repeat(2, 1))
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
 from stma.data.config import DatasetConfig
 from stma.data.image_folder import Layout, list_pairs
-from stma.data.images import almost_equal_sizes, read_image, size_message
+from stma.data.images import ORIENTATION, almost_equal_sizes, read_image, size_message
 from stma.data.listing import Frames, list_dataset
 from stma.data.problems import Problem
 from stma.data.published import PUBLISHED, count_message
@@ -176,7 +176,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
             problems.append(_as_problem(path, error))
             continue
         with Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = image.getexif().get(ORIENTATION, 1)
         if orientation != 1:
             message = f"EXIF orientation {orientation}: it is turned upright when read"
             problems.append(Problem(path, message, error=False))
@@ -241,11 +241,12 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
     parts = [root / part for part in config.parts] or [root]
     for part in parts:
         image_root, _ = video_folders(part, config.images, config.masks)
+        there = set(subfolders(image_root))
         folder = part / "ImageSets"
         if folder.is_dir():
             for inner in (folder, *(path for path in folder.iterdir() if path.is_dir())):
                 yield from hidden_files(inner)
-        for split in splits(folder) if folder.is_dir() else []:
+        for split in splits(folder):
             path = folder / f"{split}.txt"
             if config.split is not None and path == find_split(folder, config.split):
                 continue  # listing has compared it
@@ -256,7 +257,7 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
                 continue
             if not names:
                 yield Problem(path, "an empty list", error=False)
-            yield from missing_clips(path, names, image_root)
+            yield from missing_clips(path, names, image_root, there)
             year, _, last = split.partition("/")
             if any("davis" in part for part in _tail(root)) and last in PUBLISHED.get(
                 f"davis{year}", {}
@@ -266,16 +267,16 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
                     yield Problem(path, message)
         meta = part / "meta.json"
         if meta.is_file():
-            yield from _check_meta(meta, image_root)
+            yield from _check_meta(meta, image_root, there)
 
 
-def _check_meta(meta: Path, image_root: Path) -> Iterator[Problem]:
+def _check_meta(meta: Path, image_root: Path, there: set[str]) -> Iterator[Problem]:
     try:
         names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
     except (ValueError, KeyError, TypeError) as error:
         yield Problem(meta, f'not a JSON file with "videos" ({error})')
         return
-    yield from missing_clips(meta, names, image_root)
+    yield from missing_clips(meta, names, image_root, there)
 
 
 def _find_sets(

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +12,7 @@ from stma.data.sampling import BatchNumbers, Epochs, Share, max_gap_at
 from stma.data.sources import ClipSpec, Source, build_source
 from stma.errors import InputError
 from stma.structures import Clip, ClipBatch
+from stma.workers import one_thread
 
 
 @dataclass
@@ -158,7 +158,7 @@ def clip_batches(
         batch_sampler=numbers,
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         generator=torch.Generator(),  # its draw must not disturb the generator of training
         pin_memory=pin_memory,
     )
@@ -173,9 +173,3 @@ def _collate(clips: "list[Clip | InputError]") -> "ClipBatch | InputError":
         if isinstance(clip, InputError):
             return clip
     return ClipBatch.collate([clip for clip in clips if isinstance(clip, Clip)])
-
-
-def _one_thread(worker: int) -> None:
-    """Workers share the cores among them: threads of their own would only get in the way."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stma.data.problems import Problem
-from stma.data.video_folder import PREPARED, hidden_files, is_hidden
+from stma.data.video_folder import HIDDEN, PREPARED, is_hidden
 from stma.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -78,11 +78,13 @@ def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Proble
     ]
     known = {*images.values(), *masks.values()}
     for folder in sorted({*_folders(root, layout.images), *_folders(root, layout.masks)}):
-        problems += hidden_files(root / folder)
         for name in sorted(os.listdir(root / folder)):
             path = root / folder / name
-            ours = is_hidden(name) or name == PREPARED
-            if not ours and os.path.join(folder, name) not in known and path.is_file():
+            if is_hidden(name):
+                problems.append(Problem(path, HIDDEN, error=False))
+            elif name == PREPARED or os.path.join(folder, name) in known:
+                continue
+            elif path.is_file():
                 problems.append(Problem(path, f"a stray file; here belong {layout}", error=False))
     pairs = [
         ImagePair("/".join(stars), images[stars], masks[stars])

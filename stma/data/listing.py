@@ -120,13 +120,13 @@ def _clip_folders(
         images, masks = video_folders(root / part, config.images, config.masks)
         for folder in (images, masks):
             problems += hidden_files(folder)
-        there = subfolders(images)
+        there = set(subfolders(images))
         if config.split is None:
             names = sorted({*there, *subfolders(masks)})
         else:
             path = find_split(root / part / "ImageSets", config.split)
             names = read_split(path)
-            problems += missing_clips(path, names, images)
+            problems += missing_clips(path, names, images, there)
             names = [name for name in names if name in there]
         for name in names:
             yield images / name, masks / name

@@ -190,12 +190,6 @@ def draw_warps(
     return warps
 
 
-def whole_frame(original: tuple[int, ...], size: tuple[int, int]) -> Warp:
-    """Nothing but a change of size."""
-    height, width = original
-    return Warp(_crop((0.0, 0.0, width, height), size), size)
-
-
 def window(original: tuple[int, ...], size: tuple[int, int], point: np.ndarray) -> Warp:
     """A part of the frame around a pixel, never shrunk, so that the pixel is in the output.
 

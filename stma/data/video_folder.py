@@ -1,7 +1,7 @@
 """Videos on disk in the DAVIS layout."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -93,7 +93,7 @@ def find_videos(
     else:
         path = find_split(root / "ImageSets", split)
         listed = read_split(path)
-        raise_first(missing_clips(path, listed, image_root))
+        raise_first(missing_clips(path, listed, image_root, set(subfolders(image_root))))
     if names is not None:
         if not names:
             raise InputError("clips is empty; leave it out (null) to take all")
@@ -172,9 +172,14 @@ def read_split(path: Path) -> list[str]:
     return list(dict.fromkeys(videos))
 
 
-def missing_clips(path: Path, names: Iterable[str], image_root: Path) -> list[Problem]:
-    """Clips that a list names, and that are not there."""
-    there = set(subfolders(image_root))
+def missing_clips(
+    path: Path, names: Iterable[str], image_root: Path, there: Container[str]
+) -> list[Problem]:
+    """Clips that a list names, and that are not there.
+
+    Args:
+        there: the clips of ``image_root``.
+    """
     return [
         Problem(path, f"names the clip {name}, which is not in {image_root}")
         for name in names
@@ -264,11 +269,10 @@ def _stem(name: str) -> str:
 def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> list[str]:
     """Sorted names of the folder's images; what else lies there is a warning."""
     found = []
-    problems += hidden_files(folder)
     for name in sorted(os.listdir(folder)):
         if is_hidden(name):
-            continue
-        if os.path.splitext(name)[1].lower() in suffixes:
+            problems.append(Problem(folder / name, HIDDEN, error=False))
+        elif os.path.splitext(name)[1].lower() in suffixes:
             found.append(name)
         else:
             expected = ", ".join(suffixes)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from stma.data.images import fit_mask, read_image, read_mask
 from stma.data.video_folder import VideoFolder, find_videos
-from stma.device import resolve_device
+from stma.device import device_name, resolve_device
 from stma.errors import InputError
 from stma.inference.baselines import CopyFirstMask, FlowWarp
 from stma.inference.scoring import ObjectScore, score_videos, summarize, write_csv
@@ -256,10 +256,9 @@ def _remove_old_results(output: Path, videos: Sequence[VideoFolder]) -> None:
 def _write_results(
     output: Path, config: EvalConfig, result: Evaluation, device: torch.device
 ) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     summary = {
         "config": asdict(config),
-        "device": name,
+        "device": device_name(device),
         "fps": result.fps,
         "frames": result.frames,
         "scores": [asdict(row) | {"jf": row.jf} for row in summarize(result.scores)]
