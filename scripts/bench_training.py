@@ -17,10 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from stma.compose import load_config
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
-from stma.device import device_name, resolve_device
+from stma.device import device_name, peak_gigabytes, resolve_device
 from stma.errors import InputError, input_errors_end_the_program
 from stma.structures import ClipBatch
-from stma.training.board import peak_gigabytes
 from stma.training.config import TrainConfig
 from stma.training.dry_run import random_batch
 from stma.training.losses import clip_loss

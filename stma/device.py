@@ -1,5 +1,6 @@
 """Which device to run on, and in which precision."""
 
+import resource
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -32,6 +33,13 @@ def resolve_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """Of the card, or CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def peak_gigabytes(device: torch.device) -> float:
+    """Of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def check_precision(precision: str) -> None:

@@ -1,7 +1,9 @@
 """The folder that a command writes to, and files that are whole or not there."""
 
+import fcntl
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from stma.errors import InputError
 
 PARTIAL = ".partial"  # what a file is called until it is whole
+LOCK = ".lock"
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
@@ -34,6 +37,35 @@ def prepare_output(folder: Path, log_name: str) -> None:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """No other process writes to the folder meanwhile; makes it where there is none.
+
+    The lock ends with the process that holds it, however it ends.
+
+    Raises:
+        InputError: another one does, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise InputError(f"output: {folder} cannot be written to ({error})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"output: {folder} is in use by a live run ({file.read().strip() or 'starting'}); "
+                "wait for it, end it, or choose another output"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 @contextmanager

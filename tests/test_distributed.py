@@ -11,9 +11,9 @@ import pytest
 import torch
 from test_trainer import config, trained, trainer_of
 
+from stma.distributed import Processes, join_processes
 from stma.errors import InputError
 from stma.model.weights import read_weights
-from stma.training.distributed import Processes, join_processes
 
 TESTS = Path(__file__).parent
 
@@ -23,7 +23,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from test_trainer import config
-from stma.training.distributed import join_processes
+from stma.distributed import join_processes
 from stma.training.run import train
 from stma.training.trainer import Trainer
 

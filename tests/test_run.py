@@ -12,6 +12,7 @@ from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.weights import load_model, read_weights
+from stma.outputs import holding
 from stma.training.config import TrainConfig
 from stma.training.run import train
 from stma.training.trainer import Preempted, Trainer
@@ -109,3 +110,12 @@ def test_the_best_by_validation_is_kept_beside_the_newest(tmp_path) -> None:
     best = torch.load(tmp_path / "only" / "checkpoints" / "best.pt", weights_only=True)
     assert (best["iteration"], best["best"]) == (4, 30.0)
     assert read_weights(tmp_path / "only" / "best.safetensors")[1]["iterations"] == 4
+
+
+def test_an_output_folder_in_use_is_refused_before_training(tmp_path) -> None:
+    settings = two_stages(tmp_path)
+    with holding(tmp_path):
+        with pytest.raises(InputError, match="in use by a live run"):
+            train(settings)
+        assert not (tmp_path / "first").exists()
+    train(settings)

@@ -1,16 +1,8 @@
-"""What TensorBoard and the log show of a run."""
-
-import platform
-import resource
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+"""What TensorBoard shows of a run."""
 
 import numpy as np
 import torch
 
-from stma import __version__
 from stma.pictures import contact_sheet, draw_overlay
 from stma.structures import ClipBatch, Prediction
 
@@ -36,32 +28,3 @@ def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:
             ),
         ]
     )
-
-
-def peak_gigabytes(device: torch.device) -> float:
-    """Of the device, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def versions() -> dict[str, Any]:
-    """What the run was made with."""
-    return {
-        "stma": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "git": _git_revision(),
-        "command": sys.argv,
-    }
-
-
-def _git_revision() -> str | None:
-    """The commit of the code, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from stma.device import peak_gigabytes
 from stma.structures import ClipBatch
-from stma.training.board import peak_gigabytes
 from stma.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -3,16 +3,17 @@
 import json
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from stma.distributed import Processes, join_processes
 from stma.errors import InputError
 from stma.model.weights import check_same_architecture, read_weights
-from stma.outputs import prepare_output, replacing
-from stma.training.board import versions
+from stma.outputs import holding, prepare_output, replacing
+from stma.provenance import versions
 from stma.training.config import TrainConfig
-from stma.training.distributed import Processes, join_processes
 from stma.training.dry_run import dry_run
 from stma.training.trainer import Trainer, Validation
 
@@ -49,16 +50,17 @@ def train(config: TrainConfig, validation: Validation | None = None) -> Path:
             for trainer in trainers:
                 dry_run(trainer, config.weights)
             return trainers[-1].weights_path
-        if processes.is_main:
-            _write_record(config, processes, str(device))
-        weights = config.weights
-        for trainer in trainers:
-            trainer.run(weights)
-            weights = str(trainer.weights_path)
-        if processes.is_main:
-            with replacing(final) as unfinished:
-                shutil.copyfile(trainers[-1].weights_path, unfinished)
-            log.info("weights: %s", final)
+        with holding(Path(config.output)) if processes.is_main else nullcontext():
+            if processes.is_main:
+                _write_record(config, processes, str(device))
+            weights = config.weights
+            for trainer in trainers:
+                trainer.run(weights)
+                weights = str(trainer.weights_path)
+            if processes.is_main:
+                with replacing(final) as unfinished:
+                    shutil.copyfile(trainers[-1].weights_path, unfinished)
+                log.info("weights: %s", final)
     return final
 
 

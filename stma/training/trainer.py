@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.sampling import BatchNumbers
-from stma.device import autocast, uses_fp16
+from stma.device import autocast, peak_gigabytes, uses_fp16
+from stma.distributed import Processes
 from stma.errors import InputError
 from stma.model.factory import build_model
 from stma.model.stma import STMA
@@ -33,11 +34,11 @@ from stma.model.weights import (
     save_weights,
 )
 from stma.outputs import PARTIAL, replacing
+from stma.provenance import versions
 from stma.structures import ClipBatch, Prediction
-from stma.training.board import peak_gigabytes, prediction_picture, versions
+from stma.training.board import prediction_picture
 from stma.training.checkpoint import Checkpoints, rng_state, set_rng_state
 from stma.training.config import TrainConfig
-from stma.training.distributed import Processes
 from stma.training.losses import Losses, bootstrap_fraction, clip_loss
 from stma.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 

@@ -1,0 +1,50 @@
+import logging
+
+import pytest
+
+from stma.errors import InputError
+from stma.outputs import PARTIAL, holding, prepare_output, replacing
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:
+    with holding(tmp_path / "out"):
+        with (
+            pytest.raises(InputError, match=r"out is in use by a live run \(process \d+ on"),
+            holding(tmp_path / "out"),
+        ):
+            pass
+        with holding(tmp_path / "other"):
+            pass
+    with holding(tmp_path / "out"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written to"), holding(tmp_path / "file"):
+        pass
+
+
+def test_a_file_is_whole_or_not_there(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with replacing(path) as partial:
+            partial.write_text("ha")
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_half()
+    assert path.read_text() == "old"
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert not list(tmp_path.glob(f"*{PARTIAL}"))
+
+
+def test_the_log_goes_to_the_last_folder_alone(tmp_path) -> None:
+    for name in ("a", "b"):
+        prepare_output(tmp_path / name, "test.log")
+        logging.getLogger("stma").info("written to %s", name)
+    assert "written to a" in (tmp_path / "a" / "test.log").read_text()
+    assert "written to b" not in (tmp_path / "a" / "test.log").read_text()
+    assert "written to b" in (tmp_path / "b" / "test.log").read_text()
