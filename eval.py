@@ -1,19 +1,26 @@
-"""Segment the videos of a root and score them: python eval.py weights=... root=... split=..."""
+"""Segment and score the clips of a benchmark: python eval.py benchmark=... weights=..."""
 
 import hydra
 from omegaconf import DictConfig
 
 from stma.config import parse_config
 from stma.errors import input_errors_end_the_program
-from stma.inference.evaluation import EvalConfig, evaluate
+from stma.inference.config import EvalConfig
+from stma.inference.evaluation import evaluate
 
 
 @hydra.main(config_path="configs", config_name="eval", version_base="1.3")
 @input_errors_end_the_program()
 def main(config: DictConfig) -> None:
-    result = evaluate(parse_config(EvalConfig, config))
-    print(result.table())
-    print(f"masks, scores and pictures: {config.output}")
+    parsed = parse_config(EvalConfig, config)
+    result = evaluate(parsed)
+    if result is None:  # not the first process of torchrun
+        return
+    print(result.text())
+    if not parsed.fps_only:
+        print(f"\nmasks, scores and pictures: {parsed.output}")
+    if not result.ok:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 from stma.data.video_folder import find_videos
 from stma.device import resolve_device
 from stma.errors import InputError, input_errors_end_the_program
+from stma.inference.benchmarks import EvalClip
 from stma.inference.segmenter import SegmenterConfig
 from stma.inference.streams import probe_streams
 from stma.model.weights import load_model
@@ -23,14 +24,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     model = load_model(arguments.weights, resolve_device(arguments.device))
-    videos = find_videos(arguments.root, arguments.split)
-    if sparse := [video.name for video in videos if not video.fully_annotated]:
+    clips = [EvalClip(video) for video in find_videos(arguments.root, arguments.split)]
+    if sparse := [clip.name for clip in clips if not clip.can_be_scored]:
         raise InputError(f"not every frame has a mask in {', '.join(sparse)}")
     config = SegmenterConfig(memory_interval=arguments.memory_interval)
 
     print(f"{'':32} {'J&F':>5} {'change':>7} {'J':>5} {'F':>5}")
     trained = cosine = 0.0
-    for probe in probe_streams(model, videos, config):
+    for probe in probe_streams(model, clips, config):
         score = probe.score
         if probe.name == "as trained":
             trained, cosine = score.jf, probe.cosine

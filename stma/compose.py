@@ -45,6 +45,11 @@ def load_model_config(config_dir: Path, model: str) -> ModelConfig:
     return parse_config(ModelConfig, load_config(config_dir, "train", [f"model={model}"]).model)
 
 
+def benchmark_names(config_dir: Path) -> list[str]:
+    """What there is in ``benchmark/``."""
+    return sorted(path.stem for path in (config_dir / "benchmark").glob("*.yaml"))
+
+
 def dataset_names(config_dir: Path) -> list[str]:
     """The datasets that ``dataset/`` describes."""
     shared = ("base", "static")

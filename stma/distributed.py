@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,12 +15,13 @@ from torch import Tensor
 from stma.device import resolve_device
 from stma.errors import InputError
 
+T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)  # the others wait while the first one validates
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all that train together."""
+    """This process among all that work together."""
 
     rank: int = 0
     world_size: int = 1
@@ -43,6 +45,14 @@ class Processes:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
+    def gather(self, value: T) -> list[T]:
+        """Everyone's, in the order of their ranks; for what can be pickled."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
+
     def wait(self) -> None:
         """For all the others."""
         if self.world_size > 1:
@@ -50,8 +60,13 @@ class Processes:
 
 
 @contextmanager
-def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
+def join_processes(
+    device: str, backend: str | None = None
+) -> Iterator[tuple[Processes, torch.device]]:
     """Join the group that `torchrun` has started, or be alone; gives this process and its device.
+
+    Args:
+        backend: by which they talk; None takes NCCL on GPUs and gloo elsewhere.
 
     Raises:
         InputError: there is no such device for this process.
@@ -72,7 +87,8 @@ def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
         torch.cuda.set_device(chosen)
     if rank > 0:
         logging.disable(logging.ERROR)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    backend = backend or ("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield Processes(rank, world_size), chosen
         dist.barrier()  # nobody hangs up on the others

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
-from stma.inference.evaluation import segment_video
-from stma.inference.scoring import score_videos, summarize
+from stma.inference.benchmarks import EvalClip
+from stma.inference.running import run_clip
+from stma.inference.scoring import score_clips, summarize
 from stma.inference.segmenter import Segmenter
 from stma.model.stma import STMA
 from stma.training.config import ValidationConfig
@@ -24,8 +25,8 @@ def build_validation(config: ValidationConfig) -> Validation | None:
     """
     if config.root is None:
         return None
-    videos = find_videos(config.root, config.split, config.clips)
-    unscored = [v.name for v in videos if not v.fully_annotated or len(v) < 3]
+    clips = [EvalClip(v) for v in find_videos(config.root, config.split, config.clips)]
+    unscored = [clip.name for clip in clips if not clip.can_be_scored]
     if unscored:
         raise InputError(
             f"validation: {config.root}: {', '.join(unscored)}: fewer than 3 frames, or frames "
@@ -35,8 +36,11 @@ def build_validation(config: ValidationConfig) -> Validation | None:
     def validate(model: STMA, folder: Path) -> float:
         shutil.rmtree(folder, ignore_errors=True)
         device = model.mean.device
-        for video in videos:
-            segment_video(video, Segmenter(model), folder / video.name, device)
-        return summarize(score_videos(videos, folder, processes=1))[-1].jf
+        for clip in clips:
+            run_clip(clip, Segmenter(model), folder / clip.name, device)
+        scores, faults = score_clips(clips, folder, processes=1)
+        if faults:
+            raise InputError(next(iter(faults.values())))
+        return summarize(scores)[-1].jf
 
     return validate

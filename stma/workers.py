@@ -17,13 +17,23 @@ def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if workers == 1:
         yield lambda function, *items, chunksize=1: map(function, *items)
         return
-    # Not forked from this process: it may have threads by now, whose locks a child would inherit.
+    context = process_context("stma.data.checking")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
+        yield pool.map
+
+
+def process_context(preload: str) -> Any:
+    """How processes are started: not forked from this one, which may have threads by now, whose
+    locks a child would inherit.
+
+    Args:
+        preload: a module that is imported once for all of them.
+    """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(["stma.data.checking"])  # imported once for all workers
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
-        yield pool.map
+        context.set_forkserver_preload([preload])
+    return context
 
 
 def one_thread(worker: int = 0) -> None:

@@ -5,6 +5,7 @@ from conftest import make_batch
 
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.data.video_folder import find_videos
+from stma.inference.benchmarks import EvalClip
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.inference.streams import (
     objects_zeroed,
@@ -23,7 +24,7 @@ def videos(tmp_path):
         rng = np.random.default_rng(seed)
         frames, masks, _ = procedural_clip(config, (32, 48), np.arange(7.0), rng)
         save_clip(tmp_path, name, frames, masks, ".png")
-    return find_videos(tmp_path)
+    return [EvalClip(video) for video in find_videos(tmp_path)]
 
 
 def second_frame(model: STMA) -> torch.Tensor:

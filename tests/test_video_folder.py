@@ -143,10 +143,3 @@ def test_hidden_and_stray_files_are_warnings(tmp_path: Path) -> None:
     }
     (tmp_path / "JPEGImages" / "__MACOSX").mkdir()
     assert subfolders(tmp_path / "JPEGImages") == ["a"]
-
-
-def test_two_folders_anywhere(tmp_path: Path) -> None:
-    make_video(tmp_path / "data", "a", 2, [0, 1])
-    (tmp_path / "data" / "JPEGImages").rename(tmp_path / "frames")
-    (video,) = find_videos(tmp_path / "data", images=str(tmp_path / "frames"))
-    assert video.frame(0) == tmp_path / "frames" / "a" / "00000.jpg"

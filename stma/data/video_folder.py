@@ -69,8 +69,6 @@ def find_videos(
     root: str | Path,
     split: str | None = None,
     names: Sequence[str] | None = None,
-    images: str = "JPEGImages",
-    masks: str = "Annotations",
 ) -> list[VideoFolder]:
     """The videos of a root in the DAVIS layout.
 
@@ -81,28 +79,19 @@ def find_videos(
         split: name or path of a list below ``ImageSets`` (``val``, ``2017/val``); None takes
             every video that has a mask.
         names: keep only these videos.
-        images, masks: the two folders, relative to the root or absolute.
 
     Raises:
         InputError: names what is missing.
     """
     root = Path(root)
-    image_root, mask_root = video_folders(root, images, masks)
-    if split is None:
-        listed = subfolders(mask_root)
-    else:
+    image_root, mask_root = video_folders(root, "JPEGImages", "Annotations")
+    listed = video_names(root, mask_root, split)
+    if split is not None:
         path = find_split(root / "ImageSets", split)
-        listed = read_split(path)
         raise_first(missing_clips(path, listed, image_root, set(subfolders(image_root))))
     if names is not None:
-        if not names:
-            raise InputError("clips is empty; leave it out (null) to take all")
-        if unknown := sorted(set(names) - set(listed)):
-            where = f"split {split}" if split is not None else str(mask_root)
-            raise InputError(f"{', '.join(unknown)}: not in {where}; it has {', '.join(listed)}")
-        listed = [name for name in listed if name in set(names)]
-    if not listed:
-        raise InputError(f"{root}: no videos in split {split}" if split else f"{root}: no videos")
+        where = f"split {split}" if split is not None else str(mask_root)
+        listed = select_names(listed, names, where)
     videos = []
     for name in listed:
         video, problems = list_video(image_root / name, mask_root / name)
@@ -110,6 +99,34 @@ def find_videos(
         assert video is not None
         videos.append(video)
     return videos
+
+
+def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
+    """The videos of a split, or without one all that have a folder of masks.
+
+    Raises:
+        InputError: there is no such split, or no video.
+    """
+    if split is None:
+        listed = subfolders(mask_root)
+    else:
+        listed = read_split(find_split(root / "ImageSets", split))
+    if not listed:
+        raise InputError(f"{root}: no videos in split {split}" if split else f"{root}: no videos")
+    return listed
+
+
+def select_names(listed: Sequence[str], names: Sequence[str], where: str) -> list[str]:
+    """Those of a list that a user asks for.
+
+    Raises:
+        InputError: they ask for none, or for what is not in it.
+    """
+    if not names:
+        raise InputError("clips is empty; leave it out (null) to take all")
+    if unknown := sorted(set(names) - set(listed)):
+        raise InputError(f"{', '.join(unknown)}: not in {where}; it has {', '.join(listed)}")
+    return [name for name in listed if name in set(names)]
 
 
 def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:

@@ -1,277 +1,312 @@
-"""Segment the videos of a root, write and score the masks, and draw what came out."""
+"""From weights to masks, scores, an archive and a page to look at."""
 
+import hashlib
 import json
 import logging
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from stma.data.images import fit_mask, read_image, read_mask
-from stma.data.video_folder import VideoFolder, find_videos
-from stma.device import device_name, resolve_device
+from stma.data.images import read_image, read_mask
+from stma.device import device_name
+from stma.distributed import Processes, join_processes
 from stma.errors import InputError
-from stma.inference.baselines import CopyFirstMask, FlowWarp
-from stma.inference.scoring import ObjectScore, score_videos, summarize, write_csv
-from stma.inference.segmenter import Segmenter, SegmenterConfig, VideoSegmenter
-from stma.model.weights import load_model
-from stma.outputs import prepare_output
-from stma.pictures import (
-    contact_sheet,
-    draw_overlay,
-    save_mask,
-    save_picture,
-    write_video,
-)
+from stma.inference.archive import check_archive, write_archive
+from stma.inference.benchmarks import EvalClip, identity, list_clips
+from stma.inference.config import EvalConfig
+from stma.inference.report import Result, spaced, write_report
+from stma.inference.results import FRAME_SCORES, RESULTS, Evaluation, Speed, write_results
+from stma.inference.running import ClipRun
+from stma.inference.scoring import score_clips
+from stma.inference.spreading import ClipWorker, Failure, run_clips
+from stma.outputs import holding, prepare_output, replacing
+from stma.pictures import contact_sheet, draw_overlay, save_picture, write_video
+from stma.provenance import versions
 
 log = logging.getLogger(__name__)
 
-METHODS = ("stma", "copy", "flow")
 SHEET_COLUMNS = 6
+RUN = "run.json"  # which evaluation the folder holds
+FILES = (RESULTS, FRAME_SCORES, "results.md", "results.csv", "scores.csv", "report.html")
+FOLDERS = ("masks", "clips", "sheets", "videos")
 
 
-@dataclass
-class EvalConfig:
-    """What to evaluate.
+def evaluate(config: EvalConfig) -> Evaluation | None:
+    """Segment the clips that have no result yet; then score, archive and draw all of them.
 
-    Attributes:
-        root: a folder in the DAVIS layout.
-        output: where masks, scores and pictures go.
-        weights: a file of train.py; needed by the method ``stma``.
-        method: ``stma``, or a reference without training: ``copy`` or ``flow``.
-        split: a list of videos in ``ImageSets``; null for all with masks.
-        clips: only these videos; null for all.
-        segmenter: how a video is segmented.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        sheets, videos: draw a contact sheet and an overlay video of each clip.
-    """
+    A clip that fails costs no other one; see :attr:`Evaluation.faults`.
 
-    root: str
-    output: str
-    weights: str | None = None
-    method: str = "stma"
-    split: str | None = None
-    clips: list[str] | None = None
-    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
-    device: str = "auto"
-    sheets: bool = True
-    videos: bool = True
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"method is {self.method!r}; choose one of {METHODS}")
-        if self.method == "stma" and self.weights is None:
-            raise InputError("weights: give a .safetensors file of train.py (or method=copy)")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came out of an evaluation.
-
-    Attributes:
-        scores: one per object of each fully annotated clip; empty where there is none.
-        frames: that a method had to predict or take.
-        seconds: that the method took for them, reading and writing apart.
-    """
-
-    scores: list[ObjectScore]
-    frames: int
-    seconds: float
-
-    @property
-    def fps(self) -> float:
-        return self.frames / self.seconds
-
-    def table(self) -> str:
-        """J&F, J and F per clip and their mean, and FPS."""
-        lines = []
-        if self.scores:
-            rows = summarize(self.scores)
-            width = max(len(row.name) for row in rows)
-            lines.append(f"{'clip':<{width}}   J&F     J     F")
-            lines += [
-                f"{row.name:<{width}} {row.jf:5.1f} {row.j:5.1f} {row.f:5.1f}" for row in rows
-            ]
-        else:
-            lines.append("nothing to score: no clip of 3 frames or more has a mask for each")
-        lines.append(f"{self.fps:.1f} frames/s ({self.frames} frames, reading and writing apart)")
-        return "\n".join(lines)
-
-
-def evaluate(config: EvalConfig) -> Evaluation:
-    """Segment, write, score and draw; everything goes below ``config.output``.
+    Returns:
+        What came out; None in the processes of `torchrun` but the first.
 
     Raises:
-        InputError: something in the input is wrong; the message names it.
+        InputError: something that all clips need is wrong; the message names it.
     """
-    device = resolve_device(config.device)
-    videos = find_videos(config.root, config.split, config.clips)
-    new_segmenter = _method(config, device)
-    output = Path(config.output)
-    mask_root = output / "masks"
-    prepare_output(output, "eval.log")
-    _remove_old_results(output, videos)
-    for subfolder in ("masks", "sheets", "videos"):
-        (output / subfolder).mkdir(exist_ok=True)
+    with join_processes(config.device, backend="gloo") as (processes, device):
+        if processes.world_size > 1 and config.workers > 1:
+            raise InputError("workers: torchrun starts the processes already; leave workers at 1")
+        clips, faults = list_clips(config.benchmark, config.root, config.split, config.clips)
+        for name, fault in faults.items():
+            log.error("%s: %s", name, fault)
+        if config.compare is not None:
+            Result.load(Path(config.compare))
+        worker = ClipWorker(config, device)
+        if config.fps_only:
+            return _measure(config, clips, worker, processes, faults)
+        # One process writes to the folder but for the masks; the others wait until it is ready.
+        output = Path(config.output)
+        hold: AbstractContextManager = holding(output) if processes.is_main else nullcontext()
+        with hold:
+            if processes.is_main:
+                _prepare(config, output)
+            processes.wait()
+            done = {clip.name: run for clip in clips if (run := _done(output, clip)) is not None}
+            processes.wait()
+            if done:
+                log.info("done already: %d of %d clips", len(done), len(clips))
+            todo = [clip for clip in clips if clip.name not in done]
+            faults |= _segment(config, todo, output, worker, processes)
+            if not processes.is_main:
+                return None
+            return _conclude(config, clips, output, faults, worker.device)
 
-    seconds, num_frames = 0.0, 0
-    progress = tqdm(total=sum(len(video.frames) for video in videos), unit="frame", desc="segment")
-    with progress:
-        for video in videos:
-            progress.set_postfix_str(video.name)
-            folder = mask_root / video.name
-            seconds += segment_video(video, new_segmenter(), folder, device, progress.update)
-            num_frames += len(video.frames)
 
-    scored = [video for video in videos if video.fully_annotated and len(video.frames) > 2]
-    if left_out := [video.name for video in videos if video not in scored]:
-        log.info(
-            "not scored, for want of a mask for every frame or of 3 frames: %s", ", ".join(left_out)
-        )
-    scores: list[ObjectScore] = []
-    if scored:
-        scores = score_videos(scored, mask_root, processes=os.cpu_count() or 1)
-    result = Evaluation(scores, num_frames, seconds)
-    _write_results(output, config, result, device)
-    for video in tqdm(
-        videos, unit="clip", desc="draw", disable=not (config.sheets or config.videos)
-    ):
-        draw_video(video, mask_root / video.name, output, sheet=config.sheets, movie=config.videos)
+def _measure(
+    config: EvalConfig,
+    clips: Sequence[EvalClip],
+    worker: ClipWorker,
+    processes: Processes,
+    faults: dict[str, str],
+) -> Evaluation | None:
+    runs = []
+    for clip, outcome in run_clips(config, clips, None, worker, processes):
+        if isinstance(outcome, Failure):
+            faults[clip.name] = _tell(clip, outcome)
+        else:
+            runs.append(outcome)
+    everyone = processes.gather((runs, faults))
+    if not processes.is_main:
+        return None
+    runs = [run for each, _ in everyone for run in each]
+    faults = {name: fault for _, each in everyone for name, fault in each.items()}
+    return _evaluation(config, runs, faults, worker.device)
+
+
+def _segment(
+    config: EvalConfig,
+    clips: Sequence[EvalClip],
+    output: Path,
+    worker: ClipWorker,
+    processes: Processes,
+) -> dict[str, str]:
+    """Segment clips and note each that is done; gives what went wrong, by clip."""
+    faults = {}
+    # Before they run: a file that changes meanwhile makes the result an old one.
+    fingerprints = {clip.name: clip.fingerprint() for clip in clips}
+    for clip, outcome in run_clips(config, clips, output / "masks", worker, processes):
+        if isinstance(outcome, Failure):
+            faults[clip.name] = _tell(clip, outcome)
+            continue
+        record = asdict(outcome) | {"fingerprint": fingerprints[clip.name]}
+        with replacing(_record(output, clip), flush=False) as partial:
+            partial.write_text(json.dumps(record))
+    return {name: fault for each in processes.gather(faults) for name, fault in each.items()}
+
+
+def _tell(clip: EvalClip, failure: Failure) -> str:
+    log.error("%s: %s", clip.name, failure.details or failure.message)
+    return failure.message
+
+
+def _conclude(
+    config: EvalConfig,
+    clips: Sequence[EvalClip],
+    output: Path,
+    faults: dict[str, str],
+    device: torch.device,
+) -> Evaluation:
+    """Score, archive and draw what is there."""
+    records = {clip.name: _done(output, clip) for clip in clips}
+    runs = [run for run in records.values() if run is not None]
+    segmented = [clip for clip in clips if records[clip.name] is not None]
+    scored = [clip for clip in segmented if clip.can_be_scored]
+    if left_out := [clip.name for clip in segmented if not clip.can_be_scored]:
+        log.info("not scored, for want of a mask for every frame: %s", ", ".join(left_out))
+    scores, not_scored = score_clips(scored, output / "masks", os.cpu_count() or 1)
+    for name, fault in not_scored.items():
+        log.error("%s: %s", name, fault)
+    result = _evaluation(
+        config,
+        runs,
+        faults | not_scored,
+        device,
+        scores=scores,
+        **_make_archive(config, clips, output, faults),
+    )
+    made_with = {
+        "config": asdict(config),
+        "identity": json.loads((output / RUN).read_text()),
+        "versions": versions(),
+    }
+    write_results(output, result, made_with)
+    drawn = tqdm(segmented, unit="clip", desc="draw", disable=not (config.sheets or config.videos))
+    for clip in drawn:
+        draw_clip(clip, output, sheet=config.sheets, movie=config.videos)
+    if config.report:
+        folders = [output] + ([] if config.compare is None else [Path(config.compare)])
+        write_report(output / "report.html", [Result.load(f) for f in folders], segmented)
     return result
 
 
-def _method(config: EvalConfig, device: torch.device) -> Callable[[], VideoSegmenter]:
-    if config.method == "copy":
-        return CopyFirstMask
-    if config.method == "flow":
-        return FlowWarp
-    assert config.weights is not None
-    model = load_model(config.weights, device)
-    return lambda: Segmenter(model, config.segmenter)
-
-
-def segment_video(
-    video: VideoFolder,
-    segmenter: VideoSegmenter,
-    output: Path,
+def _evaluation(
+    config: EvalConfig,
+    runs: list[ClipRun],
+    faults: dict[str, str],
     device: torch.device,
-    on_frame: Callable[[], object] = lambda: None,
-) -> float:
-    """Segment one video and write its masks, in the palette of its first given mask.
-
-    Returns:
-        Seconds that the method took.
-
-    Raises:
-        InputError: names the frame or mask.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    palette: bytes | None = None
-    known: list[int] = []
-    seconds = 0.0
-    for index, path in enumerate(video.frames):
-        frame = read_image(path)
-        mask = None
-        if path.stem in video.masks:
-            mask, mask_palette = read_mask(video.masks[path.stem])
-            palette = palette or mask_palette
-            if not mask.any() and not video.fully_annotated:
-                raise InputError(f"{video.masks[path.stem]}: holds no object")
-            mask = fit_mask(mask, frame, video.masks[path.stem])
-            mask = only_new_objects(mask, known)
-        start = _now(device)
-        try:
-            result = segmenter.step(frame, mask, last=index + 1 == len(video.frames))
-        except InputError as error:
-            where = path if mask is None else f"{path} with {video.masks[path.stem]}"
-            raise InputError(f"{where}: {error}") from error
-        seconds += _now(device) - start
-        known = result.ids
-        save_mask(output / f"{path.stem}.png", result.mask, palette)
-        on_frame()
-    if not known:
-        raise InputError(f"{video.mask_folder}: no mask holds an object")
-    return seconds
+    **more: Any,
+) -> Evaluation:
+    speed = Speed.of(runs, device_name(device)) if runs else None
+    rules = config.benchmark
+    more.setdefault("scores", [])
+    return Evaluation(
+        rules.name, rules.frames, _title(config), runs, faults=faults, speed=speed, **more
+    )
 
 
-def only_new_objects(mask: np.ndarray, known: Sequence[int]) -> np.ndarray | None:
-    """What a method may see of a mask: objects where they first appear, never again.
+def _title(config: EvalConfig) -> str:
+    """The method, as tables call it."""
+    if config.method == "copy":
+        return "copying the first mask"
+    if config.method == "flow":
+        return "carrying it along DIS flow"
+    assert config.weights is not None
+    views = len(config.augment.scales) * (2 if config.augment.flip else 1)
+    return f"ours ({Path(config.weights).stem}{'' if views == 1 else f', {views} views'})"
 
-    Full annotations hold the answer in every frame, and a later mask of a benchmark may repeat
-    objects; both come down to this. None where nothing is new.
-    """
-    new = np.where(np.isin(mask, known), 0, mask).astype(mask.dtype)
-    return new if new.any() else None
+
+def _make_archive(
+    config: EvalConfig, clips: Sequence[EvalClip], output: Path, faults: dict[str, str]
+) -> dict[str, Any]:
+    path = output / f"{config.benchmark.name}.zip"
+    path.unlink(missing_ok=True)
+    if config.benchmark.archive is None:
+        return {}
+    if faults or config.clips is not None:
+        why = "clips failed" if faults else "clips names some clips only"
+        log.warning("no archive: the server wants every clip, and %s", why)
+        return {}
+    write_archive(path, clips, output / "masks")
+    return {
+        "archive": path,
+        "archive_problems": check_archive(path, clips, os.cpu_count() or 1),
+    }
 
 
-def draw_video(video: VideoFolder, masks: Path, output: Path, *, sheet: bool, movie: bool) -> None:
-    """Draw overlays of a segmented video.
+def _prepare(config: EvalConfig, output: Path) -> None:
+    """Refuse the result of another run, or remove it; note which this one is."""
+    ours = {
+        "method": config.method,
+        "weights": None if config.method != "stma" else _sha256(Path(config.weights or "")),
+        "benchmark": identity(config.benchmark, config.root, config.split),
+        "segmenter": asdict(config.segmenter) if config.method == "stma" else None,
+        "augment": asdict(config.augment) if config.method == "stma" else None,
+    }
+    path = output / RUN
+    if config.overwrite:
+        for name in (*FILES, RUN, f"{config.benchmark.name}.zip"):
+            (output / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(output / name, ignore_errors=True)
+    elif path.is_file():
+        theirs = json.loads(path.read_text())
+        if differing := _differences(theirs, ours):
+            raise InputError(
+                f"output: {output} holds another run's result; {'; '.join(differing)}. Choose "
+                "another output, or overwrite=true to remove it"
+            )
+    elif found := [name for name in (*FILES, *FOLDERS) if (output / name).exists()]:
+        raise InputError(
+            f"output: {output} holds {', '.join(found)} of something else; choose another output, "
+            "or overwrite=true to remove them"
+        )
+    prepare_output(output, "eval.log")
+    for name in FILES:  # of an earlier end of this run
+        (output / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        (output / name).mkdir(exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(ours, indent=2) + "\n")
 
-    ``sheets/<video>.png`` shows frames from first to last and, where there are masks for all, the
-    truth below; ``videos/<video>.mp4`` all frames.
-    """
 
-    def overlay(path: Path, mask_path: Path) -> np.ndarray:
-        return draw_overlay(read_image(path), read_mask(mask_path)[0])
-
-    if sheet:
-        count = min(SHEET_COLUMNS, len(video.frames))
-        chosen = [
-            video.frames[i]
-            for i in np.linspace(0, len(video.frames) - 1, count).round().astype(int)
-        ]
-        stems = ", ".join(path.stem for path in chosen)
-        rows = [
-            (
-                f"{video.name}: result at frames {stems}",
-                [overlay(path, masks / f"{path.stem}.png") for path in chosen],
+def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """Settings that are not equal, by their keys."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return [
+            difference
+            for key in {**theirs, **ours}
+            for difference in _differences(
+                theirs.get(key), ours.get(key), f"{name}.{key}" if name else key
             )
         ]
-        if video.fully_annotated:
-            rows.append(("truth", [overlay(path, video.masks[path.stem]) for path in chosen]))
-        save_picture(output / "sheets" / f"{video.name}.png", contact_sheet(rows))
+    return [] if theirs == ours else [f"{name} was {theirs}, is {ours}"]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _record(output: Path, clip: EvalClip) -> Path:
+    return output / "clips" / f"{clip.name}.json"
+
+
+def _done(output: Path, clip: EvalClip) -> ClipRun | None:
+    """The record of an earlier run of the clip, if its files and its masks are still the same."""
+    path = _record(output, clip)
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text())
+    if record.pop("fingerprint") != clip.fingerprint():
+        return None
+    masks = output / "masks" / clip.name
+    whole = masks.is_dir() and {p.name for p in masks.iterdir()} == {
+        f"{stem}.png" for stem in clip.output_stems
+    }
+    return ClipRun(**record) if whole else None
+
+
+def draw_clip(clip: EvalClip, output: Path, *, sheet: bool, movie: bool) -> None:
+    """Draw overlays of a segmented clip.
+
+    ``sheets/<clip>.png`` shows frames from first to last and, where there are masks for all, the
+    truth below; ``videos/<clip>.mp4`` all frames.
+    """
+    masks = output / "masks" / clip.name
+    frames = {path.stem: path for path in clip.frames}
+
+    def overlay(stem: str) -> np.ndarray:
+        return draw_overlay(read_image(frames[stem]), read_mask(masks / f"{stem}.png")[0])
+
+    if sheet:
+        stems = spaced(clip.output_stems, SHEET_COLUMNS)
+        title = f"{clip.name}: result at frames {', '.join(stems)}"
+        rows = [(title, [overlay(stem) for stem in stems])]
+        if clip.video.fully_annotated:
+            truth = [draw_overlay(read_image(frames[s]), clip.read_mask(s)[0]) for s in stems]
+            rows.append(("truth", truth))
+        save_picture(output / "sheets" / f"{clip.name}.png", contact_sheet(rows))
     if movie:
         write_video(
-            output / "videos" / f"{video.name}.mp4",
-            (overlay(path, masks / f"{path.stem}.png") for path in video.frames),
+            output / "videos" / f"{clip.name}.mp4", (overlay(stem) for stem in clip.output_stems)
         )
-
-
-def _remove_old_results(output: Path, videos: Sequence[VideoFolder]) -> None:
-    """Nothing of an earlier run may be taken for this one's."""
-    for name in ("results.json", "results.txt", "scores.csv"):
-        (output / name).unlink(missing_ok=True)
-    for video in videos:
-        for path in (output / "masks" / video.name).glob("*.png"):
-            path.unlink()
-        (output / "sheets" / f"{video.name}.png").unlink(missing_ok=True)
-        (output / "videos" / f"{video.name}.mp4").unlink(missing_ok=True)
-
-
-def _write_results(
-    output: Path, config: EvalConfig, result: Evaluation, device: torch.device
-) -> None:
-    summary = {
-        "config": asdict(config),
-        "device": device_name(device),
-        "fps": result.fps,
-        "frames": result.frames,
-        "scores": [asdict(row) | {"jf": row.jf} for row in summarize(result.scores)]
-        if result.scores
-        else None,
-    }
-    (output / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (output / "results.txt").write_text(result.table() + "\n")
-    if result.scores:
-        write_csv(output / "scores.csv", result.scores)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,10 +1,11 @@
-"""J and F of predicted masks, by vos-benchmark.
+"""J and F of masks, as the DAVIS and LVOS evaluators report them; per frame by vos-benchmark.
 
-As it does, an object counts if the truth has it in any frame but the first and the last.
+An object counts in the frames between its first and its last: the first gives it. For DAVIS that is
+every frame of the clip but the first and the last; LVOS states its ranges; elsewhere an object's
+first frame is the one where the truth first shows it, and its last the clip's.
 """
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,96 +13,226 @@ import numpy as np
 from vos_benchmark.evaluator import Evaluator
 
 from stma.data.images import fit_mask, read_mask
-from stma.data.video_folder import VideoFolder
 from stma.errors import InputError
+from stma.inference.benchmarks import EvalClip
 from stma.workers import worker_map
 
+RECALL_THRESHOLD = 0.5
+DECAY_BINS = 4
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """J or F of one object over time.
+
+    Attributes:
+        values: ``(T,)`` in [0, 1], of the frames that count.
+    """
+
+    values: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """In percent."""
+        return 100 * float(self.values.mean())
+
+    @property
+    def recall(self) -> float:
+        """Percent of the frames above one half."""
+        return 100 * float((self.values > RECALL_THRESHOLD).mean())
+
+    @property
+    def decay(self) -> float:
+        """What is lost from the first quarter of the frames to the last, in percentage points.
+
+        The quarters share their border frames, as in the DAVIS evaluator (which counts in 8 bits,
+        and so wrongly in clips of more than 256 frames).
+        """
+        borders = np.round(np.linspace(1, len(self.values), DECAY_BINS + 1) + 1e-10).astype(int) - 1
+        first = self.values[borders[0] : borders[1] + 1]
+        last = self.values[borders[-2] : borders[-1] + 1]
+        return 100 * float(first.mean() - last.mean())
+
+
+@dataclass(frozen=True, eq=False)
 class ObjectScore:
-    """Means over a clip's frames without its first and last, in percent."""
+    """One object of one clip.
+
+    Attributes:
+        stems: of the frames that count.
+    """
 
     clip: str
     object_id: int
-    j: float
-    f: float
+    stems: list[str]
+    j: Measure
+    f: Measure
 
-    @property
-    def jf(self) -> float:
-        return (self.j + self.f) / 2
+    def score(self) -> "Score":
+        return Score.mean_of(f"{self.clip} {self.object_id}", [self])
 
 
-def score_videos(
-    videos: Sequence[VideoFolder], result_root: Path, processes: int
-) -> list[ObjectScore]:
-    """Score videos of which every frame has a mask, several at a time.
+class ClipScorer:
+    """Scores the masks of one clip, frame by frame, the first and the last left out.
 
     Args:
-        result_root: holds ``<video>/<frame>.png``.
+        clip: a mask for every frame.
+    """
+
+    def __init__(self, clip: EvalClip) -> None:
+        self.clip = clip
+        self._stems = [path.stem for path in clip.video.frames]
+        self._evaluator = Evaluator(name=clip.name)
+        self._first_frame: dict[int, int] = {}
+        if not clip.ranges:
+            self._meet(0, clip.read_mask(self._stems[0])[0])
+
+    @property
+    def indices(self) -> range:
+        """Of the frames to feed, in this order."""
+        return range(1, len(self._stems) - 1)
+
+    def feed(self, index: int, result: np.ndarray, truth: np.ndarray) -> None:
+        """Compare two masks of a frame, both ``(H, W)`` uint8."""
+        if not self.clip.ranges and self.clip.rules.objects == "any_frame":
+            self._meet(index, truth)
+        elif index == 1:
+            for object_id, (start, _) in self.clip.ranges.items():
+                self._first_frame[object_id] = self._position(start)
+                self._evaluator.objects_in_gt.add(object_id)
+        self._evaluator.feed_frame(result, truth)
+
+    def conclude(self) -> list[ObjectScore]:
+        """One score an object, of those that any frame counts for."""
+        scores = []
+        for object_id, first in sorted(self._first_frame.items()):
+            last = len(self._stems) - 1
+            if object_id in self.clip.ranges:
+                last = self._position(self.clip.ranges[object_id][1])
+            # The evaluator has a value for each frame that was fed since it knows the object.
+            j, f = (
+                np.array(values[object_id], dtype=np.float64)
+                for values in (self._evaluator.object_iou, self._evaluator.boundary_f)
+            )
+            known_since = len(self._stems) - 1 - len(j)
+            counted = slice(first + 1, last)
+            if first + 1 >= last:
+                continue
+            within = slice(first + 1 - known_since, last - known_since)
+            scores.append(
+                ObjectScore(
+                    self.clip.name,
+                    object_id,
+                    self._stems[counted],
+                    Measure(j[within]),
+                    Measure(f[within]),
+                )
+            )
+        return scores
+
+    def _meet(self, index: int, truth: np.ndarray) -> None:
+        """Objects that the truth shows for the first time."""
+        for object_id in np.unique(truth).tolist():
+            if object_id != 0 and object_id not in self._first_frame:
+                self._first_frame[object_id] = index
+                self._evaluator.objects_in_gt.add(object_id)
+
+    def _position(self, number: int) -> int:
+        """Of the frame with a number in its name."""
+        numbers = [int(stem) for stem in self._stems]
+        return int(np.searchsorted(numbers, number))
+
+
+def score_clip(clip: EvalClip, results: Path) -> list[ObjectScore]:
+    """Score the masks ``<frame>.png`` in a folder.
 
     Raises:
         InputError: a mask cannot be read, or is of another size than the truth.
     """
-    arguments = (videos, [result_root / video.name for video in videos])
-    with worker_map(max(1, min(processes, len(videos)))) as spread:
-        scored = list(spread(score_video, *arguments))
-    return [score for scores in scored for score in scores]
-
-
-def score_video(video: VideoFolder, results: Path) -> list[ObjectScore]:
-    """Score the masks ``<frame>.png`` in a folder."""
-    evaluator = Evaluator(name=video.name)
-    for frame in video.frames[1:-1]:
-        truth_path, result_path = video.masks[frame.stem], results / f"{frame.stem}.png"
+    scorer = ClipScorer(clip)
+    for index in scorer.indices:
+        stem = clip.video.frame(index).stem
+        truth_path, result_path = clip.video.masks[stem], results / f"{stem}.png"
         result, _ = read_mask(result_path)
-        truth = fit_mask(read_mask(truth_path)[0], result, truth_path)
+        truth = fit_mask(clip.read_mask(stem)[0], result, truth_path)
         if truth.shape != result.shape:
             raise InputError(
                 f"{truth_path}: {truth.shape[0]} x {truth.shape[1]}, but {result_path}: "
                 f"{result.shape[0]} x {result.shape[1]}"
             )
-        evaluator.feed_frame(result, truth)
-    return object_scores(video.name, *evaluator.conclude())
+        scorer.feed(index, result, truth)
+    return scorer.conclude()
 
 
-def object_scores(clip: str, j: Mapping[int, float], f: Mapping[int, float]) -> list[ObjectScore]:
-    """What vos-benchmark concludes of one clip: J and F by object ID."""
-    return [ObjectScore(clip, int(i), float(j[i]), float(f[i])) for i in sorted(j)]
+def score_clips(
+    clips: Sequence[EvalClip], result_root: Path, processes: int
+) -> tuple[list[ObjectScore], dict[str, str]]:
+    """Score the results ``<clip>/<frame>.png``, several clips at a time, the longest first.
+
+    Returns:
+        The scores in the order of the clips, and what was wrong with those that have none, by name.
+    """
+    order = sorted(range(len(clips)), key=lambda i: -len(clips[i].video))
+    by_length = [clips[i] for i in order]
+    folders = [result_root / clip.name for clip in by_length]
+    with worker_map(max(1, min(processes, len(clips)))) as spread:
+        outcomes = dict(zip(order, spread(_try_score, by_length, folders), strict=True))
+    scores: list[ObjectScore] = []
+    faults: dict[str, str] = {}
+    for index, clip in enumerate(clips):
+        outcome = outcomes[index]
+        if isinstance(outcome, str):
+            faults[clip.name] = outcome
+        else:
+            scores += outcome
+    return scores, faults
+
+
+def _try_score(clip: EvalClip, results: Path) -> list[ObjectScore] | str:
+    try:
+        return score_clip(clip, results)
+    except InputError as error:
+        return str(error)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over objects, in percent."""
+    """Means over objects, in percent."""
 
     name: str
     j: float
     f: float
+    j_recall: float
+    j_decay: float
+    f_recall: float
+    f_decay: float
 
     @property
     def jf(self) -> float:
         return (self.j + self.f) / 2
 
+    @classmethod
+    def mean_of(cls, name: str, scores: Sequence[ObjectScore]) -> "Score":
+        return cls(
+            name,
+            *(
+                float(np.mean([getattr(getattr(score, measure), what) for score in scores]))
+                for measure, what in (
+                    ("j", "mean"),
+                    ("f", "mean"),
+                    ("j", "recall"),
+                    ("j", "decay"),
+                    ("f", "recall"),
+                    ("f", "decay"),
+                )
+            ),
+        )
+
 
 def summarize(scores: Sequence[ObjectScore]) -> list[Score]:
     """One line per clip, and last the mean over all objects (as DAVIS has it, not over clips)."""
     rows = [
-        _mean(clip, [score for score in scores if score.clip == clip])
+        Score.mean_of(clip, [score for score in scores if score.clip == clip])
         for clip in dict.fromkeys(score.clip for score in scores)
     ]
-    return [*rows, _mean("mean", scores)]
-
-
-def _mean(name: str, scores: Sequence[ObjectScore]) -> Score:
-    return Score(name, float(np.mean([s.j for s in scores])), float(np.mean([s.f for s in scores])))
-
-
-def write_csv(path: Path, scores: Sequence[ObjectScore]) -> None:
-    """One line per object, and the mean."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["clip", "object", "J&F", "J", "F"])
-        for score in scores:
-            row = [f"{x:.3f}" for x in (score.jf, score.j, score.f)]
-            writer.writerow([score.clip, score.object_id, *row])
-        mean = _mean("mean", scores)
-        writer.writerow(["mean", "", *(f"{x:.3f}" for x in (mean.jf, mean.j, mean.f))])
+    return [*rows, Score.mean_of("mean", scores)]

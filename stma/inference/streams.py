@@ -12,12 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vos_benchmark.evaluator import Evaluator
 
-from stma.data.images import read_image, read_mask
-from stma.data.video_folder import VideoFolder
-from stma.inference.evaluation import only_new_objects
-from stma.inference.scoring import ObjectScore, Score, object_scores, summarize
+from stma.data.images import read_image
+from stma.inference.benchmarks import EvalClip, only_new_objects
+from stma.inference.scoring import ClipScorer, ObjectScore, Score, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
 from stma.model.backbone import FrameEmbedding
@@ -43,18 +41,18 @@ class Probe:
 
 
 def probe_streams(
-    model: STMA, videos: Sequence[VideoFolder], config: SegmenterConfig
+    model: STMA, clips: Sequence[EvalClip], config: SegmenterConfig
 ) -> Iterator[Probe]:
-    """Segment fully annotated videos as trained, then with one stream cut at a time."""
+    """Segment fully annotated clips as trained, then with one stream cut at a time."""
     frozen = replace(config, memory_interval=NEVER)
-    yield _probe("as trained", model, videos, config)
+    yield _probe("as trained", model, clips, config)
     with objects_zeroed(model):
-        yield _probe("objects zeroed", model, videos, config)
+        yield _probe("objects zeroed", model, clips, config)
     with references_removed(model):
-        yield _probe("references removed", model, videos, config)
+        yield _probe("references removed", model, clips, config)
     with objects_zeroed(model), references_removed(model):
-        yield _probe("neither (temporal memory alone)", model, videos, config)
-    yield _probe("memory never updated", model, videos, frozen)
+        yield _probe("neither (temporal memory alone)", model, clips, config)
+    yield _probe("memory never updated", model, clips, frozen)
 
 
 @contextmanager
@@ -92,27 +90,27 @@ def pairwise_cosine(tokens: Tensor) -> list[float]:
     ]
 
 
-def _probe(name: str, model: STMA, videos: Sequence[VideoFolder], config: SegmenterConfig) -> Probe:
+def _probe(name: str, model: STMA, clips: Sequence[EvalClip], config: SegmenterConfig) -> Probe:
     cosines: list[float] = []
     # The output of `object_features` is F_o as it enters the first block: (1, N, C).
     handle = model.object_features.register_forward_hook(
         lambda module, inputs, output: cosines.extend(pairwise_cosine(output[0]))
     )
     try:
-        scores = [score for video in videos for score in _score(model, video, config)]
+        scores = [score for clip in clips for score in _score(model, clip, config)]
     finally:
         handle.remove()
     cosine = float(np.mean(cosines)) if cosines else float("nan")
     return Probe(name, summarize(scores)[-1], cosine)
 
 
-def _score(model: STMA, video: VideoFolder, config: SegmenterConfig) -> list[ObjectScore]:
-    """Segment a video and score it, without a file in between."""
+def _score(model: STMA, clip: EvalClip, config: SegmenterConfig) -> list[ObjectScore]:
+    """Segment a clip and score it, without a file in between."""
     segmenter = Segmenter(model, config)
-    evaluator = Evaluator(name=video.name)
-    for index, path in enumerate(video.frames):
-        truth, _ = read_mask(video.masks[path.stem])
+    scorer = ClipScorer(clip)
+    for index, path in enumerate(clip.frames):
+        truth, _ = clip.read_mask(path.stem)
         result = segmenter.step(read_image(path), only_new_objects(truth, segmenter.ids))
-        if 0 < index < len(video.frames) - 1:
-            evaluator.feed_frame(result.mask, truth)
-    return object_scores(video.name, *evaluator.conclude())
+        if index in scorer.indices:
+            scorer.feed(index, result.mask, truth)
+    return scorer.conclude()

@@ -1,0 +1,45 @@
+"""What a benchmark's server would refuse: python scripts/check_archive.py ARCHIVE.zip BENCHMARK
+
+The benchmark's own files are needed, to know its clips, frames, sizes and objects. Overrides as for
+eval.py: datasets=..., root=..., split=...
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from stma.compose import benchmark_names, load_config
+from stma.config import parse_config
+from stma.errors import InputError, input_errors_end_the_program
+from stma.inference.archive import check_archive
+from stma.inference.benchmarks import list_clips
+from stma.inference.config import EvalConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@input_errors_end_the_program()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("benchmark", help=", ".join(benchmark_names(CONFIGS)))
+    parser.add_argument("overrides", nargs="*", help="datasets=..., root=..., split=...")
+    arguments = parser.parse_args()
+    if arguments.benchmark not in (known := benchmark_names(CONFIGS)):
+        raise InputError(f"no benchmark {arguments.benchmark}; there are {', '.join(known)}")
+    chosen = [f"benchmark={arguments.benchmark}", "method=copy", *arguments.overrides]
+    config = parse_config(EvalConfig, load_config(CONFIGS, "eval", chosen))
+    clips, faults = list_clips(config.benchmark, config.root, config.split)
+    if faults:
+        raise InputError("the benchmark's own files are at fault: " + "; ".join(faults.values()))
+    problems = check_archive(arguments.archive, clips, os.cpu_count() or 1)
+    for problem in problems:
+        print(problem)
+    masks = sum(len(clip.output_stems) for clip in clips)
+    if problems:
+        raise SystemExit(f"{arguments.archive}: {len(problems)} problems")
+    print(f"{arguments.archive}: fine, {masks} masks of {len(clips)} clips")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Test-time augmentation: a clip at several scales, mirrored or not, averaged in one pass."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from stma.errors import InputError
+from stma.inference.segmenter import FrameResult, Segmenter, SegmenterConfig, index_mask
+from stma.model.stma import STMA
+
+
+@dataclass
+class AugmentConfig:
+    """The views of a clip whose probabilities are averaged.
+
+    Attributes:
+        scales: of the network's frames.
+        flip: each scale also mirrored.
+    """
+
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.scales or len(set(self.scales)) < len(self.scales):
+            raise InputError(f"scales is {self.scales}; give one or more, each once")
+
+    @property
+    def is_plain(self) -> bool:
+        return self.scales == [1.0] and not self.flip
+
+
+class AugmentedSegmenter:
+    """Segments one video as :class:`Segmenter` does, seen in several ways.
+
+    Each view has memories of its own and memorises what it has predicted itself; what leaves is the
+    mean of all views' probabilities at full size.
+    """
+
+    def __init__(self, model: STMA, config: SegmenterConfig, augment: AugmentConfig) -> None:
+        self._views = [
+            (Segmenter(model, replace(config, scale=config.scale * scale)), flipped)
+            for scale in augment.scales
+            for flipped in ((False, True) if augment.flip else (False,))
+        ]
+
+    @torch.inference_mode()
+    def step(
+        self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
+    ) -> FrameResult:
+        """See :meth:`stma.inference.segmenter.Segmenter.step`."""
+        total: torch.Tensor | None = None
+        for segmenter, flipped in self._views:
+            if flipped:
+                mirrored = None if mask is None else mask[:, ::-1].copy()
+                result = segmenter.step(frame[:, ::-1], mirrored, last=last)
+            else:
+                result = segmenter.step(frame, mask, last=last)
+            probabilities = result.probabilities
+            probabilities = probabilities.flip(-1) if flipped else probabilities
+            total = probabilities if total is None else total + probabilities
+        assert total is not None
+        mean = total / len(self._views)
+        return FrameResult(index_mask(mean, result.ids), mean, result.ids)

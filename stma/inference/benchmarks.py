@@ -1,0 +1,316 @@
+"""What a benchmark gives, what it wants back, and what counts: read off its files."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stma.data.images import (
+    almost_equal_sizes,
+    check_ids,
+    fit_mask,
+    image_size,
+    read_binary_mask,
+    read_mask,
+    size_message,
+)
+from stma.data.problems import raise_first
+from stma.data.published import count_message
+from stma.data.video_folder import (
+    VideoFolder,
+    list_video,
+    select_names,
+    subfolders,
+    video_folders,
+    video_names,
+)
+from stma.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MASK_VALUES = ("index", "binary")
+OBJECTS = ("any_frame", "first_mask")
+
+
+@dataclass
+class BenchmarkConfig:
+    """A benchmark, as `configs/benchmark` describes it.
+
+    Attributes:
+        name: of the benchmark; results and reported numbers go by it.
+        images, masks: the folders of the clips, relative to the root.
+        meta: a JSON, relative to the root, that lists clips and objects. Where it lists the frames
+            of an object (YouTube-VOS) the archive holds these alone; where it gives the range of
+            frames of an object (LVOS) the object is scored within it.
+        mask_values: ``index`` for IDs; ``binary`` where all that is drawn is object 1.
+        void: a value of masks that is no object; null where all are.
+        objects: ``first_mask`` if all objects are given in the first mask; ``any_frame`` if later
+            masks bring new ones.
+        frame_step: distance of the numbers in the names of neighbouring frames; null if any.
+        frames: which frames of the videos these are, in words, for the results.
+        archive: where the clips' folders lie in the archive for the server, ``""`` for its root;
+            null where no server takes one.
+        published: ``dataset:split``, to compare the number of clips with.
+    """
+
+    name: str = "folder"
+    images: str = "JPEGImages"
+    masks: str = "Annotations"
+    meta: str | None = None
+    mask_values: str = "index"
+    void: int | None = None
+    objects: str = "any_frame"
+    frame_step: int | None = None
+    frames: str = "all frames"
+    archive: str | None = None
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, known in (("mask_values", MASK_VALUES), ("objects", OBJECTS)):
+            if getattr(self, key) not in known:
+                raise InputError(f"{key} is {getattr(self, key)!r}; choose one of {known}")
+        if self.void is not None and not 1 <= self.void <= 255:
+            raise InputError(f"void is {self.void}; give a value from 1 to 255, or null")
+        if self.frame_step is not None and self.frame_step < 1:
+            raise InputError(f"frame_step is {self.frame_step}; give 1 or more, or null")
+
+
+@dataclass(frozen=True, eq=False)
+class EvalClip:
+    """One clip of a benchmark.
+
+    Attributes:
+        video: its files.
+        rules: of the benchmark.
+        wanted: stems of the frames whose masks are asked for; None for all.
+        ranges: numbers of the first and last frame of each object, where the benchmark states them.
+    """
+
+    video: VideoFolder
+    rules: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    wanted: frozenset[str] | None = None
+    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.video.name
+
+    @property
+    def frames(self) -> list[Path]:
+        """Those that have to be segmented: none after the last one wanted."""
+        frames = self.video.frames
+        if self.wanted is None:
+            return frames
+        last = max(i for i, path in enumerate(frames) if path.stem in self.wanted)
+        return frames[: last + 1]
+
+    @property
+    def output_stems(self) -> list[str]:
+        """Of the masks that the benchmark asks for."""
+        stems = [path.stem for path in self.frames]
+        return stems if self.wanted is None else [stem for stem in stems if stem in self.wanted]
+
+    @property
+    def can_be_scored(self) -> bool:
+        """Every frame has a mask, and some are left without the first and the last."""
+        return self.video.fully_annotated and len(self.video) > 2
+
+    def read_mask(self, stem: str) -> tuple[np.ndarray, bytes | None]:
+        """The mask of a frame as the benchmark means it, and its palette.
+
+        Raises:
+            InputError: see :func:`stma.data.images.read_mask`.
+        """
+        path = self.video.masks[stem]
+        if self.rules.mask_values == "binary":
+            return read_binary_mask(path), None
+        mask, palette = read_mask(path)
+        if self.rules.void is not None:
+            mask = np.where(mask == self.rules.void, np.uint8(0), mask)
+        return mask, palette
+
+    def read_given(self, stem: str) -> tuple[np.ndarray | None, bytes | None]:
+        """The mask of a frame where a method may see it; see :func:`only_new_objects`.
+
+        Raises:
+            InputError: it cannot be read, holds no object where it is there to give some, or is no
+                mask of IDs.
+        """
+        if not self._may_give(stem):
+            return None, None
+        mask, palette = self.read_mask(stem)
+        if not mask.any() and not self.video.fully_annotated:
+            raise InputError(
+                f"{self.video.masks[stem]}: holds no object; delete it, or draw the objects that "
+                "enter at its frame"
+            )
+        if self.rules.mask_values == "index":
+            check_ids(mask, self.video.masks[stem])
+        return mask, palette
+
+    def _may_give(self, stem: str) -> bool:
+        if self.rules.objects == "first_mask":
+            return stem == self.video.frame(int(self.video.annotated[0])).stem
+        return stem in self.video.masks
+
+    def given_ids(self) -> list[int]:
+        """All that a result may hold.
+
+        Raises:
+            InputError: see :meth:`read_given`.
+        """
+        ids: set[int] = set()
+        for stem in self.video.masks:
+            mask, _ = self.read_given(stem)
+            if mask is not None:
+                ids |= set(np.unique(mask).tolist())
+        return sorted(ids - {0})
+
+    def check(self) -> None:
+        """Look at the given masks before anything runs; of a full annotation, at the first.
+
+        Raises:
+            InputError: one cannot be used.
+        """
+        masks = self.video.masks
+        for stem in list(masks)[:1] if self.video.fully_annotated else masks:
+            mask, _ = self.read_given(stem)
+            if mask is None:
+                continue
+            size = image_size(self.video.frame(self._index(stem)))
+            if not almost_equal_sizes(mask.shape, size):
+                raise InputError(f"{masks[stem]}: {size_message(mask.shape, size)}")
+
+    def _index(self, stem: str) -> int:
+        return next(i for i, path in enumerate(self.video.frames) if path.stem == stem)
+
+    def fingerprint(self) -> str:
+        """Changes when any of the clip's files does."""
+        digest = hashlib.sha256()
+        for path in (*self.frames, *self.video.masks.values()):
+            state = path.stat()
+            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def only_new_objects(mask: np.ndarray, known: list[int]) -> np.ndarray | None:
+    """What a method may see of a mask: objects where they first appear, never again.
+
+    Full annotations hold the answer in every frame, and a later mask of a benchmark may repeat
+    objects; both come down to this. None where nothing is new.
+    """
+    new = np.where(np.isin(mask, known), 0, mask).astype(mask.dtype)
+    return new if new.any() else None
+
+
+def given_mask(
+    clip: EvalClip, stem: str, frame: np.ndarray, mask: np.ndarray | None, known: list[int]
+) -> np.ndarray | None:
+    """What of a mask that was read goes to a method with its frame."""
+    if mask is None:
+        return None
+    return only_new_objects(fit_mask(mask, frame, clip.video.masks[stem]), known)
+
+
+def list_clips(
+    rules: BenchmarkConfig,
+    root: str | Path,
+    split: str | None = None,
+    names: list[str] | None = None,
+) -> tuple[list[EvalClip], dict[str, str]]:
+    """The clips of a benchmark, and what is wrong with those that cannot be used, by name.
+
+    Args:
+        split: a list in ``ImageSets``; None takes what the metadata or the masks' folder holds.
+        names: only these.
+
+    Raises:
+        InputError: the root, the split or the metadata is at fault, or no clip is left.
+    """
+    root = Path(root)
+    image_root, mask_root = video_folders(root, rules.images, rules.masks)
+    meta = None if rules.meta is None else _read_meta(root / rules.meta)
+    listed = video_names(root, mask_root, split) if meta is None else sorted(meta)
+    if split is None and (bare := sorted(set(subfolders(image_root)) - set(listed))):
+        log.warning("%s: left out, for want of masks: %s", root, ", ".join(bare))
+    if rules.published is not None and (message := count_message(rules.published, len(listed))):
+        log.warning("%s: %s", root, message)
+    if names is not None:
+        listed = select_names(listed, names, f"{rules.name} at {root}")
+    clips: list[EvalClip] = []
+    faults: dict[str, str] = {}
+    for name in listed:
+        try:
+            clip = _list_clip(rules, image_root / name, mask_root / name, (meta or {}).get(name))
+            clip.check()
+            clips.append(clip)
+        except InputError as error:
+            faults[name] = str(error)
+    if not clips:
+        first = next(iter(faults.values()), "it lists none")
+        raise InputError(f"{root}: no clip can be used; {first}")
+    return clips, faults
+
+
+def _list_clip(
+    rules: BenchmarkConfig, images: Path, masks: Path, objects: dict[str, Any] | None
+) -> EvalClip:
+    if not images.is_dir() and not masks.is_dir():
+        raise InputError(f"{images}: no such folder, though the benchmark lists this clip")
+    video, problems = list_video(images, masks)
+    raise_first(problems)
+    assert video is not None
+    if rules.frame_step is not None:
+        _check_numbers(video, rules.frame_step)
+    clip = EvalClip(video, rules)
+    if objects is None:
+        return clip
+    frames = {stem for each in objects.values() for stem in each.get("frames", ())}
+    ranges = {
+        int(i): (int(each["frame_range"]["start"]), int(each["frame_range"]["end"]))
+        for i, each in objects.items()
+        if "frame_range" in each
+    }
+    if missing := sorted(frames - {path.stem for path in video.frames}):
+        raise InputError(
+            f"{images}: {len(missing)} frames are missing that the metadata lists: "
+            f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
+        )
+    return replace(clip, wanted=frozenset(frames) or None, ranges=ranges)
+
+
+def _check_numbers(video: VideoFolder, step: int) -> None:
+    for before, after in pairwise(video.frames):
+        if not (before.stem.isdigit() and after.stem.isdigit()):
+            raise InputError(f"{before}, {after.name}: a frame's name here is its number")
+        if int(after.stem) != int(before.stem) + step:
+            expected = f"{int(before.stem) + step:0{len(before.stem)}d}{before.suffix}"
+            raise InputError(f"{before.parent / expected}: the frame is missing; get it again")
+
+
+def _read_meta(path: Path) -> dict[str, dict[str, Any]]:
+    """The objects of each clip."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; it belongs to the benchmark (LVOS: a separate download) and "
+            "says which frames count. See datasets/README.md"
+        )
+    try:
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
+        return {name: dict(videos[name]["objects"]) for name in videos}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'{path}: not the metadata of a benchmark, {{"videos": {{name: {{"objects": ...}}}}}} '
+            f"({error!r})"
+        ) from error
+
+
+def identity(rules: BenchmarkConfig, root: str | Path, split: str | None) -> dict[str, Any]:
+    """What makes two evaluations ones of the same data, for JSON."""
+    return {"root": os.path.realpath(root), "split": split, **vars(rules)}

@@ -1,0 +1,67 @@
+"""What to evaluate, with what, and where the results go."""
+
+from dataclasses import dataclass, field
+
+from stma.errors import InputError
+from stma.inference.augmentation import AugmentConfig
+from stma.inference.benchmarks import BenchmarkConfig
+from stma.inference.segmenter import SegmenterConfig
+
+METHODS = ("stma", "copy", "flow")
+
+
+@dataclass
+class EvalConfig:
+    """One evaluation.
+
+    Attributes:
+        root: of the benchmark's data.
+        output: where masks, scores and pictures go.
+        datasets: folder of all datasets.
+        weights: a file of train.py; needed by the method ``stma``.
+        method: ``stma``, or a reference without training: ``copy`` or ``flow``.
+        split: a list of clips in ``ImageSets``; null for all with masks.
+        clips: only these clips; null for all.
+        benchmark: what its files mean and what it wants back.
+        segmenter: how a clip is segmented.
+        augment: the views of a clip that are averaged.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        workers: processes that share the clips; with GPUs, they take turns on them.
+        threads: of each process on a CPU; null for all cores.
+        overwrite: remove what another run left in the output.
+        fps_only: measure the speed and write nothing.
+        report: make the HTML page; ``compare`` is the output of another evaluation beside it.
+        sheets, videos: draw a contact sheet and an overlay video of each clip.
+    """
+
+    root: str
+    output: str
+    datasets: str = "datasets"
+    weights: str | None = None
+    method: str = "stma"
+    split: str | None = None
+    clips: list[str] | None = None
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    device: str = "auto"
+    workers: int = 1
+    threads: int | None = None
+    overwrite: bool = False
+    fps_only: bool = False
+    report: bool = True
+    compare: str | None = None
+    sheets: bool = False
+    videos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method is {self.method!r}; choose one of {METHODS}")
+        if self.method == "stma" and self.weights is None:
+            raise InputError("weights: give a .safetensors file of train.py (or method=copy)")
+        if self.method != "stma" and not self.augment.is_plain:
+            raise InputError(f"augment: the method {self.method} has no views to average")
+        for key in ("workers", "threads"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"{key} is {value}; give 1 or more")

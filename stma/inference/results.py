@@ -1,0 +1,194 @@
+"""What came out of an evaluation, as tables and as files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stma.inference.reported import columns, reported
+from stma.inference.running import ClipRun
+from stma.inference.scoring import ObjectScore, Score, summarize
+from stma.tables import Table, number
+
+RESULTS = "results.json"
+FRAME_SCORES = "frame_scores.json"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """As the field reports it: of the network and its memory, reading and writing apart.
+
+    Attributes:
+        frames: from the first mask of each clip on.
+        fps: all frames over all seconds.
+        median_ms, p90_ms: of a frame.
+        peak_gigabytes: of the device's memory; on a CPU, of the process.
+        device: its name.
+    """
+
+    frames: int
+    fps: float
+    median_ms: float
+    p90_ms: float
+    peak_gigabytes: float
+    device: str
+
+    @classmethod
+    def of(cls, runs: Sequence[ClipRun], device: str) -> "Speed":
+        seconds = np.concatenate([run.seconds for run in runs])
+        return cls(
+            len(seconds),
+            len(seconds) / float(seconds.sum()),
+            1000 * float(np.median(seconds)),
+            1000 * float(np.percentile(seconds, 90)),
+            max(run.peak_gigabytes for run in runs),
+            device,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fps:.1f} FPS ({self.frames} frames; median {self.median_ms:.1f} ms, 90th "
+            f"percentile {self.p90_ms:.1f} ms; reading and writing apart), "
+            f"{self.peak_gigabytes:.2f} GB at the peak, {self.device}"
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out of an evaluation.
+
+    Attributes:
+        benchmark: its name.
+        frames: which frames of the videos were segmented, in words.
+        method: as the table calls it.
+        runs: of the clips that were segmented.
+        scores: one per object of each fully annotated clip; empty where there is none.
+        faults: what was wrong, by the name of the clip that has no result for it.
+        speed: None where no clip was segmented.
+        archive: for the server; None where none was written.
+        archive_problems: that the check of the archive has found.
+    """
+
+    benchmark: str
+    frames: str
+    method: str
+    runs: list[ClipRun]
+    scores: list[ObjectScore]
+    faults: dict[str, str]
+    speed: Speed | None
+    archive: Path | None = None
+    archive_problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing went wrong."""
+        return not self.faults and not self.archive_problems
+
+    def mean(self) -> Score | None:
+        """Over all objects of all scored clips."""
+        return summarize(self.scores)[-1] if self.scores else None
+
+    def table(self) -> Table:
+        """This result with what the paper and its peers report for the benchmark."""
+        region = columns(self.benchmark)
+        mean = self.mean()
+        if mean is None or len(region) != 3:
+            ours: list[str] = [number(None)] * (len(region) + 4)
+        else:
+            figures = (mean.jf, mean.j, mean.f, *decays(mean))
+            ours = [number(figure) for figure in figures]
+        speed = number(self.speed.fps if self.speed else None)
+        rows = [[self.method, "", *ours, speed]]
+        for row in reported(self.benchmark):
+            rows.append([row.method, row.training, *map(number, row.figures), *[""] * 5])
+        header = ["method", "training", *region, *DECAYS, "FPS"]
+        return Table(header, rows)
+
+    def clip_table(self) -> Table:
+        """Every clip, and the mean over all objects."""
+        rows = [
+            [row.name, *(number(x) for x in (row.jf, row.j, row.f, *decays(row)))]
+            for row in summarize(self.scores)
+        ]
+        return Table(["clip", "J&F", "J", "F", *DECAYS], rows)
+
+    def object_table(self) -> Table:
+        """Every object, and the mean."""
+        rows = []
+        for each in self.scores:
+            row = Score.mean_of(each.clip, [each])
+            figures = [number(x, 3) for x in (row.jf, row.j, row.f, *decays(row))]
+            rows.append([each.clip, str(each.object_id), *figures])
+        mean = self.mean()
+        assert mean is not None
+        figures = [number(x, 3) for x in (mean.jf, mean.j, mean.f, *decays(mean))]
+        rows.append(["mean", "", *figures])
+        return Table(["clip", "object", "J&F", "J", "F", *DECAYS], rows)
+
+    def text(self) -> str:
+        """All that is printed at the end, as Markdown."""
+        parts = [f"{self.benchmark}, {self.frames}: {len(self.runs)} clips"]
+        if self.scores:
+            parts.append(self.clip_table().markdown())
+        elif self.runs:
+            parts.append("nothing to score here: no clip of 3 frames or more has a mask for each")
+        if reported(self.benchmark):
+            parts.append(self.table().markdown())
+        if self.speed is not None:
+            parts.append(str(self.speed))
+        if self.archive is not None:
+            state = "checked" if not self.archive_problems else "NOT as the server wants it"
+            parts.append(f"archive, {state}: {self.archive}")
+            parts += self.archive_problems
+        if self.faults:
+            lines = [f"- {name}: {fault}" for name, fault in self.faults.items()]
+            count = f"{len(lines)} clip{'s' * (len(lines) > 1)} failed, and no figure counts them"
+            parts.append("\n".join([f"{count}:", *lines]))
+        return "\n\n".join(parts)
+
+
+DECAYS = ("J recall", "J decay", "F recall", "F decay")
+
+
+def decays(score: Score) -> tuple[float, float, float, float]:
+    """In the order of ``DECAYS``."""
+    return score.j_recall, score.j_decay, score.f_recall, score.f_decay
+
+
+def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -> None:
+    """Tables as Markdown and CSV, and all of it as JSON.
+
+    Args:
+        made_with: settings, versions and the command, for the JSON.
+    """
+    rows = None
+    if result.scores:
+        rows = [asdict(row) | {"jf": row.jf} for row in summarize(result.scores)]
+    summary = {
+        "benchmark": result.benchmark,
+        "frames": result.frames,
+        "method": result.method,
+        "mean": None if rows is None else rows[-1],
+        "clips": None if rows is None else rows[:-1],
+        "speed": None if result.speed is None else asdict(result.speed),
+        "archive": None if result.archive is None else result.archive.name,
+        "archive_problems": result.archive_problems,
+        "faults": result.faults,
+        **made_with,
+    }
+    (output / RESULTS).write_text(json.dumps(summary, indent=2) + "\n")
+    (output / "results.md").write_text(result.text() + "\n")
+    result.table().write_csv(output / "results.csv")
+    if result.scores:
+        result.object_table().write_csv(output / "scores.csv")
+        frames: dict[str, dict[str, Any]] = {}
+        for score in result.scores:
+            frames.setdefault(score.clip, {})[str(score.object_id)] = {
+                "frames": score.stems,
+                "j": [round(float(value), 4) for value in score.j.values],
+                "f": [round(float(value), 4) for value in score.f.values],
+            }
+        (output / FRAME_SCORES).write_text(json.dumps(frames) + "\n")

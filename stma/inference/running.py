@@ -1,0 +1,189 @@
+"""One clip through a method: reading, the network and writing overlap, and each step is timed."""
+
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stma.data.images import read_image
+from stma.device import peak_gigabytes
+from stma.errors import InputError
+from stma.inference.benchmarks import EvalClip, given_mask
+from stma.inference.segmenter import VideoSegmenter
+from stma.outputs import PARTIAL
+from stma.pictures import save_mask
+
+log = logging.getLogger(__name__)
+
+READERS, WRITERS = 2, 2  # threads
+AHEAD = 4  # frames that are read before they are needed
+BEHIND = 8  # masks that wait to be written
+
+
+@dataclass(frozen=True)
+class ClipRun:
+    """How one clip went.
+
+    Attributes:
+        seconds: that the network and its memory took for each frame from the first mask on.
+        peak_gigabytes: of the device's memory (on a CPU, of the process) until then.
+        masks: how many were written.
+    """
+
+    clip: str
+    seconds: list[float]
+    peak_gigabytes: float
+    masks: int
+
+
+class Stopwatch:
+    """Seconds of many steps: by CUDA's events on a GPU, by a clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._laps: list[float] = []
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        if self._on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._laps.append(time.perf_counter() - begin)
+
+    def seconds(self) -> list[float]:
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            return [start.elapsed_time(end) / 1000 for start, end in self._events]
+        return list(self._laps)
+
+
+def run_clip(
+    clip: EvalClip,
+    segmenter: VideoSegmenter,
+    output: Path | None,
+    device: torch.device,
+    on_frame: Callable[[], object] = lambda: None,
+) -> ClipRun:
+    """Segment one clip and write the masks asked for, in the palette of its first mask.
+
+    Args:
+        output: the folder of the clip's masks, which is there once all of them are; None writes
+            nothing.
+
+    Raises:
+        InputError: names the frame, the mask, or what could not be written.
+    """
+    if output is None:
+        return _run(clip, segmenter, None, device, on_frame)
+    partial = output.with_name(f".{output.name}{PARTIAL}")
+    try:
+        for old in (partial, output):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+        run = _run(clip, segmenter, partial, device, on_frame)
+        partial.rename(output)
+    except OSError as error:
+        raise InputError(f"{output}: the masks cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return run
+
+
+def _run(
+    clip: EvalClip,
+    segmenter: VideoSegmenter,
+    folder: Path | None,
+    device: torch.device,
+    on_frame: Callable[[], object],
+) -> ClipRun:
+    wanted = set(clip.output_stems)
+    watch = Stopwatch(device)
+    known: list[int] = []
+    palette: bytes | None = None
+    frames = clip.frames
+    with _writing() as write:
+        for index, (frame, mask, mask_palette) in enumerate(_reading(clip, frames)):
+            path = frames[index]
+            palette = palette or mask_palette
+            mask = given_mask(clip, path.stem, frame, mask, known)
+            begins = mask is not None or bool(known)
+            try:
+                last = index + 1 == len(frames)
+                with watch.lap() if begins else _untimed():
+                    result = segmenter.step(frame, mask, last=last)
+            except InputError as error:
+                where = path if mask is None else f"{path} with {clip.video.masks[path.stem]}"
+                raise InputError(f"{where}: {error}") from error
+            known = result.ids
+            if folder is not None and path.stem in wanted:
+                write(folder / f"{path.stem}.png", result.mask, palette)
+            on_frame()
+    if not known:
+        raise InputError(f"{clip.video.mask_folder}: no mask holds an object")
+    return ClipRun(clip.name, watch.seconds(), peak_gigabytes(device), len(wanted))
+
+
+@contextmanager
+def _untimed() -> Iterator[None]:
+    """Before the first mask there is nothing to do."""
+    yield
+
+
+def _reading(
+    clip: EvalClip, frames: list[Path]
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, bytes | None]]:
+    """Frames and masks in order, read ahead of their use."""
+
+    def read(path: Path) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
+        mask, palette = None, None
+        if path.stem in clip.video.masks:
+            mask, palette = clip.read_given(path.stem)
+        return read_image(path), mask, palette
+
+    with ThreadPoolExecutor(READERS) as pool:
+        pending: deque[Future] = deque()
+        try:
+            for path in frames:
+                pending.append(pool.submit(read, path))
+                if len(pending) > AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+@contextmanager
+def _writing() -> Iterator[Callable[[Path, np.ndarray, bytes | None], None]]:
+    """Gives a function that writes a mask in another thread; at the end, all are written."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        pending: deque[Future] = deque()
+
+        def write(path: Path, mask: np.ndarray, palette: bytes | None) -> None:
+            pending.append(pool.submit(save_mask, path, mask, palette))
+            if len(pending) > BEHIND:
+                pending.popleft().result()
+
+        try:
+            yield write
+            while pending:
+                pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

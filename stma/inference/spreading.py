@@ -1,0 +1,176 @@
+"""Clips spread over processes: one, several of our own, or those that `torchrun` started.
+
+Every clip is segmented on its own, so that where it runs changes nothing.
+"""
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from stma.distributed import Processes
+from stma.errors import InputError
+from stma.inference.augmentation import AugmentedSegmenter
+from stma.inference.baselines import CopyFirstMask, FlowWarp
+from stma.inference.benchmarks import EvalClip
+from stma.inference.config import EvalConfig
+from stma.inference.running import ClipRun, run_clip
+from stma.inference.segmenter import Segmenter, VideoSegmenter
+from stma.model.weights import load_model
+from stma.workers import process_context
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a clip has no result.
+
+    Attributes:
+        details: the traceback, of a fault that is the program's own.
+    """
+
+    message: str
+    details: str | None = None
+
+
+Outcome = ClipRun | Failure
+
+
+class ClipWorker:
+    """Segments clips with one method.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+
+    def __init__(self, config: EvalConfig, device: torch.device) -> None:
+        # torchrun allows its processes one thread each, which would change the last bits.
+        threads = config.threads
+        if threads is None and "TORCHELASTIC_RUN_ID" in os.environ:
+            threads = len(os.sched_getaffinity(0))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = device if config.method == "stma" else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._new_segmenter = _method(config, self.device)
+
+    def run(
+        self, clip: EvalClip, output: Path | None, on_frame: Callable[[], object] = lambda: None
+    ) -> Outcome:
+        """One clip; whatever goes wrong is told, and costs no other clip."""
+        try:
+            return run_clip(clip, self._new_segmenter(), output, self.device, on_frame)
+        except InputError as error:
+            return Failure(str(error))
+        except Exception as error:  # noqa: BLE001 - logged whole, and the run ends with status 1
+            return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _method(config: EvalConfig, device: torch.device) -> Callable[[], VideoSegmenter]:
+    if config.method == "copy":
+        return CopyFirstMask
+    if config.method == "flow":
+        return FlowWarp
+    assert config.weights is not None
+    model = load_model(config.weights, device)
+    if config.augment.is_plain:
+        return lambda: Segmenter(model, config.segmenter)
+    return lambda: AugmentedSegmenter(model, config.segmenter, config.augment)
+
+
+def run_clips(
+    config: EvalConfig,
+    clips: Sequence[EvalClip],
+    mask_root: Path | None,
+    worker: ClipWorker,
+    processes: Processes,
+) -> Iterator[tuple[EvalClip, Outcome]]:
+    """Segment this process's share of the clips, and give each as soon as it is done.
+
+    Args:
+        worker: of this process, for where no others are started.
+        mask_root: gets a folder for each clip; None writes nothing.
+    """
+    share = own_share(clips, processes)
+    frames = sum(len(clip.frames) for clip in share)
+    with tqdm(total=frames, unit="frame", disable=not processes.is_main, desc="segment") as bar:
+        if config.workers > 1 and len(share) > 1:
+            for clip, outcome in _run_in_pool(config, share, mask_root, worker.device):
+                bar.set_postfix_str(clip.name)
+                bar.update(len(clip.frames))
+                yield clip, outcome
+            return
+        for clip in share:
+            bar.set_postfix_str(clip.name)
+            yield clip, worker.run(clip, _folder(mask_root, clip), bar.update)
+
+
+def own_share(clips: Sequence[EvalClip], processes: Processes) -> list[EvalClip]:
+    """The longest clips go first, each to the process that has the least to do."""
+    if processes.world_size == 1:
+        return list(clips)
+    load = [0] * processes.world_size
+    share = []
+    for clip in sorted(clips, key=lambda clip: (-len(clip.frames), clip.name)):
+        rank = load.index(min(load))
+        load[rank] += len(clip.frames)
+        if rank == processes.rank:
+            share.append(clip)
+    return share
+
+
+def _folder(mask_root: Path | None, clip: EvalClip) -> Path | None:
+    return None if mask_root is None else mask_root / clip.name
+
+
+_worker: ClipWorker | None = None  # of a process of the pool
+
+
+def _run_in_pool(
+    config: EvalConfig, clips: Sequence[EvalClip], mask_root: Path | None, device: torch.device
+) -> Iterator[tuple[EvalClip, Outcome]]:
+    context = process_context("stma.inference.spreading")
+    workers = min(config.workers, len(clips))
+    started = context.Value("i", 0)
+    by_length = sorted(clips, key=lambda clip: -len(clip.frames))
+    with ProcessPoolExecutor(workers, context, _start_worker, (config, device, started)) as pool:
+        futures = {
+            pool.submit(_run_in_worker, clip, _folder(mask_root, clip)): clip for clip in by_length
+        }
+        try:
+            for future in as_completed(futures):
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    outcome = Failure(
+                        "its process or another one was killed (too little memory for "
+                        f"workers={workers}?); the same command goes on with what is left"
+                    )
+                yield futures[future], outcome
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(config: EvalConfig, device: torch.device, started: Synchronized) -> None:
+    global _worker
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", number % torch.cuda.device_count())
+    _worker = ClipWorker(config, device)
+
+
+def _run_in_worker(clip: EvalClip, output: Path | None) -> Outcome:
+    assert _worker is not None
+    return _worker.run(clip, output)
