@@ -103,7 +103,8 @@ def bench_scoring(clips: list[EvalClip], results: Path, processes: int, rounds: 
             start = time.perf_counter()
             scores, faults = score_clips(clips, results, processes)
             ours = time.perf_counter() - start
-            assert scores and not faults, faults
+            assert not faults, faults
+            assert scores
             ratios.append(ours / theirs)
             print(f"vos-benchmark {theirs:.1f} s, ours {ours:.1f} s, ratio {ratios[-1]:.2f}")
     print(f"ratio {np.median(ratios):.2f} (median of {rounds})")
@@ -118,7 +119,9 @@ def bench_long(
     ids = np.setdiff1d(np.unique(mask), 0)[:objects]
     mask = np.where(np.isin(mask, ids), mask, 0).astype(np.uint8)
     segmenter = Segmenter(model)
-    print(f"{clip.name} again and again, {images[0].shape[:2]}, {len(ids)} objects, {frames} frames")
+    print(
+        f"{clip.name} again and again, {images[0].shape[:2]}, {len(ids)} objects, {frames} frames"
+    )
     print("  up to frame   ms a frame (median)   CPU ms a frame   memory GB")
     wall: list[float] = []
     cpu: list[float] = []

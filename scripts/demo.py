@@ -60,18 +60,19 @@ def main() -> None:
             f"root={quoted(clips)}",
             "split=val",
             f"output={quoted(output / method)}",
-            f"sheets={method == 'stma'}",
-            f"videos={method == 'stma'}",
+            "overwrite=true",
+            *(["videos=true", f"compare={quoted(output / 'flow')}"] if method == "stma" else []),
         )
 
     overview = output / "overview.png"
     draw_overview(clips, output, overview)
     print(f"\nJ&F on {arguments.clips} procedural clips that training never saw:")
     for method, title in METHODS.items():
-        scores = json.loads((output / method / "results.json").read_text())["scores"]
-        print(f"  {scores[-1]['jf']:5.1f}  {title}")
-    print(f"\nLook at {overview}")
-    print(f"and at the overlays in {output / 'stma' / 'videos'}.")
+        mean = json.loads((output / method / "results.json").read_text())["mean"]
+        print(f"  {mean['jf']:5.1f}  {title}")
+    print(f"\nLook at {overview},")
+    print(f"{output / 'stma' / 'report.html'}")
+    print(f"and the overlays in {output / 'stma' / 'videos'}.")
     print(f"The trained weights are {weights}. Took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 

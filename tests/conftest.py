@@ -5,6 +5,8 @@ import os
 # Before torch is imported: the test suite is many small tensors, and spinning threads only hurt.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from stma.data.dataset import ClipDataset, DataConfig
 from stma.data.procedural import SceneConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
+from stma.model.weights import save_weights
+from stma.pictures import save_mask, save_picture
 from stma.structures import ClipBatch
 
 
@@ -75,3 +79,35 @@ def procedural_data(height: int, width: int, num_frames: int, **scene) -> DataCo
 
 def random_frame(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_clip(root: Path, name: str, masks: dict[int, np.ndarray], frames: int = 5) -> Path:
+    """A clip in the DAVIS layout with frames of noise, and masks at some of them."""
+    size = next(iter(masks.values())).shape
+    images, annotations = (root / kind / name for kind in ("JPEGImages", "Annotations"))
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(frames):
+        save_picture(images / f"{number:05d}.png", random_frame(rng, *size))
+    for number, mask in masks.items():
+        save_mask(annotations / f"{number:05d}.png", mask)
+    return root
+
+
+def box(
+    top: int, left: int, height: int, width: int, value: int = 1, size: tuple[int, int] = (40, 56)
+) -> np.ndarray:
+    """A mask with one rectangle."""
+    mask = np.zeros(size, np.uint8)
+    mask[top : top + height, left : left + width] = value
+    return mask
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Of a tiny network."""
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, perturbed(build_model(TINY)), TINY, {})
+    return path

@@ -8,7 +8,7 @@ from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
-from stma.inference.evaluation import EvalConfig
+from stma.inference.config import EvalConfig
 from stma.model.factory import build_model
 from stma.training.config import StageConfig, TrainConfig
 
@@ -42,12 +42,12 @@ def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
     stages = {"procedural": StageConfig(data=data)}
     assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", stages)
     config = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
-    assert config == EvalConfig(root="x", weights="y", output="results/stma")
+    assert config == EvalConfig(root="x", weights="y", output="results/folder/stma")
 
 
 def test_eval_composes() -> None:
     config = parse_config(EvalConfig, composed("eval", "root=x", "method=flow"))
-    assert config.output == "results/flow"
+    assert config.output == "results/folder/flow"
 
 
 def test_an_unknown_key_is_named() -> None:

@@ -2,16 +2,23 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from conftest import box, write_clip
 
 from stma.data.images import read_image
+from stma.inference.benchmarks import BenchmarkConfig
+from stma.inference.config import EvalConfig
+from stma.inference.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,9 +66,11 @@ def test_from_nothing_to_scores(trained: Path) -> None:
         "split=val",
         f"output={trained}/eval",
         "device=cpu",
+        "videos=true",
     )
     assert result.returncode == 0, result.stderr
     assert "J&F" in result.stdout
+    assert "FPS (8 frames" in result.stdout
     assert "clip-001" in result.stdout
     assert len(list((trained / "eval" / "masks" / "clip-001").iterdir())) == 4
     assert (trained / "eval" / "videos" / "clip-000.mp4").is_file()
@@ -83,6 +92,63 @@ def test_mistakes_end_with_one_line_and_status_1(trained: Path) -> None:
     result = run("train.py", "experiment=demo", f"output={trained}/run/config.yaml/below")
     assert result.returncode == 1
     assert "error: output: " in result.stderr
+
+
+@pytest.mark.slow
+def test_evaluating_says_what_failed_by_its_status(trained: Path, tmp_path) -> None:
+    shutil.copytree(trained / "clips", tmp_path / "clips")
+    broken = next((tmp_path / "clips/JPEGImages/clip-000").iterdir())
+    broken.write_bytes(b"")
+    result = run("eval.py", "method=copy", f"root={tmp_path}/clips", f"output={tmp_path}/out")
+    assert result.returncode == 1
+    assert f"- clip-000: {broken}: cannot be read" in result.stdout
+    assert "| clip-001 |" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_checking_an_archive(monkeypatch, capsys, tmp_path) -> None:
+    for name in ("a", "b"):
+        write_clip(tmp_path / "MOSE/valid", name, {0: box(10, 10, 12, 12)})
+    benchmark = ["mose_val", f"datasets={tmp_path}"]
+    rules = BenchmarkConfig(name="mose_val", archive="")
+    settings = EvalConfig(f"{tmp_path}/MOSE/valid", f"{tmp_path}/out", method="copy", report=False)
+    archive = evaluate(replace(settings, benchmark=rules)).archive
+    script(monkeypatch, "check_archive.py", str(archive), *benchmark)
+    assert "fine, 10 masks of 2 clips" in capsys.readouterr().out
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("notes.txt", "")
+    with pytest.raises(SystemExit, match="1 problems"):
+        script(monkeypatch, "check_archive.py", str(archive), *benchmark)
+    assert "notes.txt: does not belong here" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no benchmark mose; there are davis2016_val"):
+        script(monkeypatch, "check_archive.py", str(archive), "mose")
+
+
+def test_scoring_masks_of_any_method(monkeypatch, capsys, tmp_path) -> None:
+    for folder, width in (("truth", 20), ("results", 10)):
+        write_clip(tmp_path / folder, "a", dict.fromkeys(range(4), box(8, 8, 16, width)), frames=4)
+    truth, results = (str(tmp_path / f / "Annotations") for f in ("truth", "results"))
+    script(monkeypatch, "score.py", truth, results)
+    assert "| a    | " in (printed := capsys.readouterr().out)
+    assert "| 50.0 |" in printed
+    shutil.rmtree(Path(results) / "a")
+    with pytest.raises(SystemExit, match="no results for a"):
+        script(monkeypatch, "score.py", truth, results)
+
+
+def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> None:
+    write_clip(tmp_path, "a", dict.fromkeys(range(4), box(8, 8, 16, 16)), frames=4)
+    script(monkeypatch, "bench_eval.py", "overlap", str(tmp_path), f"--weights={weights}")
+    assert "a: ratio" in capsys.readouterr().out
+    masks = str(tmp_path / "Annotations")
+    arguments = ["scoring", str(tmp_path), f"--results={masks}", "--rounds=1", "--processes=1"]
+    script(monkeypatch, "bench_eval.py", *arguments)
+    assert "1 clips, 2 scored frames" in capsys.readouterr().out
+    long = ["long", str(tmp_path), f"--weights={weights}", "--frames=20", "--objects=1"]
+    script(monkeypatch, "bench_eval.py", *long)
+    assert (
+        len([line for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]) == 10
+    )
 
 
 def test_counting(monkeypatch, capsys) -> None:

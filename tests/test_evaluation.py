@@ -1,61 +1,59 @@
+import csv
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import TINY, perturbed
+from conftest import box, write_clip
 from PIL import Image
 
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.errors import InputError
-from stma.inference.evaluation import EvalConfig, evaluate, only_new_objects
-from stma.model.factory import build_model
-from stma.model.weights import save_weights
-from stma.pictures import save_mask, save_picture
+from stma.inference import spreading
+from stma.inference.archive import check_archive
+from stma.inference.augmentation import AugmentConfig
+from stma.inference.benchmarks import BenchmarkConfig, list_clips
+from stma.inference.config import EvalConfig
+from stma.inference.evaluation import evaluate
+from stma.inference.segmenter import SegmenterConfig
+from stma.pictures import save_clip, save_mask
+
+BOX = box(10, 10, 12, 12)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two clips: one with all masks, one whose second object enters late."""
     root = tmp_path / "data"
-    for name, seed in (("full", 0), ("late", 2)):
-        config = SceneConfig(min_objects=2, max_objects=2)
-        rng = np.random.default_rng(seed)
-        frames, masks, _ = procedural_clip(config, (40, 56), np.arange(5.0), rng)
-        images, annotations = (root / kind / name for kind in ("JPEGImages", "Annotations"))
-        images.mkdir(parents=True)
-        annotations.mkdir(parents=True)
-        for t in range(5):
-            save_picture(images / f"{t:05d}.png", frames[t])
-            if name == "full":
-                save_mask(annotations / f"{t:05d}.png", masks[t])
-        if name == "late":
-            save_mask(annotations / "00001.png", np.where(masks[1] == 1, 17, 0).astype(np.uint8))
-            box = np.zeros((40, 56), np.uint8)
-            box[3:9, 4:12] = 5
-            save_mask(annotations / "00003.png", box)
+    rng = np.random.default_rng(0)
+    scene = SceneConfig(min_objects=2, max_objects=2)
+    frames, masks, _ = procedural_clip(scene, (40, 56), np.arange(5.0), rng)
+    save_clip(root, "full", frames, masks, ".png")
+    write_clip(root, "late", {1: box(10, 10, 12, 12, 17), 3: box(3, 4, 6, 8, 5)})
     return root
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "weights.safetensors"
-    save_weights(path, perturbed(build_model(TINY)), TINY, {})
-    return path
-
-
 def config(root: Path, output: Path, **settings) -> EvalConfig:
-    return EvalConfig(root=str(root), output=str(output), device="cpu", **settings)
+    chosen = {"report": False, "device": "cpu", "method": "copy"} | settings
+    return EvalConfig(root=str(root), output=str(output), **chosen)
+
+
+def masks_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
 
 
 def test_masks_scores_and_pictures_of_every_clip(root, weights, tmp_path) -> None:
     output = tmp_path / "out"
-    result = evaluate(config(root, output, weights=str(weights)))
+    drawn = {"sheets": True, "videos": True, "report": True}
+    result = evaluate(config(root, output, method="stma", weights=str(weights), **drawn))
+    assert result.ok
     assert {score.clip for score in result.scores} == {"full"}
-    assert result.frames == 10
-    assert result.fps > 0
+    assert result.speed.frames == 9  # none before the late clip's first mask
     for name in ("full", "late"):
         written = sorted((output / "masks" / name).iterdir())
         assert [path.name for path in written] == [f"{t:05d}.png" for t in range(5)]
@@ -63,83 +61,170 @@ def test_masks_scores_and_pictures_of_every_clip(root, weights, tmp_path) -> Non
             assert (image.mode, image.size) == ("P", (56, 40))
         assert (output / "sheets" / f"{name}.png").is_file()
         assert (output / "videos" / f"{name}.mp4").stat().st_size > 0
-    late = [np.asarray(Image.open(output / "masks" / "late" / f"{t:05d}.png")) for t in range(5)]
-    assert not late[0].any()
-    assert set(np.unique(late[1])) == {0, 17}
-    assert (late[3][3:9, 4:12] == 5).all()
-    assert set(np.unique(late[4])) <= {0, 5, 17}
+    assert (output / "report.html").is_file()
     summary = json.loads((output / "results.json").read_text())
-    assert summary["scores"][-1]["name"] == "mean"
-    assert "full" in (output / "results.txt").read_text()
-
-
-def test_nothing_of_an_earlier_run_stays(root, tmp_path) -> None:
-    output = tmp_path / "out"
-    evaluate(config(root, output, method="copy", clips=["full"]))
-    (output / "masks" / "full" / "00099.png").touch()
-    (root / "Annotations" / "full" / "00004.png").unlink()  # no longer to be scored
-    evaluate(config(root, output, method="copy", clips=["full"], sheets=False, videos=False))
-    assert not (output / "scores.csv").exists()
-    assert len(list((output / "masks" / "full").iterdir())) == 5
-    assert not (output / "sheets" / "full.png").exists()
-    assert json.loads((output / "results.json").read_text())["scores"] is None
-    with pytest.raises(InputError, match=r"output: .*cannot be written to"):
-        evaluate(config(root, output / "results.txt", method="copy"))
+    assert summary["mean"]["jf"] == result.mean().jf
+    assert summary["versions"]["torch"]
+    assert "full" in (output / "results.md").read_text()
+    with (output / "scores.csv").open(newline="") as file:
+        assert [row[:2] for row in csv.reader(file)][1:] == [
+            ["full", "1"],
+            ["full", "2"],
+            ["mean", ""],
+        ]
 
 
 def test_copying_scores_what_the_first_mask_is_worth(root, tmp_path) -> None:
-    result = evaluate(
-        config(root, tmp_path / "out", method="copy", clips=["full"], sheets=False, videos=False)
-    )
-    masks = [
-        np.asarray(Image.open(root / "Annotations" / "full" / f"{t:05d}.png")) for t in range(5)
-    ]
+    result = evaluate(config(root, tmp_path / "out", clips=["full"]))
+    masks = [np.asarray(Image.open(root / f"Annotations/full/{t:05d}.png")) for t in range(5)]
     for score in result.scores:
         i = score.object_id
         ious = [
             ((masks[0] == i) & (masks[t] == i)).sum() / ((masks[0] == i) | (masks[t] == i)).sum()
             for t in (1, 2, 3)
         ]
-        assert score.j == pytest.approx(100 * np.mean(ious))
+        assert score.j.mean == pytest.approx(100 * np.mean(ious))
 
 
-def test_a_method_sees_an_object_where_it_first_appears_and_never_again() -> None:
-    mask = np.array([[0, 1, 2], [3, 3, 0]], np.uint8)
-    assert only_new_objects(mask, []).tolist() == mask.tolist()
-    assert only_new_objects(mask, [1, 3]).tolist() == [[0, 0, 2], [0, 0, 0]]
-    assert only_new_objects(mask, [1, 2, 3]) is None
+def test_a_second_run_goes_on_with_the_clips_that_are_left(root, tmp_path, monkeypatch) -> None:
+    ran: list[str] = []
+    run = spreading.run_clip
+
+    def noted(clip, *arguments):
+        ran.append(clip.name)
+        if clip.name == "late" and len(ran) < 3:
+            raise KeyboardInterrupt
+        return run(clip, *arguments)
+
+    monkeypatch.setattr(spreading, "run_clip", noted)
+    settings = config(root, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings)
+    first = evaluate(settings)
+    again = evaluate(settings)
+    assert ran == ["full", "late", "late"]
+    assert first.runs == again.runs
+    assert len(again.runs) == 2
+    save_mask(root / "Annotations/late/00003.png", box(20, 20, 6, 8, 5))  # now other input
+    (tmp_path / "out/masks/full/00002.png").unlink()  # now half a result
+    evaluate(settings)
+    assert ran[3:] == ["full", "late"]
 
 
-def test_bad_files_are_named(root, tmp_path) -> None:
-    late = root / "Annotations" / "late"
-
-    def run() -> None:
-        evaluate(config(root, tmp_path / "out", method="copy", clips=["late"]))
-
-    save_mask(late / "00003.png", np.ones((20, 20), np.uint8))
-    with pytest.raises(InputError, match=r"late/00003\.png with .*00003\.png: the mask is 20 x 20"):
-        run()
-    save_mask(late / "00003.png", np.zeros((40, 56), np.uint8))
-    with pytest.raises(InputError, match=r"00003\.png: holds no object"):
-        run()
-    save_picture(late / "00003.png", np.zeros((40, 56, 3), np.uint8))
-    with pytest.raises(InputError, match=r"00003\.png: the mask is RGB"):
-        run()
-    (late / "00003.png").unlink()
-    (root / "JPEGImages" / "late" / "00002.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"late/00002\.png: cannot be read"):
-        run()
+def test_scores_are_never_those_of_an_earlier_run(root, tmp_path) -> None:
+    settings = config(root, tmp_path / "out", clips=["full"])
+    evaluate(settings)
+    for path in (tmp_path / "out").glob("*scores*"):
+        path.write_text("stale")
+    (root / "Annotations/full/00004.png").unlink()  # no longer to be scored
+    result = evaluate(settings)
+    assert result.scores == []
+    assert not list((tmp_path / "out").glob("*scores*"))
+    assert json.loads((tmp_path / "out/results.json").read_text())["mean"] is None
 
 
-def test_a_fully_annotated_clip_without_any_object(root, tmp_path) -> None:
-    for path in (root / "Annotations" / "full").iterdir():
-        save_mask(path, np.zeros((40, 56), np.uint8))
-    with pytest.raises(InputError, match="full: no mask holds an object"):
-        evaluate(config(root, tmp_path / "out", method="copy", clips=["full"]))
+def test_the_result_of_another_run_is_refused_or_removed(root, weights, tmp_path) -> None:
+    output = tmp_path / "out"
+    evaluate(config(root, output))
+    kept = masks_below(output)
+    with pytest.raises(InputError, match="holds another run's result; method was copy, is flow"):
+        evaluate(config(root, output, method="flow"))
+    other = config(root, output, benchmark=BenchmarkConfig(void=255))
+    with pytest.raises(InputError, match=r"benchmark\.void was None, is 255.*overwrite=true"):
+        evaluate(other)
+    assert masks_below(output) == kept
+    stma = {"method": "stma", "weights": str(weights)}
+    evaluate(config(root, output, overwrite=True, **stma))
+    weights.write_bytes(weights.read_bytes() + b"")
+    evaluate(config(root, output, **stma))
+    changed = SegmenterConfig(memory_interval=2)
+    with pytest.raises(InputError, match=r"segmenter\.memory_interval was 5, is 2"):
+        evaluate(config(root, output, segmenter=changed, **stma))
+    (output / "run.json").unlink()
+    with pytest.raises(InputError, match="of something else"):
+        evaluate(config(root, output))
+    with pytest.raises(InputError, match=r"output: .*cannot be written to"):
+        evaluate(config(root, output / "results.md"))
 
 
-def test_settings_that_make_no_sense(root, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"method is 'xmem'.*copy"):
-        config(root, tmp_path, method="xmem")
-    with pytest.raises(ValueError, match="weights"):
-        config(root, tmp_path)
+def test_a_clip_that_fails_is_named_and_the_others_are_done(root, tmp_path) -> None:
+    write_clip(root, "broken", {0: BOX})
+    (root / "JPEGImages/broken/00002.png").write_bytes(b"")
+    write_clip(root, "empty", {0: 0 * BOX})
+    result = evaluate(config(root, tmp_path / "out"))
+    assert not result.ok
+    assert set(result.faults) == {"broken", "empty"}
+    assert "broken/00002.png: cannot be read" in result.faults["broken"]
+    assert "2 clips failed" in result.text()
+    assert [score.clip for score in result.scores] == ["full", "full"]
+    assert {path.name for path in (tmp_path / "out/masks").iterdir()} == {"full", "late"}
+    assert "cannot be read" in (tmp_path / "out/eval.log").read_text()
+    shutil.copy(root / "JPEGImages/broken/00001.png", root / "JPEGImages/broken/00002.png")
+    save_mask(root / "Annotations/empty/00000.png", BOX)
+    assert evaluate(config(root, tmp_path / "out")).ok
+
+
+def test_an_archive_is_made_of_all_clips_and_checked(root, tmp_path) -> None:
+    rules = BenchmarkConfig(name="mine", archive="Annotations")
+    result = evaluate(config(root, tmp_path / "out", benchmark=rules))
+    assert result.archive == tmp_path / "out" / "mine.zip"
+    assert result.archive_problems == []
+    assert check_archive(result.archive, list_clips(rules, root)[0]) == []
+    first = result.archive.read_bytes()
+    assert evaluate(config(root, tmp_path / "new", benchmark=rules)).archive.read_bytes() == first
+    some = config(root, tmp_path / "out", benchmark=rules, clips=["full"])
+    assert evaluate(some).archive is None  # the server wants every clip
+    assert not (tmp_path / "out" / "mine.zip").exists()
+    (root / "JPEGImages/late/00004.png").write_bytes(b"")
+    assert evaluate(config(root, tmp_path / "out", benchmark=rules)).archive is None
+
+
+def test_measuring_speed_writes_nothing(root, weights, tmp_path) -> None:
+    augment = AugmentConfig(flip=True)
+    settings = config(root, tmp_path / "out", method="stma", weights=str(weights), augment=augment)
+    settings.fps_only = True
+    result = evaluate(settings)
+    assert result.speed.frames == 9
+    assert result.speed.median_ms > 0
+    assert result.method == f"ours ({tmp_path.name}/weights, 2 views)"
+    assert not (tmp_path / "out").exists()
+    assert "FPS" in result.text()
+
+
+@pytest.mark.slow
+def test_many_processes_give_the_masks_of_one(root, weights, tmp_path) -> None:
+    write_clip(root, "broken", {0: BOX})
+    (root / "JPEGImages/broken/00002.png").write_bytes(b"")
+    settings = {"method": "stma", "weights": str(weights)}
+    one = evaluate(config(root, tmp_path / "one", **settings))
+    two = evaluate(config(root, tmp_path / "two", workers=2, **settings))
+    assert masks_below(tmp_path / "one") == masks_below(tmp_path / "two")
+    assert one.faults.keys() == two.faults.keys() == {"broken"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    entry = Path(__file__).parent.parent / "eval.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += [f"--master-port={port}", str(entry), f"root={root}", f"output={tmp_path}/three"]
+    command += [f"weights={weights}", "device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1  # of the clip that is broken
+    assert done.stdout.count("1 clip failed") == 1
+    assert masks_below(tmp_path / "three/masks") == masks_below(tmp_path / "one/masks")
+    assert (tmp_path / "three/report.html").is_file()
+
+
+def test_settings_that_make_no_sense(root, tmp_path, monkeypatch) -> None:
+    for settings, message in (
+        ({"method": "xmem"}, r"method is 'xmem'.*copy"),
+        ({"method": "stma"}, "weights: give a"),
+        ({"workers": 0}, "workers is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"augment": AugmentConfig(flip=True)}, "augment: the method copy has no views"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config(root, tmp_path, **settings)
+    with pytest.raises(InputError, match=r"none\.safetensors: no such weights file"):
+        evaluate(config(root, tmp_path / "out", method="stma", weights="none.safetensors"))
+    assert not (tmp_path / "out").exists()
+    assert "WORLD_SIZE" not in os.environ

@@ -57,7 +57,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
         for name, fault in faults.items():
             log.error("%s: %s", name, fault)
         if config.compare is not None:
-            Result.load(Path(config.compare))
+            _check_comparable(config)
         worker = ClipWorker(config, device)
         if config.fps_only:
             return _measure(config, clips, worker, processes, faults)
@@ -77,6 +77,18 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
             if not processes.is_main:
                 return None
             return _conclude(config, clips, output, faults, worker.device)
+
+
+def _check_comparable(config: EvalConfig) -> None:
+    assert config.compare is not None
+    other = Result.load(Path(config.compare))
+    if Path(config.compare).resolve() == Path(config.output).resolve():
+        raise InputError(f"compare: {config.compare} is the output of this evaluation itself")
+    if other.summary["benchmark"] != config.benchmark.name:
+        raise InputError(
+            f"compare: {config.compare} is a result on {other.summary['benchmark']}, not on "
+            f"{config.benchmark.name}"
+        )
 
 
 def _measure(
@@ -189,7 +201,9 @@ def _title(config: EvalConfig) -> str:
         return "carrying it along DIS flow"
     assert config.weights is not None
     views = len(config.augment.scales) * (2 if config.augment.flip else 1)
-    return f"ours ({Path(config.weights).stem}{'' if views == 1 else f', {views} views'})"
+    weights = Path(config.weights).resolve()
+    name = f"{weights.parent.name}/{weights.stem}"
+    return f"ours ({name}{'' if views == 1 else f', {views} views'})"
 
 
 def _make_archive(

@@ -5,7 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
     Raises:
         InputError: a frame or a mask cannot be read, or the page not written.
     """
+    if len({result.title for result in results}) < len(results):
+        results = [replace(each, title=f"{each.title} in {each.folder}") for each in results]
     first = results[0]
     rows = {clip.name: [result.clip_row(clip.name) for result in results] for clip in clips}
 
@@ -124,7 +126,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
         results=results,
         colours=COLOURS,
         header=first.table[0],
-        table=[result.table[1] for result in results] + first.table[2:],
+        table=[[each.title, *each.table[1][1:]] for each in results] + first.table[2:],
         ours=len(results),
         entries=entries,
         total=len(clips),

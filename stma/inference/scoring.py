@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from vos_benchmark.evaluator import Evaluator
 
-from stma.data.images import fit_mask, read_mask
+from stma.data.images import count_ids, fit_mask, read_mask
 from stma.errors import InputError
 from stma.inference.benchmarks import EvalClip
 from stma.workers import worker_map
 
+BOUNDARY = 0.008
 RECALL_THRESHOLD = 0.5
 DECAY_BINS = 4
 
@@ -85,7 +87,10 @@ class ClipScorer:
         self._evaluator = Evaluator(name=clip.name)
         self._first_frame: dict[int, int] = {}
         if not clip.ranges:
-            self._meet(0, clip.read_mask(self._stems[0])[0])
+            truth, _ = clip.read_mask(self._stems[0])
+            # DAVIS counts every ID up to the largest, be it there or not.
+            all_first = clip.rules.objects == "first_mask"
+            self._meet(0, np.arange(int(truth.max()) + 1) if all_first else np.unique(truth))
 
     @property
     def indices(self) -> range:
@@ -95,12 +100,16 @@ class ClipScorer:
     def feed(self, index: int, result: np.ndarray, truth: np.ndarray) -> None:
         """Compare two masks of a frame, both ``(H, W)`` uint8."""
         if not self.clip.ranges and self.clip.rules.objects == "any_frame":
-            self._meet(index, truth)
+            self._meet(index, np.flatnonzero(count_ids(truth)))
         elif index == 1:
             for object_id, (start, _) in self.clip.ranges.items():
                 self._first_frame[object_id] = self._position(start)
                 self._evaluator.objects_in_gt.add(object_id)
-        self._evaluator.feed_frame(result, truth)
+        within = _occupied(result, truth)
+        # The tolerance at boundaries is a share of the whole frame's diagonal, in whole pixels.
+        tolerance = np.ceil(BOUNDARY * np.linalg.norm(truth.shape))
+        self._evaluator.boundary = (tolerance - 0.5) / np.linalg.norm(truth[within].shape)
+        self._evaluator.feed_frame(result[within], truth[within])
 
     def conclude(self) -> list[ObjectScore]:
         """One score an object, of those that any frame counts for."""
@@ -130,9 +139,9 @@ class ClipScorer:
             )
         return scores
 
-    def _meet(self, index: int, truth: np.ndarray) -> None:
-        """Objects that the truth shows for the first time."""
-        for object_id in np.unique(truth).tolist():
+    def _meet(self, index: int, ids: np.ndarray) -> None:
+        """Objects that may be there for the first time."""
+        for object_id in ids.tolist():
             if object_id != 0 and object_id not in self._first_frame:
                 self._first_frame[object_id] = index
                 self._evaluator.objects_in_gt.add(object_id)
@@ -141,6 +150,17 @@ class ClipScorer:
         """Of the frame with a number in its name."""
         numbers = [int(stem) for stem in self._stems]
         return int(np.searchsorted(numbers, number))
+
+
+def _occupied(result: np.ndarray, truth: np.ndarray) -> tuple[slice, slice]:
+    """The part of the frame that holds objects, and one pixel around it.
+
+    J and F are the same there as in the whole frame, and are counted in a fraction of the time.
+    """
+    left, top, width, height = cv2.boundingRect(cv2.bitwise_or(result, truth))
+    rows = slice(max(0, top - 1), top + height + 1)
+    columns = slice(max(0, left - 1), left + width + 1)
+    return rows, columns
 
 
 def score_clip(clip: EvalClip, results: Path) -> list[ObjectScore]:

@@ -1,0 +1,109 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import box, write_clip
+from PIL import Image
+
+from stma.errors import InputError
+from stma.inference.config import EvalConfig
+from stma.inference.evaluation import evaluate
+from stma.inference.report import PLOT_HEIGHT, PLOT_WIDTH, Result, plot
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, step in (("still", 0), ("<fast>", 4), ("slow", 1)):
+        write_clip(tmp_path, name, {i: box(10, 2 + step * i, 12, 12) for i in range(5)})
+    write_clip(tmp_path, "unscored", {0: box(2, 2, 9, 9)})
+    return tmp_path
+
+
+def run(root, output: str, **settings):
+    return evaluate(
+        EvalConfig(str(root), str(root / output), device="cpu", method="copy", **settings)
+    )
+
+
+class Elements(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.found.append((tag, dict(attributes)))
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for found, attributes in self.found if found == tag]
+
+
+def test_one_page_holds_all_that_it_shows_the_worst_clip_first(root) -> None:
+    run(root, "out")
+    text = (root / "out" / "report.html").read_text()
+    page = Elements(text)
+    assert [each["data-name"] for each in page.all("details")] == [
+        "<fast>",
+        "slow",
+        "still",
+        "unscored",
+    ]
+    assert "open" in page.all("details")[0]
+    assert "&lt;fast&gt;" in text
+    assert "<fast>" not in text
+    pictures = [each["src"] for each in page.all("img") if "src" in each]
+    assert all(source.startswith("data:image/") for source in pictures)
+    assert not page.all("link")
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert len(page.all("polyline")) == 3 * 2  # J and F of the scored clips
+    # 5 frames of result and truth, and two animations, for each; no truth for the unscored one.
+    assert len(pictures) == 3 * (5 * 2 + 2) + 5 + 1
+    moving = next(source for source in pictures if "webp" in source)
+    with Image.open(io.BytesIO(base64.b64decode(moving.partition(",")[2]))) as image:
+        assert image.n_frames == 5
+
+
+def test_two_results_side_by_side(root) -> None:
+    run(root, "one")
+    run(root, "two", compare=str(root / "one"))
+    text = (root / "two" / "report.html").read_text()
+    page = Elements(text)
+    assert len(page.all("polyline")) == 3 * 4
+    assert f"copying the first mask in {root}/one" in text  # they are called the same
+    assert "difference" in [each.get("value") for each in page.all("option")]
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs(root) -> None:
+    with pytest.raises(InputError, match=r"nowhere: not the whole output of an evaluation"):
+        run(root, "out", compare=str(root / "nowhere"))
+    run(root, "one")
+    with pytest.raises(InputError, match="the output of this evaluation itself"):
+        run(root, "one", compare=str(root / "one"))
+    summary = json.loads((root / "one" / "results.json").read_text())
+    (root / "one" / "results.json").write_text(json.dumps(summary | {"benchmark": "mose_val"}))
+    with pytest.raises(InputError, match="is a result on mose_val, not on folder"):
+        run(root, "out", compare=str(root / "one"))
+    assert not (root / "out").exists()
+    assert Result.load(root / "one").title == "copying the first mask"
+
+
+def test_a_plot_by_hand() -> None:
+    """Two objects, the second from the second frame on: the mean is over those there are."""
+    side = {
+        "1": {"frames": ["1", "2", "3"], "j": [1.0, 0.5, 0.0], "f": [0, 0, 0]},
+        "2": {"frames": ["2", "3"], "j": [0.0, 1.0], "f": [0, 0]},
+    }
+    drawn = plot([side, None])
+    assert drawn is not None
+    j, f = drawn["lines"]
+    points = [tuple(map(float, point.split(","))) for point in j["points"].split()]
+    assert np.allclose(
+        points,
+        [(0, 0), (PLOT_WIDTH / 2, 0.75 * PLOT_HEIGHT), (PLOT_WIDTH, 0.5 * PLOT_HEIGHT)],
+    )
+    assert (j["dashed"], f["dashed"]) == (False, True)
+    assert plot([None]) is None

@@ -1,0 +1,32 @@
+"""What is reported cannot be tested against its source here, but against itself it can."""
+
+from pathlib import Path
+
+import pytest
+
+from stma.compose import benchmark_names
+from stma.inference.reported import REPORTED, columns, reported
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_every_benchmark_but_a_folder_has_rows() -> None:
+    assert set(benchmark_names(CONFIGS)) - {"folder"} == set(REPORTED)
+    assert reported("folder") == ()
+
+
+@pytest.mark.parametrize("benchmark", REPORTED)
+def test_overall_figures_are_the_means_of_their_parts(benchmark: str) -> None:
+    for row in reported(benchmark):
+        assert len(row.figures) == len(columns(benchmark))
+        overall, *parts = row.figures
+        known = [part for part in parts if part is not None]
+        assert overall is not None
+        assert 0 < overall < 100
+        if len(known) == len(parts):  # all are rounded to a tenth
+            assert overall == pytest.approx(sum(known) / len(known), abs=0.11), row
+
+
+def test_the_papers_table_3() -> None:
+    rows = [row for row in reported("davis2017_val") if row.method == "STMA (paper)"]
+    assert [row.figures[0] for row in rows] == [88.9, 90.4, 90.8]

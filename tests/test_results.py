@@ -1,0 +1,96 @@
+import csv
+import json
+
+import numpy as np
+
+from stma.inference.results import Evaluation, Speed, write_results
+from stma.inference.running import ClipRun
+from stma.inference.scoring import Measure, ObjectScore
+
+RUNS = [ClipRun("a", [0.1, 0.1, 0.3], 1.0, 3), ClipRun("b", [0.5], 2.0, 1)]
+
+
+def score(clip: str, object_id: int, j: list[float], f: list[float]) -> ObjectScore:
+    stems = [f"{i + 1:05d}" for i in range(len(j))]
+    return ObjectScore(clip, object_id, stems, Measure(np.array(j)), Measure(np.array(f)))
+
+
+def evaluation(**changes) -> Evaluation:
+    settings = {
+        "benchmark": "davis2017_val",
+        "frames": "all frames",
+        "method": "ours",
+        "runs": RUNS,
+        "scores": [score("a", 1, [0.8, 0.9], [0.6, 0.7]), score("b", 2, [0.1], [0.2])],
+        "faults": {},
+        "speed": Speed.of(RUNS, "CPU"),
+    }
+    return Evaluation(**{**settings, **changes})
+
+
+def test_speed_by_hand() -> None:
+    speed = Speed.of(RUNS, "CPU")
+    assert speed.frames == 4
+    assert speed.fps == 4.0
+    assert round(speed.median_ms, 6) == 200
+    assert round(speed.p90_ms, 6) == 440  # 0.3 of the way from 0.3 to 0.5 s is 0.44
+    assert speed.peak_gigabytes == 2
+
+
+def test_the_papers_and_the_peers_rows_stand_beside_ours() -> None:
+    table = evaluation().table()
+    assert table.header[:5] == ["method", "training", "J&F", "J", "F"]
+    # J: (85 + 10) / 2, F: (65 + 20) / 2; the second object has one frame, above no half.
+    assert list(table.rows[0][:5]) == ["ours", "", "45.0", "47.5", "42.5"]
+    assert table.rows[0][5] == "50.0"  # recall of J
+    assert table.rows[0][-1] == "4.0"
+    by_method = {(row[0], row[1]): row for row in table.rows}
+    assert by_method["STMA (paper)", "video"][2:5] == ["88.9", "86.0", "91.8"]
+    assert by_method["XMem", "static + video"][2] == "86.2"
+    youtube = evaluation(benchmark="youtubevos2019_val", scores=[]).table()
+    assert youtube.header[2:7] == ["G", "J seen", "F seen", "J unseen", "F unseen"]
+    assert set(youtube.rows[0][2:-1]) == {""}  # the server has our figures
+    assert len(evaluation(benchmark="folder").table().rows) == 1
+
+
+def test_the_text_says_what_went_wrong(tmp_path) -> None:
+    fine = evaluation()
+    assert fine.ok
+    assert "failed" not in fine.text()
+    bad = evaluation(
+        faults={"c": "c/00002.jpg: cannot be read"},
+        archive=tmp_path / "x.zip",
+        archive_problems=["c: the clip is missing"],
+    )
+    assert not bad.ok
+    for part in ("1 clip failed", "- c: c/00002.jpg", "NOT as the server wants it", "c: the clip"):
+        assert part in bad.text()
+    empty = evaluation(scores=[], runs=[], speed=None)
+    assert "FPS (" not in empty.text()
+
+
+def test_files(tmp_path) -> None:
+    write_results(tmp_path, evaluation(), {"versions": {"stma": "1"}})
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert round(summary["mean"]["j"], 6) == 47.5
+    assert [row["name"] for row in summary["clips"]] == ["a", "b"]
+    assert summary["versions"] == {"stma": "1"}
+    frames = json.loads((tmp_path / "frame_scores.json").read_text())
+    assert frames["a"]["1"] == {"frames": ["00001", "00002"], "j": [0.8, 0.9], "f": [0.6, 0.7]}
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == [
+        "clip",
+        "object",
+        "J&F",
+        "J",
+        "F",
+        "J recall",
+        "J decay",
+        "F recall",
+        "F decay",
+    ]
+    assert rows[2][:5] == ["b", "2", "15.000", "10.000", "20.000"]
+    assert rows[3][:5] == ["mean", "", "45.000", "47.500", "42.500"]
+    assert "88.9" in (tmp_path / "results.csv").read_text()
+    assert "| a " in (tmp_path / "results.md").read_text()
