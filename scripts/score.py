@@ -1,8 +1,8 @@
 """Score masks that any method made: python scripts/score.py TRUTH RESULTS
 
-Both are folders of clips, <clip>/<frame>.png. With --official, the same is done by DAVIS's own
-evaluator, and every figure compared (from a checkout of davisvideochallenge/davis2017-evaluation:
-pip install --no-deps CHECKOUT, and pip install pandas scikit-image).
+Both are folders of clips, <clip>/<frame>.png. With --official, DAVIS's own evaluator does the same
+and every figure is compared: pip install -e '.[official]', or PYTHONPATH=CHECKOUT of
+davisvideochallenge/davis2017-evaluation, with pandas and scipy installed.
 """
 
 import argparse
