@@ -5,7 +5,6 @@ from conftest import make_batch, random_frame
 
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
-from stma.memory.video import VideoMemory
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 
@@ -43,7 +42,7 @@ class Recomputing(Segmenter):
     """Encodes all references anew for every frame."""
 
     def step(self, *arguments, **keywords):
-        self.memory.reference_cache = None
+        self.memory.prepared = None
         return super().step(*arguments, **keywords)
 
 
@@ -66,7 +65,7 @@ def test_cached_references_equal_recomputed_ones(tiny_model: STMA) -> None:
 
 
 def test_references_are_encoded_once_per_update(tiny_model: STMA, monkeypatch) -> None:
-    import stma.model.stma as module
+    import stma.model.variants as module
 
     calls = []
     encode = module.encode_references
@@ -142,7 +141,7 @@ def test_memory_is_updated_on_the_grid_and_never_after_the_last_frame(tiny_model
     for t in range(7):
         mask = blob_mask(32, 32, [1]) if t == 0 else None
         segmenter.step(random_frame(rng, 32, 32), mask, last=t == 6)
-        held.append(len(segmenter.memory))
+        held.append(len(segmenter.memory.spatial))
     assert held == [1, 1, 1, 2, 2, 2, 2]
     # A new object on a frame called the last is not lost, should the video go on after all.
     segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [2]), last=True)
@@ -280,10 +279,6 @@ def test_top_k_as_large_as_the_memory_changes_nothing(tiny_model: STMA) -> None:
 
     assert torch.equal(run(None), run(4))
     assert not torch.allclose(run(None), run(1), atol=1e-6)
-
-
-def test_a_fresh_memory_is_empty() -> None:
-    assert len(VideoMemory()) == 0
 
 
 @pytest.mark.gpu

@@ -52,6 +52,20 @@ def test_selection_by_hand_lasts_until_the_next_write() -> None:
     assert memory.references().shape[1] == 5
 
 
+def test_objects_with_tokens_of_their_own_have_the_frames_that_know_them() -> None:
+    """Two objects enter with frame 0, a third with frame 1."""
+    memory = SpatialMemory(queue_size=None)
+    for number, count in ((0, 2), (1, 3), (2, 3)):
+        tokens = 10 * torch.arange(count).view(1, count, 1, 1) + number
+        memory.write(tokens, pinned=number < 2)
+    first, third = memory.object_groups()
+    assert (first, third) == (slice(0, 2), slice(2, 3))
+    assert memory.references(first).flatten(1).tolist() == [[0, 1, 2, 10, 11, 12]]
+    assert memory.references(third).flatten(1).tolist() == [[21, 22]]
+    memory.select(torch.tensor([[2, 0]]))
+    assert memory.references(slice(0, 2)).flatten(1).tolist() == [[2, 0, 12, 10]]
+
+
 @pytest.mark.parametrize("settings", [{"queue_size": -1}, {"max_pinned": 0}])
 def test_settings_that_make_no_sense(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

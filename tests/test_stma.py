@@ -80,15 +80,14 @@ def test_references_and_objects_do_not_depend_on_the_test_frame(tiny_model: STMA
     memory, frames = memory_of_one_frame(tiny_model)
     with torch.no_grad():
         tiny_model.encode(frames[1], memory)
-        cache = memory.reference_cache
+        prepared = memory.prepared
         tiny_model.encode(frames[2], memory)
-    assert cache is not None
-    assert memory.reference_cache is cache  # reused: nothing was written in between
-    memory.reference_cache = None
+    assert prepared is not None
+    assert memory.prepared is prepared  # reused: nothing was written in between
+    memory.prepared = None
     with torch.no_grad():
         tiny_model.encode(frames[2], memory)
-    assert memory.reference_cache is not None
-    for old, new in zip(cache, memory.reference_cache, strict=True):
+    for old, new in zip(prepared.keys, memory.prepared.keys, strict=True):
         assert torch.equal(old.key, new.key)
         assert torch.equal(old.value, new.value)
 

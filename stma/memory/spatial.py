@@ -1,5 +1,7 @@
 """Spatial memory: a first-in-first-out queue of reference frames."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,11 @@ class SpatialMemory:
         return len(self._frames)
 
     def write(self, tokens: Tensor, *, pinned: bool) -> None:
-        """Add a frame's tokens ``(B, L, C)``, and drop the oldest unpinned one beyond the queue."""
+        """Add a frame, and drop the oldest unpinned one beyond the queue.
+
+        Args:
+            tokens: ``(B, L, C)``, or ``(B, N, L, C)`` where each object has its own.
+        """
         self._frames.append((tokens, pinned))
         self._selection = None
         unpinned = [index for index, (_, keep) in enumerate(self._frames) if not keep]
@@ -48,18 +54,38 @@ class SpatialMemory:
         """
         self._selection = indices
 
-    def references(self) -> Tensor:
-        """``(B, R, L, C)``: the selection, or the pinned frames and the queue, oldest first."""
+    def references(self, objects: slice | None = None) -> Tensor:
+        """The selection, or the pinned frames and the queue, oldest first.
+
+        Args:
+            objects: where frames hold tokens per object, the objects to take, and only the frames
+                that have them.
+
+        Returns:
+            ``(B, R, L, C)``; with objects ``(B, N', R, L, C)``.
+        """
+        chosen = self._chosen()
+        if objects is not None:
+            chosen = [tokens[:, objects] for tokens in chosen if tokens.shape[1] >= objects.stop]
+        held = torch.stack(chosen, dim=1)
         if self._selection is not None:
-            held = torch.stack([tokens for tokens, _ in self._frames], dim=1)
-            return held[torch.arange(held.shape[0], device=held.device)[:, None], self._selection]
-        skipped = 0
-        if self.max_pinned is not None:
-            skipped = sum(pinned for _, pinned in self._frames) - self.max_pinned
+            held = held[torch.arange(held.shape[0], device=held.device)[:, None], self._selection]
+        return held if objects is None else held.transpose(1, 2)
+
+    def object_groups(self) -> list[slice]:
+        """Where frames hold tokens per object: ranges of objects that have the same frames."""
+        counts = sorted({tokens.shape[1] for tokens in self._chosen()})
+        return [slice(start, stop) for start, stop in pairwise([0, *counts])]
+
+    def _chosen(self) -> list[Tensor]:
+        """All frames held, without the pinned ones that are too many."""
+        if self._selection is not None or self.max_pinned is None:
+            return [tokens for tokens, _ in self._frames]
+        skipped = sum(pinned for _, pinned in self._frames) - self.max_pinned
         chosen = []
         for tokens, pinned in self._frames:
             if pinned and skipped > 0:
                 skipped -= 1
             else:
                 chosen.append(tokens)
-        return torch.stack(chosen, dim=1)
+        return chosen

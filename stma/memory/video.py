@@ -1,12 +1,12 @@
 """All that is remembered of one video (or of one batch of training clips)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory
-from stma.structures import KeyValue
 
 
 @dataclass
@@ -15,28 +15,33 @@ class VideoMemory:
 
     Attributes:
         valid_objects: ``(B, N)`` bool, False where a batch pads; None where all are real.
-        reference_cache: keys and values of the references for every STML block. They are constants
-            until either memory changes, so they are computed once per update.
+        prepared: what the network has made of the memories' tokens (keys and values of the
+            references for every STML block, say). It is constant until either memory changes, so
+            it is computed once per update.
+        is_empty: no frame has been memorised yet.
     """
 
     spatial: SpatialMemory = field(default_factory=lambda: SpatialMemory(queue_size=None))
     temporal: TemporalMemory = field(default_factory=TemporalMemory)
     valid_objects: Tensor | None = None
-    reference_cache: list[KeyValue] | None = None
+    prepared: Any = None
+    is_empty: bool = True
 
-    def __len__(self) -> int:
-        """Reference frames held."""
-        return len(self.spatial)
-
-    def write(
-        self, tokens: Tensor, keys: Tensor, values: Tensor, pooled: Tensor, *, pinned: bool
-    ) -> None:
-        """Memorise a frame in both; shapes as the two memories have them."""
+    def write_references(self, tokens: Tensor, *, pinned: bool) -> None:
+        """Memorise a frame's tokens in the spatial memory."""
         self.spatial.write(tokens, pinned=pinned)
+        self._updated()
+
+    def write_values(self, keys: Tensor, values: Tensor, pooled: Tensor, *, pinned: bool) -> None:
+        """Memorise a frame in the temporal memory; shapes as it has them."""
         self.temporal.write(keys, values, pooled, pinned=pinned)
-        self.reference_cache = None
+        self._updated()
+
+    def _updated(self) -> None:
+        self.prepared = None
+        self.is_empty = False
 
     def select_references(self, indices: Tensor) -> None:
         """Choose the references by hand ``(B, R)``, as training does at random."""
         self.spatial.select(indices)
-        self.reference_cache = None
+        self.prepared = None

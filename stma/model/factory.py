@@ -9,9 +9,11 @@ from stma.model.association import SIMILARITIES, Association
 from stma.model.backbone import Backbone
 from stma.model.convvit import ConvViT
 from stma.model.decoder import Decoder
-from stma.model.object_features import ObjectFeatures
+from stma.model.object_features import NoObjectFeatures, ObjectFeatures
+from stma.model.per_object import PerObjectSTMA
 from stma.model.stma import STMA
 from stma.model.value_encoder import ValueEncoder
+from stma.model.variants import PER_OBJECT, STREAMS, VARIANTS
 from stma.model.vit import ViT
 
 BACKBONES = ("convvit", "vit")
@@ -32,6 +34,8 @@ class ModelConfig:
         decoder_widths: channels of the decoder at stride 16, and at strides 8 and 4.
         key_dim: width of the projected memory keys; null for no projection.
         similarity: ``dot`` or ``l2``.
+        variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
+            ``no_temporal_memory``, ``joint``.
     """
 
     backbone: str = "convvit"
@@ -46,6 +50,7 @@ class ModelConfig:
     decoder_widths: list[int] = field(default_factory=lambda: [256, 128])
     key_dim: int | None = None
     similarity: str = "dot"
+    variant: str = "full"
 
     def __post_init__(self) -> None:
         lengths = {"dims": 3, "depths": 3, "value_widths": 3, "decoder_widths": 2}
@@ -63,6 +68,15 @@ class ModelConfig:
             raise InputError(
                 f"model.similarity is {self.similarity!r}; choose one of {SIMILARITIES}"
             )
+        if self.variant not in VARIANTS:
+            raise InputError(f"model.variant is {self.variant!r}; choose one of {VARIANTS}")
+        if self.variant == PER_OBJECT:
+            for name, default in (("key_dim", None), ("value_dim", None), ("similarity", "dot")):
+                if getattr(self, name) != default:
+                    raise InputError(
+                        f"model.{name} is {getattr(self, name)!r}, but model.variant={PER_OBJECT} "
+                        "has no temporal memory to read; leave it out"
+                    )
         if self.num_heads < 1 or self.dims[2] % self.num_heads or self.dims[2] % 4:
             raise InputError(
                 f"model.dims[2] is {self.dims[2]}; it must be divisible by "
@@ -103,12 +117,25 @@ def build_model(config: ModelConfig) -> STMA:
     """A network with fresh weights (seed torch first for the same ones)."""
     backbone = build_backbone(config)
     value_dim = backbone.dim if config.value_dim is None else config.value_dim
-    model = STMA(
-        backbone=backbone,
-        value_encoder=ValueEncoder(value_dim, config.value_widths, config.value_depth),
-        object_features=ObjectFeatures(value_dim, backbone.dim),
-        association=Association(backbone.dim, config.key_dim, config.similarity),
-        decoder=Decoder(value_dim, backbone.dim, backbone.fine_dims, config.decoder_widths),
-    )
+
+    def build_decoder() -> Decoder:
+        return Decoder(value_dim, backbone.dim, backbone.fine_dims, config.decoder_widths)
+
+    model: STMA
+    if config.variant == PER_OBJECT:
+        model = PerObjectSTMA(backbone, build_decoder())
+    else:
+        streams = STREAMS[config.variant]()
+        has_objects = streams.reads_objects
+        model = STMA(
+            backbone=backbone,
+            value_encoder=ValueEncoder(value_dim, config.value_widths, config.value_depth),
+            object_features=(
+                ObjectFeatures(value_dim, backbone.dim) if has_objects else NoObjectFeatures()
+            ),
+            association=Association(backbone.dim, config.key_dim, config.similarity),
+            decoder=build_decoder(),
+            streams=streams,
+        )
     # Depthwise and pointwise convolutions of few channels are much faster so on every device.
     return model.to(memory_format=torch.channels_last)

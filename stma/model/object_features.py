@@ -111,3 +111,17 @@ class ObjectFeatures(nn.Module):
         rate = torch.clamp(1.0 / (self.num_updates + 1), min=1 - CENTER_MOMENTUM)
         self.center.lerp_(mean.to(self.center.dtype), rate.to(self.center.dtype))
         self.num_updates += 1
+
+
+class NoObjectFeatures(nn.Module):
+    """For the variants without ``F_o``: nothing is pooled, and there is nothing to train."""
+
+    def pool(self, values: Tensor, masks: Tensor) -> Tensor:
+        """Empty tokens ``(B, N, 0)`` for the memory's account of frames."""
+        return values.new_zeros(*values.shape[:2], 0)
+
+    def forget_observed(self) -> None:
+        """See :meth:`ObjectFeatures.forget_observed`."""
+
+    def update_center(self, over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
+        """See :meth:`ObjectFeatures.update_center`."""

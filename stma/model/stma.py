@@ -22,9 +22,8 @@ from stma.model.backbone import (
     tokens_to_map,
 )
 from stma.model.decoder import Decoder
-from stma.model.object_features import ObjectFeatures
-from stma.model.stml import encode_references, encode_test
-from stma.model.value_encoder import ValueEncoder
+from stma.model.object_features import NoObjectFeatures, ObjectFeatures
+from stma.model.variants import FullStreams, Prepared, Streams
 from stma.structures import ClipBatch, Prediction, at_least_fp32
 
 
@@ -47,7 +46,11 @@ class Segmentation:
 
 
 class STMA(nn.Module):
-    """Spatial-Temporal Multi-level Association, from built parts."""
+    """Spatial-Temporal Multi-level Association, from built parts.
+
+    Args:
+        streams: which tokens read which; the paper's full model by default.
+    """
 
     mean: Tensor
     std: Tensor
@@ -55,10 +58,11 @@ class STMA(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        value_encoder: ValueEncoder,
-        object_features: ObjectFeatures,
+        value_encoder: nn.Module,
+        object_features: ObjectFeatures | NoObjectFeatures,
         association: Association,
         decoder: Decoder,
+        streams: Streams | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -66,6 +70,7 @@ class STMA(nn.Module):
         self.object_features = object_features
         self.association = association
         self.decoder = decoder
+        self.streams = streams or FullStreams()
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
@@ -108,15 +113,21 @@ class STMA(nn.Module):
 
         With nothing in memory the test stream runs alone, which gives the first frame's key.
         """
-        blocks = self.backbone.last_stage
-        if memory.reference_cache is None and len(memory) > 0:
-            memory.reference_cache = encode_references(
-                blocks,
-                memory.spatial.references(),
-                self.object_features(memory.temporal.object_tokens, memory.valid_objects),
-                memory.valid_objects,
-            )
-        return self.backbone.norm(encode_test(blocks, frame.tokens, memory.reference_cache))
+        if memory.prepared is None and not memory.is_empty:
+            memory.prepared = self.prepare(memory)
+        tokens = self.streams.encode(self.backbone.last_stage, frame.tokens, memory.prepared)
+        return self.backbone.norm(tokens)
+
+    def prepare(self, memory: VideoMemory) -> Prepared:
+        """What every frame until the next memory update will read of references and objects."""
+        references = objects = None
+        if self.streams.reads_references:
+            references = memory.spatial.references()
+        if self.streams.reads_objects:
+            objects = self.object_features(memory.temporal.object_tokens, memory.valid_objects)
+        return self.streams.prepare(
+            self.backbone.last_stage, references, objects, memory.valid_objects
+        )
 
     def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
         """Eq. 1: ``M_t = decoder(P_mem(STML(F_t, F_r, F_o), memory), F_t^{1/8}, F_t^{1/4})``."""
@@ -149,8 +160,9 @@ class STMA(nn.Module):
             pinned: the frame first gave an object and is never to be forgotten.
         """
         values = self.value_encoder(images, masks)
-        memory.write(
-            frame.tokens,
+        if self.streams.reads_references:
+            memory.write_references(frame.tokens, pinned=pinned)
+        memory.write_values(
             self.association.key(features),
             map_to_tokens(values),
             self.object_features.pool(values, masks),
@@ -178,7 +190,8 @@ class STMA(nn.Module):
                 images_by_frame[t - 1], frames[t - 1], features, masks, memory, pinned=t == 1
             )
             # With one frame in memory there is one reference, not the same one twice.
-            memory.select_references(clip.references[:, t, : min(t, clip.references.shape[2])])
+            if self.streams.reads_references:
+                memory.select_references(clip.references[:, t, : min(t, clip.references.shape[2])])
             segmentation = self.segment(frames[t], memory)
             features = segmentation.features
             logits.append(segmentation.logits[..., :height, :width])

@@ -12,7 +12,7 @@ test-reference correlation     ``F_t``         ``[F_t ; F_r^1 .. F_r^m]``  4
 
 Information flows objects -> references -> test and never back, so the keys and values of the
 references do not depend on the test frame: `encode_references` computes them once per memory
-update and `encode_test` reads them. An ablation of Table 1 is another pair of these two functions.
+update and `encode_test` reads them. :mod:`stma.model.variants` has the ablations of Table 1.
 """
 
 from collections.abc import Sequence
@@ -31,20 +31,21 @@ ReferenceCache = list[KeyValue]
 def encode_references(
     blocks: Sequence[TransformerBlock],
     references: Tensor,
-    objects: Tensor,
+    objects: Tensor | None,
     valid_objects: Tensor | None = None,
 ) -> ReferenceCache:
     """Run the object and the reference streams and keep what the test stream will read.
 
     Args:
         references: ``(B, R, L, C)`` tokens of the reference frames as they enter the blocks.
-        objects: ``(B, N, C)`` object tokens as they enter the blocks.
+        objects: ``(B, N, C)`` object tokens as they enter the blocks; None leaves them out, and
+            references read themselves alone (Table 1, "w/o object").
         valid_objects: ``(B, N)`` bool; False hides a padded object from every stream.
     """
     num_references, num_tokens = references.shape[1:3]
     references = rearrange(references, "b r l c -> (b r) l c")
     object_mask = reference_mask = None
-    if valid_objects is not None:
+    if objects is not None and valid_objects is not None:
         object_mask = rearrange(valid_objects, "b n -> b 1 1 n")
         own_tokens = valid_objects.new_ones(valid_objects.shape[0], num_tokens)
         reference_mask = repeat(
@@ -55,7 +56,6 @@ def encode_references(
 
     cache: ReferenceCache = []
     for index, block in enumerate(blocks):
-        object_query, object_keys = block.project(objects)
         reference_query, reference_keys = block.project(references)
         cache.append(
             KeyValue(
@@ -67,7 +67,11 @@ def encode_references(
         )
         if index + 1 == len(blocks):
             break  # nothing reads the tokens that would leave the last block
+        if objects is None:
+            references = block.update(references, reference_query, reference_keys)
+            continue
         # Eq. 3 before Eq. 2: both read the object keys of this block's input.
+        object_query, object_keys = block.project(objects)
         shared_objects = KeyValue(
             *(repeat(x, "b nh n d -> (b r) nh n d", r=num_references) for x in object_keys)
         )
@@ -82,15 +86,25 @@ def encode_references(
 
 
 def encode_test(
-    blocks: Sequence[TransformerBlock], tokens: Tensor, references: ReferenceCache | None
+    blocks: Sequence[TransformerBlock],
+    tokens: Tensor,
+    others: ReferenceCache | None,
+    others_mask: Tensor | None = None,
 ) -> Tensor:
     """Run the test stream (Eq. 4): ``tokens (B, L, C)`` read themselves and all references.
 
-    Without references (the very first frame) the tokens read themselves alone.
+    Args:
+        others: keys and values of what is read beside the tokens; None (the very first frame) lets
+            them read themselves alone.
+        others_mask: ``(B, S)`` bool, False hides one of the others.
     """
+    mask = None
+    if others_mask is not None:
+        own = others_mask.new_ones(others_mask.shape[0], tokens.shape[1])
+        mask = rearrange(torch.cat([own, others_mask], dim=1), "b s -> b 1 1 s")
     for index, block in enumerate(blocks):
         query, keys = block.project(tokens)
-        if references is not None:
-            keys = KeyValue.concatenate(keys, references[index])
-        tokens = block.update(tokens, query, keys)
+        if others is not None:
+            keys = KeyValue.concatenate(keys, others[index])
+        tokens = block.update(tokens, query, keys, mask)
     return tokens

@@ -1,0 +1,108 @@
+"""Table 1, "w/o temporal memory": SimVOS's way, one pass of the network for each object.
+
+The mask of an object is embedded and added to the tokens of the reference frames; the test frame
+reads them in every block, and its own tokens, which then belong to that object, are decoded. There
+are no ID values, and so neither ID association nor object tokens (ours: ``F_o`` is pooled from ID
+values, Eq. 5).
+"""
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from stma.memory.video import VideoMemory
+from stma.model.aggregation import soft_aggregate
+from stma.model.association import Association
+from stma.model.backbone import (
+    STRIDE,
+    Backbone,
+    FrameEmbedding,
+    map_to_tokens,
+    tokens_to_map,
+)
+from stma.model.decoder import Decoder
+from stma.model.object_features import NoObjectFeatures
+from stma.model.stma import STMA, Segmentation
+from stma.model.variants import WithoutObjects
+from stma.structures import at_least_fp32
+
+
+class MaskEmbedding(nn.Module):
+    """An object's mask and the sum of the others', patch by patch, as wide as a token.
+
+    It stands where the full model has its value encoder; the frame itself is in the tokens.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(2, dim, kernel_size=STRIDE, stride=STRIDE)
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """``masks (B, N, H, W)`` to ``(B, N, C, h, w)``."""
+        others = masks.sum(dim=1, keepdim=True) - masks
+        pairs = torch.stack([masks, others], dim=2)
+        return self.project(pairs.flatten(0, 1)).unflatten(0, masks.shape[:2])
+
+
+class PerObjectSTMA(STMA):
+    """The network that runs each object on its own; its spatial memory holds tokens per object."""
+
+    def __init__(self, backbone: Backbone, decoder: Decoder) -> None:
+        super().__init__(
+            backbone=backbone,
+            value_encoder=MaskEmbedding(backbone.dim),
+            object_features=NoObjectFeatures(),
+            association=Association(backbone.dim),  # has no parameters, and is not called
+            decoder=decoder,
+            streams=WithoutObjects(),
+        )
+
+    def encode(self, frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
+        """The frame's own tokens: no key is needed, as there is no temporal memory."""
+        return frame.tokens
+
+    def prepare(self, memory: VideoMemory) -> list:  # type: ignore[override]
+        """Keys and values of the references, for every group of objects with the same ones."""
+        prepared = []
+        for objects in memory.spatial.object_groups():
+            references = memory.spatial.references(objects)  # (B, N', R, L, C)
+            flat = rearrange(references, "b n r l c -> (b n) r l c")
+            keys = self.streams.prepare(self.backbone.last_stage, flat, None, None)
+            prepared.append((references.shape[1], keys))
+        return prepared
+
+    def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
+        """One pass for each object, in a batch; then soft aggregation over all."""
+        if memory.prepared is None:
+            memory.prepared = self.prepare(memory)
+        logits = [self._logits(frame, count, keys) for count, keys in memory.prepared]
+        together = at_least_fp32(torch.cat(logits, dim=1))
+        return Segmentation(frame.tokens, soft_aggregate(together, memory.valid_objects))
+
+    def _logits(self, frame: FrameEmbedding, count: int, keys: object) -> Tensor:
+        """``(B, N', H, W)`` of a group of objects."""
+
+        def for_each(x: Tensor) -> Tensor:
+            return repeat(x, "b ... -> (b n) ...", n=count)
+
+        fine = None if frame.fine is None else (for_each(frame.fine[0]), for_each(frame.fine[1]))
+        copies = FrameEmbedding(for_each(frame.tokens), frame.grid, fine)
+        tokens = self.streams.encode(self.backbone.last_stage, copies.tokens, keys)  # type: ignore[arg-type]
+        features = self.backbone.norm(tokens)
+        maps = tokens_to_map(features, frame.grid)
+        logits = self.decoder(maps[:, None], maps, self.backbone.fine_features(copies, features))
+        return rearrange(logits, "(b n) 1 h w -> b n h w", n=count)
+
+    def memorize(
+        self,
+        images: Tensor,
+        frame: FrameEmbedding,
+        features: Tensor,
+        masks: Tensor,
+        memory: VideoMemory,
+        *,
+        pinned: bool,
+    ) -> None:
+        """Write a frame, once for each object with its mask, into the spatial memory."""
+        embedded = map_to_tokens(self.value_encoder(images, masks))
+        memory.write_references(frame.tokens[:, None] + embedded, pinned=pinned)

@@ -1,0 +1,163 @@
+"""The ablations of Table 1 that change which tokens read which.
+
+Each is a pair of calls on the same blocks: `prepare`, once per memory update, on what does not
+depend on the test frame, and `encode`, for every frame, on what `prepare` has left. The fifth row,
+without temporal memory, is another network: :mod:`stma.model.per_object`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from stma.model.attention import TransformerBlock
+from stma.model.stml import ReferenceCache, encode_references, encode_test
+
+Blocks = Sequence[TransformerBlock]
+
+
+@dataclass(frozen=True)
+class Others:
+    """Keys and values that the test frame reads beside its own.
+
+    Attributes:
+        keys: of every block, ``(B, heads, S, d)``.
+        mask: ``(B, S)`` bool, False where a batch pads; None where all are real.
+    """
+
+    keys: ReferenceCache
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class JointTokens:
+    """Tokens that go through the blocks together with the test frame's: ``(B, S, C)``."""
+
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+Prepared = Others | JointTokens
+
+
+class Streams(ABC):
+    """Which tokens read which.
+
+    Attributes:
+        reads_objects, reads_references: whether these take part at all.
+    """
+
+    reads_objects = True
+    reads_references = True
+
+    @abstractmethod
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Prepared:
+        """What the test frame will read.
+
+        Args:
+            references: ``(B, R, L, C)``; None where the variant does not read them.
+            objects: ``(B, N, C)``; None likewise.
+            valid_objects: ``(B, N)`` bool, False where a batch pads; None where all are real.
+        """
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        """The test frame's tokens ``(B, L, C)`` after all blocks; alone with None."""
+        if prepared is None:
+            return encode_test(blocks, tokens, None)
+        assert isinstance(prepared, Others)
+        return encode_test(blocks, tokens, prepared.keys, prepared.mask)
+
+
+class FullStreams(Streams):
+    """Eq. 2-4: objects -> references -> test."""
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Others:
+        assert references is not None
+        return Others(encode_references(blocks, references, objects, valid_objects))
+
+
+class WithoutObjects(FullStreams):
+    """References attend to themselves; the test frame as in Eq. 4."""
+
+    reads_objects = False
+
+
+class WithoutReferences(Streams):
+    """The test frame reads itself and the objects, which read one another (Eq. 2)."""
+
+    reads_references = False
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Others:
+        assert objects is not None
+        mask = None if valid_objects is None else rearrange(valid_objects, "b n -> b 1 1 n")
+        keys: ReferenceCache = []
+        for index, block in enumerate(blocks):
+            query, own = block.project(objects)
+            keys.append(own)
+            if index + 1 < len(blocks):
+                objects = block.update(objects, query, own, mask)
+        return Others(keys, valid_objects)
+
+
+class JointSelfAttention(Streams):
+    """One self-attention over ``[F_o ; F_r ; F_t]``, all to all: nothing can be prepared."""
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> JointTokens:
+        assert references is not None
+        assert objects is not None
+        tokens = torch.cat([objects, references.flatten(1, 2)], dim=1)
+        mask = None
+        if valid_objects is not None:
+            frames = valid_objects.new_ones(tokens.shape[0], tokens.shape[1] - objects.shape[1])
+            mask = torch.cat([valid_objects, frames], dim=1)
+        return JointTokens(tokens, mask)
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        if prepared is None:
+            return encode_test(blocks, tokens, None)
+        assert isinstance(prepared, JointTokens)
+        mask = None
+        if prepared.mask is not None:
+            own = prepared.mask.new_ones(tokens.shape[:2])
+            mask = rearrange(torch.cat([prepared.mask, own], dim=1), "b s -> b 1 1 s")
+        joint = torch.cat([prepared.tokens, tokens], dim=1)
+        for block in blocks:
+            joint = block.update(joint, *block.project(joint), mask)
+        return joint[:, -tokens.shape[1] :]
+
+
+PER_OBJECT = "no_temporal_memory"
+STREAMS: dict[str, type[Streams]] = {
+    "full": FullStreams,
+    "no_object": WithoutObjects,
+    "no_spatial_memory": WithoutReferences,
+    "joint": JointSelfAttention,
+}
+VARIANTS = (*STREAMS, PER_OBJECT)
