@@ -19,6 +19,7 @@ from stma.data.images import read_image
 from stma.inference.benchmarks import BenchmarkConfig
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
+from stma.model.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,8 +156,18 @@ def test_counting(monkeypatch, capsys) -> None:
     script(monkeypatch, "count.py", "convvit_t", "--objects", "1", "3")
     lines = capsys.readouterr().out.splitlines()
     one, three = (line.split() for line in lines[-2:])
-    assert one[::2][:2] == ["convvit_t", "1"]
-    assert float(three[7]) > float(one[7])  # a frame with three objects costs more
+    assert one[:2] == ["convvit_t", "full"]
+    assert (one[3], three[3]) == ("1", "3")
+    frame, recomputed = 8, 10  # columns
+    assert float(three[frame]) > float(one[frame])  # a frame with three objects costs more
+    assert float(one[recomputed]) > float(one[frame])
+    script(monkeypatch, "count.py", "convvit_t", "--variants", *VARIANTS, "--objects", "1")
+    costs = {
+        line.split()[1]: float(line.split()[frame])
+        for line in capsys.readouterr().out.splitlines()[3:]
+    }
+    assert set(costs) == set(VARIANTS)
+    assert costs["no_spatial_memory"] < costs["full"] < costs["joint"]
     with pytest.raises(SystemExit, match="there are convvit_b, convvit_s, convvit_t, vit_b"):
         script(monkeypatch, "count.py", "convvit_x")
 
