@@ -30,14 +30,18 @@ def main() -> None:
     config = SegmenterConfig(memory_interval=arguments.memory_interval)
 
     print(f"{'':32} {'J&F':>5} {'change':>7} {'J':>5} {'F':>5}")
-    trained = cosine = 0.0
+    trained = None
     for probe in probe_streams(model, clips, config):
         score = probe.score
-        if probe.name == "as trained":
-            trained, cosine = score.jf, probe.cosine
-        change = score.jf - trained
+        trained = trained or probe
+        change = score.jf - trained.score.jf
         print(f"{probe.name:32} {score.jf:5.1f} {change:+7.1f} {score.j:5.1f} {score.f:5.1f}")
-    print(f"\nmean cosine between the tokens of two objects of one frame: {cosine:.2f}")
+    assert trained is not None
+    if trained.shares is not None:
+        print("\nthe test stream's attention, by block: to itself, then to each reference")
+        for number, row in enumerate(trained.shares):
+            print(f"  block {number:2}: " + " ".join(f"{100 * share:5.1f} %" for share in row))
+    print(f"\nmean cosine between the tokens of two objects of one frame: {trained.cosine:.2f}")
 
 
 if __name__ == "__main__":

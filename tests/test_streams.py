@@ -1,19 +1,27 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from conftest import make_batch
+from conftest import TINY, make_batch, perturbed
 
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.data.video_folder import find_videos
 from stma.inference.benchmarks import EvalClip
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.inference.streams import (
-    objects_zeroed,
+    ObjectsForeign,
+    ObjectsFrozen,
+    ObjectsZeroed,
+    ReferencesRemoved,
+    Watched,
+    cut,
     pairwise_cosine,
     probe_streams,
-    references_removed,
 )
+from stma.model.factory import build_model
 from stma.model.stma import STMA
+from stma.model.variants import FullStreams
 from stma.pictures import save_clip
 
 
@@ -38,26 +46,56 @@ def second_frame(model: STMA) -> torch.Tensor:
 
 def test_cuts_change_the_result_and_leave_the_model_as_it_was(tiny_model: STMA) -> None:
     whole = second_frame(tiny_model)
-    with objects_zeroed(tiny_model):
-        no_objects = second_frame(tiny_model)
-    with references_removed(tiny_model):
-        no_references = second_frame(tiny_model)
-        with objects_zeroed(tiny_model):
-            neither = second_frame(tiny_model)
-    assert not torch.allclose(whole, no_objects, atol=1e-9)
-    assert not torch.allclose(whole, no_references, atol=1e-9)
-    assert not torch.allclose(no_objects, no_references, atol=1e-9)
-    assert torch.equal(no_references, neither)  # objects reach the test frame by references alone
+    streams = tiny_model.streams
+    found = {}
+    others = torch.randn(1, 2, TINY.dims[2], dtype=torch.float64)
+    for change in (ObjectsZeroed, ObjectsForeign, ReferencesRemoved):
+        arguments = [others] if change is ObjectsForeign else []
+        with cut(tiny_model, change(streams, *arguments)):
+            found[change] = second_frame(tiny_model)
+        assert tiny_model.streams is streams
+        assert not torch.allclose(whole, found[change], atol=1e-9)
+    with cut(tiny_model, ObjectsZeroed(ReferencesRemoved(streams))):
+        neither = second_frame(tiny_model)
+    # Objects reach the test frame by references alone.
+    assert torch.equal(found[ReferencesRemoved], neither)
     assert torch.equal(whole, second_frame(tiny_model))
+    with cut(tiny_model, Watched(streams)):
+        assert torch.equal(whole, second_frame(tiny_model))
 
 
-def test_every_probe_gives_scores_and_a_cosine(tiny_model: STMA, videos) -> None:
-    found = {probe.name: probe for probe in probe_streams(tiny_model, videos, SegmenterConfig())}
+def test_objects_as_first_seen_stay_so_and_new_ones_join() -> None:
+    frozen = ObjectsFrozen(FullStreams())
+    first = frozen.objects(torch.tensor([[[1.0], [2.0]]]))
+    later = frozen.objects(torch.tensor([[[9.0], [8.0], [7.0]]]))
+    assert first.flatten().tolist() == [1, 2]
+    assert later.flatten().tolist() == [1, 2, 7]
+    assert frozen.objects(torch.zeros(1, 3, 1)).flatten().tolist() == [1, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("variant", "cuts", "groups"),
+    [
+        ("full", 6, 3),
+        ("no_object", 3, 3),
+        ("no_spatial_memory", 4, 2),
+        ("joint", 6, 4),
+        ("no_temporal_memory", 3, None),
+    ],
+)
+def test_every_variant_is_probed_for_what_it_has(videos, variant, cuts, groups) -> None:
+    torch.manual_seed(0)
+    model = perturbed(build_model(dataclasses.replace(TINY, variant=variant))).eval()
+    config = SegmenterConfig(memory_interval=2)
+    found = {probe.name: probe for probe in probe_streams(model, videos, config)}
     assert next(iter(found)) == "as trained"
-    assert len(found) == 5
+    assert len(found) == 1 + cuts
     assert all(0 <= probe.score.jf <= 100 for probe in found.values())
-    assert -1 <= found["as trained"].cosine < 1
-    assert np.isnan(found["references removed"].cosine)  # no object token is made at all
+    trained = found["as trained"]
+    assert np.isnan(trained.cosine) == (not model.streams.reads_objects)
+    if groups is not None:
+        assert trained.shares.shape == (3, groups)
+        assert trained.shares.sum(axis=1) == pytest.approx(1)
 
 
 def test_cosine_by_hand() -> None:

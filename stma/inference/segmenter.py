@@ -143,13 +143,7 @@ class Segmenter:
         self, frame: np.ndarray, given: Tensor | None, new_ids: list[int], *, last: bool
     ) -> Tensor:
         """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects."""
-        image = torch.from_numpy(np.array(frame)).to(self.device)  # a frame may be read-only
-        image = image.permute(2, 0, 1).to(self.dtype) / 255
-        size = network_size(
-            frame.shape[0], frame.shape[1], self.config.short_side, self.config.scale
-        )
-        image = pad_to_stride(self.model.normalize(_resize(image, size)[None]))
-        image = image.contiguous(memory_format=torch.channels_last)
+        image, size = self.network_input(frame)
         embedding = self.model.embed(image)
         if self.ids:
             segmentation = self.model.segment(embedding, self.memory)
@@ -174,6 +168,17 @@ class Segmenter:
             pinned = bool(new_ids)
             self.model.memorize(image, embedding, features, masks, self.memory, pinned=pinned)
         return probabilities
+
+    def network_input(self, frame: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """What the network sees of a frame ``(H, W, 3)``: normalised, scaled and padded
+        ``(1, 3, H', W')``, and its height and width without the padding."""
+        image = torch.from_numpy(np.array(frame)).to(self.device)  # a frame may be read-only
+        image = image.permute(2, 0, 1).to(self.dtype) / 255
+        size = network_size(
+            frame.shape[0], frame.shape[1], self.config.short_side, self.config.scale
+        )
+        image = pad_to_stride(self.model.normalize(_resize(image, size)[None]))
+        return image.contiguous(memory_format=torch.channels_last), size
 
 
 def check_step(

@@ -1,13 +1,15 @@
-"""What each stream carries: the same network, with one stream cut at inference.
+"""What each stream carries: the same weights, with one stream cut at inference.
 
 A good score alone does not show that STML works, since the temporal memory can do all the work.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,11 +20,9 @@ from stma.inference.benchmarks import EvalClip, only_new_objects
 from stma.inference.scoring import ClipScorer, ObjectScore, Score, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
-from stma.model.backbone import FrameEmbedding
+from stma.model.attention_shares import attention_shares
 from stma.model.stma import STMA
-from stma.model.stml import encode_test
-
-NEVER = 10**9
+from stma.model.variants import Blocks, JointTokens, Prepared, Streams
 
 
 @dataclass(frozen=True)
@@ -31,55 +31,214 @@ class Probe:
 
     Attributes:
         name: what was cut.
-        score: J, F and J&F, means over the objects of all videos.
+        score: J, F and J&F, means over the objects of all clips.
         cosine: mean cosine between ``F_o`` of two objects of one frame; NaN without such pairs.
+        shares: of the test stream's attention, ``(blocks, 1 + R)``: to itself, then to each
+            reference from the oldest on, over the frames with the usual number of references (in
+            variants that read object tokens directly, these first); None where not looked at.
     """
 
     name: str
     score: Score
     cosine: float
+    shares: np.ndarray | None = None
+
+
+class Cut(Streams):
+    """The streams of a model, with something changed on the way in."""
+
+    def __init__(self, inner: Streams) -> None:
+        self.inner = inner
+        self.reads_objects = inner.reads_objects
+        self.reads_references = inner.reads_references
+
+    def objects(self, objects: Tensor) -> Tensor:
+        """``F_o (B, N, C)`` as it enters the blocks."""
+        return objects
+
+    def references(self, references: Tensor) -> Tensor:
+        """``(B, R, L, C)`` as they enter the blocks."""
+        return references
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Prepared:
+        references = None if references is None else self.references(references)
+        objects = None if objects is None else self.objects(objects)
+        return self.inner.prepare(blocks, references, objects, valid_objects)
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        return self.inner.encode(blocks, tokens, prepared)
+
+
+class ObjectsZeroed(Cut):
+    """Every object token is zero."""
+
+    def objects(self, objects: Tensor) -> Tensor:
+        return torch.zeros_like(objects)
+
+
+class ObjectsForeign(Cut):
+    """The objects are those of another clip.
+
+    (To swap them among themselves changes nothing: the streams read them as a set.)
+
+    Args:
+        tokens: ``(1, N', C)`` of the others.
+    """
+
+    def __init__(self, inner: Streams, tokens: Tensor) -> None:
+        super().__init__(inner)
+        self._tokens = tokens
+
+    def objects(self, objects: Tensor) -> Tensor:
+        return self._tokens
+
+
+class ObjectsFrozen(Cut):
+    """Every object keeps the token of the frame that first gave it."""
+
+    def __init__(self, inner: Streams) -> None:
+        super().__init__(inner)
+        self._first: Tensor | None = None
+
+    def objects(self, objects: Tensor) -> Tensor:
+        if self._first is None:
+            self._first = objects
+        known = self._first.shape[1]
+        self._first = torch.cat([self._first, objects[:, known:]], dim=1)
+        return self._first
+
+
+class ReferencesRemoved(Cut):
+    """The test frame reads itself alone; the objects then reach nothing either."""
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        return self.inner.encode(blocks, tokens, None)
+
+
+class ReferencesForeign(Cut):
+    """Every reference is a frame of another clip.
+
+    Args:
+        tokens: ``(1, L, C)`` of that frame, at this clip's size.
+    """
+
+    def __init__(self, inner: Streams, tokens: Tensor) -> None:
+        super().__init__(inner)
+        self._tokens = tokens
+
+    def references(self, references: Tensor) -> Tensor:
+        return self._tokens[:, None].expand_as(references)
+
+
+class Watched(Cut):
+    """Nothing is changed; where the attention of every frame goes is noted."""
+
+    def __init__(self, inner: Streams) -> None:
+        super().__init__(inner)
+        self._segments: list[int] = []
+        self.shares: list[Tensor] = []
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Prepared:
+        prepared = super().prepare(blocks, references, objects, valid_objects)
+        self._segments = [] if references is None else [references.shape[2]] * references.shape[1]
+        if objects is not None and (references is None or isinstance(prepared, JointTokens)):
+            self._segments = [objects.shape[1], *self._segments]
+        return prepared
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        if prepared is not None:
+            self.shares.append(attention_shares(blocks, tokens, prepared, self._segments).cpu())
+        return super().encode(blocks, tokens, prepared)
+
+
+class FrozenTemporal(VideoMemory):
+    """A memory whose temporal part takes the frames that first give an object, and no others."""
+
+    def write_values(self, keys: Tensor, values: Tensor, pooled: Tensor, *, pinned: bool) -> None:
+        if pinned:
+            super().write_values(keys, values, pooled, pinned=pinned)
 
 
 def probe_streams(
     model: STMA, clips: Sequence[EvalClip], config: SegmenterConfig
 ) -> Iterator[Probe]:
-    """Segment fully annotated clips as trained, then with one stream cut at a time."""
-    frozen = replace(config, memory_interval=NEVER)
-    yield _probe("as trained", model, clips, config)
-    with objects_zeroed(model):
-        yield _probe("objects zeroed", model, clips, config)
-    with references_removed(model):
-        yield _probe("references removed", model, clips, config)
-    with objects_zeroed(model), references_removed(model):
-        yield _probe("neither (temporal memory alone)", model, clips, config)
-    yield _probe("memory never updated", model, clips, frozen)
+    """Segment fully annotated clips as trained, then with one stream cut at a time.
+
+    Cuts of what a variant does not have are left out, and so are another clip's references where
+    there is one clip.
+    """
+    watched = Watched(model.streams)
+    plain = _probe("as trained", model, clips, config, lambda inner, clip: watched)
+    shares = _mean_shares(watched.shares)
+    yield Probe(plain.name, plain.score, plain.cosine, shares)
+
+    def next_to(clip: EvalClip) -> EvalClip:
+        return clips[(list(clips).index(clip) + 1) % len(clips)]
+
+    def foreign_references(inner: Streams, clip: EvalClip) -> Cut:
+        return ReferencesForeign(inner, frame_tokens(model, config, next_to(clip), like=clip))
+
+    def foreign_objects(inner: Streams, clip: EvalClip) -> Cut:
+        return ObjectsForeign(inner, object_tokens(model, config, next_to(clip)))
+
+    cuts: list[tuple[str, Callable[[Streams, EvalClip], Cut]]] = []
+    if model.streams.reads_objects:
+        cuts += [
+            ("objects zeroed", lambda inner, clip: ObjectsZeroed(inner)),
+            ("objects as first seen", lambda inner, clip: ObjectsFrozen(inner)),
+        ]
+        if len(clips) > 1:
+            cuts.append(("another clip's objects", foreign_objects))
+    if model.streams.reads_references:
+        cuts.append(("references removed", lambda inner, clip: ReferencesRemoved(inner)))
+        if len(clips) > 1:
+            cuts.append(("another clip's references", foreign_references))
+    for name, cut in cuts:
+        yield _probe(name, model, clips, config, cut)
+    yield _probe("temporal memory never updated", model, clips, config, frozen=True)
 
 
 @contextmanager
-def objects_zeroed(model: STMA) -> Iterator[None]:
-    """``F_o`` is zero as it enters STML."""
-    handle = model.object_features.register_forward_hook(
-        lambda module, inputs, output: torch.zeros_like(output)
-    )
+def cut(model: STMA, streams: Streams) -> Iterator[None]:
+    """The model runs with other streams meanwhile."""
+    original, model.streams = model.streams, streams
     try:
         yield
     finally:
-        handle.remove()
+        model.streams = original
 
 
-@contextmanager
-def references_removed(model: STMA) -> Iterator[None]:
-    """Test frames attend to themselves alone; the objects then reach nothing either."""
+def frame_tokens(model: STMA, config: SegmenterConfig, clip: EvalClip, like: EvalClip) -> Tensor:
+    """Tokens ``(1, L, C)`` of a clip's first frame, at the size of another clip's frames."""
+    height, width = read_image(like.frames[0]).shape[:2]
+    frame = cv2.resize(read_image(clip.frames[0]), (width, height), interpolation=cv2.INTER_AREA)
+    with torch.inference_mode():
+        image, _ = Segmenter(model, config).network_input(frame)
+        return model.embed(image).tokens
 
-    def encode(frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
-        tokens = encode_test(model.backbone.last_stage, frame.tokens, None)
-        return model.backbone.norm(tokens)
 
-    model.encode = encode  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del model.encode
+def object_tokens(model: STMA, config: SegmenterConfig, clip: EvalClip) -> Tensor:
+    """``F_o (1, N, C)`` of a clip's first objects."""
+    segmenter = Segmenter(model, config)
+    for path in clip.frames:
+        truth, _ = clip.read_mask(path.stem)
+        if truth.any():
+            segmenter.step(read_image(path), truth)
+            break
+    with torch.inference_mode():
+        return model.object_features(segmenter.memory.temporal.object_tokens)
 
 
 def pairwise_cosine(tokens: Tensor) -> list[float]:
@@ -90,23 +249,38 @@ def pairwise_cosine(tokens: Tensor) -> list[float]:
     ]
 
 
-def _probe(name: str, model: STMA, clips: Sequence[EvalClip], config: SegmenterConfig) -> Probe:
+def _probe(
+    name: str,
+    model: STMA,
+    clips: Sequence[EvalClip],
+    config: SegmenterConfig,
+    change: Callable[[Streams, EvalClip], Streams] = lambda inner, clip: inner,
+    *,
+    frozen: bool = False,
+) -> Probe:
     cosines: list[float] = []
     # The output of `object_features` is F_o as it enters the first block: (1, N, C).
     handle = model.object_features.register_forward_hook(
         lambda module, inputs, output: cosines.extend(pairwise_cosine(output[0]))
     )
+    scores: list[ObjectScore] = []
     try:
-        scores = [score for clip in clips for score in _score(model, clip, config)]
+        for clip in clips:
+            with cut(model, change(model.streams, clip)):
+                scores += _score(model, clip, config, frozen=frozen)
     finally:
         handle.remove()
     cosine = float(np.mean(cosines)) if cosines else float("nan")
     return Probe(name, summarize(scores)[-1], cosine)
 
 
-def _score(model: STMA, clip: EvalClip, config: SegmenterConfig) -> list[ObjectScore]:
+def _score(
+    model: STMA, clip: EvalClip, config: SegmenterConfig, *, frozen: bool
+) -> list[ObjectScore]:
     """Segment a clip and score it, without a file in between."""
     segmenter = Segmenter(model, config)
+    if frozen:
+        segmenter.memory = FrozenTemporal(segmenter.memory.spatial, segmenter.memory.temporal)
     scorer = ClipScorer(clip)
     for index, path in enumerate(clip.frames):
         truth, _ = clip.read_mask(path.stem)
@@ -114,3 +288,11 @@ def _score(model: STMA, clip: EvalClip, config: SegmenterConfig) -> list[ObjectS
         if index in scorer.indices:
             scorer.feed(index, result.mask, truth)
     return scorer.conclude()
+
+
+def _mean_shares(shares: Sequence[Tensor]) -> np.ndarray | None:
+    """Over the frames that read the usual number of groups."""
+    if not shares:
+        return None
+    usual, _ = Counter(each.shape[1] for each in shares).most_common(1)[0]
+    return torch.stack([each for each in shares if each.shape[1] == usual]).mean(dim=0).numpy()

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from stma.model.attention import TransformerBlock
+from stma.model.attention_shares import attention_shares
+from stma.model.variants import FullStreams, JointSelfAttention, Others, WithoutReferences
+
+
+@pytest.fixture
+def blocks() -> list[TransformerBlock]:
+    torch.manual_seed(0)
+    return [TransformerBlock(8, num_heads=2) for _ in range(2)]
+
+
+def test_uniform_attention_by_hand(blocks) -> None:
+    """With queries of zero every key gets the same: 4 own, 2 references of 4, so a third each."""
+    for block in blocks:
+        torch.nn.init.zeros_(block.attn.qkv.weight)
+    prepared = FullStreams().prepare(blocks, torch.randn(3, 2, 4, 8), torch.randn(3, 5, 8), None)
+    shares = attention_shares(blocks, torch.randn(3, 4, 8), prepared, [4, 4])
+    assert shares.shape == (2, 3)
+    torch.testing.assert_close(shares, torch.full((2, 3), 1 / 3))
+    assert attention_shares(blocks, torch.randn(3, 4, 8), None, []).tolist() == [[1], [1]]
+
+
+def test_padded_objects_get_nothing(blocks) -> None:
+    valid = torch.tensor([[True, False]])
+    prepared = WithoutReferences().prepare(blocks, None, torch.randn(1, 2, 8), valid)
+    shares = attention_shares(blocks, torch.randn(1, 4, 8), prepared, [1, 1])
+    assert shares[:, 2].tolist() == [0, 0]
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(2))
+
+
+def test_a_key_like_the_query_draws_attention(blocks) -> None:
+    tokens = torch.randn(1, 4, 8)
+    prepared = FullStreams().prepare(blocks, torch.randn(1, 1, 4, 8), None, None)
+    query, _ = blocks[0].project(tokens)
+    keys = prepared.keys[0]._replace(key=100 * query)
+    drawn = Others([keys, prepared.keys[1]])
+    assert attention_shares(blocks, tokens, drawn, [4])[0, 1] > 0.9
+
+
+def test_in_joint_attention_the_frame_comes_first(blocks) -> None:
+    """The tokens that leave are those of the variant itself: the second block sees the same."""
+    references, objects, tokens = (
+        torch.randn(1, 2, 4, 8),
+        torch.randn(1, 3, 8),
+        torch.randn(1, 4, 8),
+    )
+    prepared = JointSelfAttention().prepare(blocks, references, objects, None)
+    shares = attention_shares(blocks, tokens, prepared, [3, 4, 4])
+    assert shares.shape == (2, 4)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(2))
+    flipped = JointSelfAttention().prepare(blocks, references.flip(1), objects, None)
+    other = attention_shares(blocks, tokens, flipped, [3, 4, 4])
+    torch.testing.assert_close(shares[:, [0, 1, 3, 2]], other)
