@@ -20,7 +20,7 @@ from stma.data.images import read_image
 from stma.data.video_folder import find_videos
 from stma.device import device_name, peak_gigabytes, resolve_device
 from stma.errors import input_errors_end_the_program
-from stma.inference.benchmarks import EvalClip
+from stma.inference.benchmarks import EvalClip, only_new_objects
 from stma.inference.running import run_clip
 from stma.inference.scoring import score_clips
 from stma.inference.segmenter import Segmenter
@@ -47,6 +47,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     clips = [EvalClip(video) for video in find_videos(arguments.root, names=arguments.clips)]
+    if arguments.what == "scoring" and arguments.results is None:
+        parser.error("scoring needs --results")
+    if arguments.what != "scoring" and arguments.weights is None:
+        parser.error(f"{arguments.what} needs --weights")
     if arguments.what == "scoring":
         bench_scoring(clips, arguments.results, arguments.processes, arguments.rounds)
         return
@@ -62,9 +66,12 @@ def main() -> None:
 
 def bench_overlap(clip: EvalClip, model: STMA, device: torch.device, rounds: int) -> None:
     images = [read_image(path) for path in clip.frames]
-    masks = [clip.read_given(path.stem)[0] for path in clip.frames]
-    first = next(mask for mask in masks if mask is not None)
-    given = [None if mask is None or i else first for i, mask in enumerate(masks)]
+    given: list[np.ndarray | None] = []
+    known: list[int] = []
+    for path in clip.frames:
+        mask = clip.read_given(path.stem)[0] if path.stem in clip.video.masks else None
+        given.append(None if mask is None else only_new_objects(mask, known))
+        known += [] if mask is None else np.unique(mask).tolist()
     ratios = []
     for _ in range(rounds):
         segmenter = Segmenter(model)
@@ -128,7 +135,7 @@ def bench_long(
     window = max(1, frames // WINDOWS)
     for number in count(1):
         # Back and forth, so that nothing jumps.
-        position = (number - 1) % (2 * len(images) - 2)
+        position = (number - 1) % max(1, 2 * len(images) - 2)
         image = images[min(position, 2 * len(images) - 2 - position)]
         start, start_cpu = time.perf_counter(), time.process_time()
         segmenter.step(image, mask if number == 1 else None)

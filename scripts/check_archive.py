@@ -29,9 +29,13 @@ def main() -> None:
         raise InputError(f"no benchmark {arguments.benchmark}; there are {', '.join(known)}")
     chosen = [f"benchmark={arguments.benchmark}", "method=copy", *arguments.overrides]
     config = parse_config(EvalConfig, load_config(CONFIGS, "eval", chosen))
-    clips, faults = list_clips(config.benchmark, config.root, config.split)
-    if faults:
-        raise InputError("the benchmark's own files are at fault: " + "; ".join(faults.values()))
+    listing = list_clips(config.benchmark, config.root, config.split)
+    clips = listing.clips
+    if listing.faults:
+        faults = "; ".join(listing.faults.values())
+        raise InputError(f"the benchmark's own files are at fault: {faults}")
+    for note in listing.notes:
+        print(note)
     problems = check_archive(arguments.archive, clips, os.cpu_count() or 1)
     for problem in problems:
         print(problem)

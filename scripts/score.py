@@ -75,7 +75,10 @@ def compare_with_official(truth: Path, results: Path, scores: list[ObjectScore])
         clips = dict.fromkeys(score.clip for score in scores)
         (root / "ImageSets" / "2017" / "val.txt").write_text("\n".join(clips))
         official = DAVISEvaluation(str(root), "semi-supervised", "val", codalab=True)
-        theirs = official.evaluate(str(results))
+        try:
+            theirs = official.evaluate(str(results))
+        except SystemExit as error:  # which it calls with status 0, having printed why
+            raise InputError("DAVIS's evaluator refuses these masks; see above") from error
     own = {(s.clip, s.object_id): s for s in scores}
     print(f"\n{len(own)} objects of {len(clips)} clips, official against ours, in [0, 1]:")
     for letter in ("J", "F"):

@@ -62,9 +62,16 @@ def holding(folder: Path) -> Iterator[None]:
                 f"output: {folder} is in use by a live run ({file.read().strip() or 'starting'}); "
                 "wait for it, end it, or choose another output"
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        except OSError as error:
+            raise InputError(
+                f"output: {folder} cannot be locked ({error}); choose one on another disk"
+            ) from error
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as error:
+            raise InputError(f"output: {folder} cannot be written to ({error})") from error
         yield
 
 

@@ -1,6 +1,9 @@
 """Work on files, spread over processes."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +21,13 @@ def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         yield lambda function, *items, chunksize=1: map(function, *items)
         return
     context = process_context("stma.data.checking")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         yield pool.map
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    one_thread()
 
 
 def process_context(preload: str) -> Any:
@@ -34,6 +42,19 @@ def process_context(preload: str) -> Any:
     if "forkserver" in methods:
         context.set_forkserver_preload([preload])
     return context
+
+
+def end_with_parent() -> None:
+    """A worker does not outlive the process that started it, however that ends: it would go on
+    writing, and hold the memory of a GPU."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def one_thread(worker: int = 0) -> None:

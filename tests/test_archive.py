@@ -22,7 +22,7 @@ def clips(request, tmp_path) -> list:
         (tmp_path / "masks" / name).mkdir(parents=True)
         for number in range(5):
             save_mask(tmp_path / "masks" / name / f"{number:05d}.png", BOX)
-    return list_clips(BenchmarkConfig(archive=request.param), tmp_path)[0]
+    return list_clips(BenchmarkConfig(archive=request.param), tmp_path).clips
 
 
 def repacked(path: Path, change) -> Path:

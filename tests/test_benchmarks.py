@@ -1,5 +1,4 @@
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,13 @@ from conftest import box, write_clip
 from stma.compose import benchmark_names, load_config
 from stma.config import parse_config
 from stma.errors import InputError
-from stma.inference.benchmarks import BenchmarkConfig, EvalClip, list_clips, only_new_objects
+from stma.inference.benchmarks import (
+    BenchmarkConfig,
+    EvalClip,
+    FrameRange,
+    list_clips,
+    only_new_objects,
+)
 from stma.inference.config import EvalConfig
 from stma.pictures import save_mask, save_picture
 
@@ -18,8 +23,9 @@ BOX = box(10, 10, 12, 12)
 
 
 def one(rules: BenchmarkConfig, root: Path) -> EvalClip:
-    (clip,), faults = list_clips(rules, root)
-    assert not faults
+    listing = list_clips(rules, root)
+    assert not listing.faults
+    (clip,) = listing.clips
     return clip
 
 
@@ -104,19 +110,29 @@ def test_frames_of_the_metadata_are_wanted_and_none_after_is_segmented(tmp_path)
 
 def test_ranges_of_the_metadata(tmp_path) -> None:
     write_clip(tmp_path, "a", {0: BOX})
-    meta(tmp_path / "meta.json", {"1": {"frame_range": {"start": "0", "end": "3"}}})
+    meta(
+        tmp_path / "meta.json",
+        {"1": {"frame_range": {"start": "0", "end": "3", "frame_nums": "4"}}},
+    )
     clip = one(BenchmarkConfig(meta="meta.json"), tmp_path)
-    assert clip.ranges == {1: (0, 3)}
+    assert clip.ranges == {1: FrameRange(0, 3, 4)}
     assert len(clip.output_stems) == 5
     for broken in ("{}", "[", '{"videos": {"a": {}}}', '{"videos": 3}'):
         (tmp_path / "meta.json").write_text(broken)
         with pytest.raises(InputError, match=r"meta\.json: not the metadata"):
             list_clips(BenchmarkConfig(meta="meta.json"), tmp_path)
+    for broken in ({"1": {"frame_range": {"start": None}}}, {"x": {"frame_range": {}}}, {"1": 3}):
+        meta(tmp_path / "meta.json", broken)
+        with pytest.raises(InputError, match=r"meta\.json: a: objects are not described"):
+            list_clips(BenchmarkConfig(meta="meta.json"), tmp_path)
+    meta(tmp_path / "meta.json", {"7": {"frames": ["00000"]}})
+    with pytest.raises(InputError, match="lists the objects 7, which no mask gives"):
+        list_clips(BenchmarkConfig(meta="meta.json"), tmp_path)
     with pytest.raises(InputError, match=r"other\.json: no such file.*LVOS"):
         list_clips(BenchmarkConfig(meta="other.json"), tmp_path)
 
 
-def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path, caplog) -> None:
+def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path) -> None:
     for name in ("gap", "good", "no_objects", "rgb", "size", "soft", "unlisted"):
         write_clip(tmp_path, name, {0: BOX})
     annotations = tmp_path / "Annotations"
@@ -128,10 +144,10 @@ def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path, caplog) -> No
     save_mask(annotations / "soft/00000.png", soft)
     (annotations / "unlisted/00000.png").unlink()
     (annotations / "unlisted").rmdir()
-    with caplog.at_level(logging.WARNING):
-        clips, faults = list_clips(BenchmarkConfig(frame_step=1), tmp_path)
-    assert [clip.name for clip in clips] == ["good"]
-    assert "left out, for want of masks: unlisted" in caplog.text
+    listing = list_clips(BenchmarkConfig(frame_step=1), tmp_path)
+    faults = listing.faults
+    assert [clip.name for clip in listing.clips] == ["good"]
+    assert "1 clips left out for want of masks: unlisted" in listing.notes[0]
     for name, message in (
         ("gap", r"JPEGImages/gap/00002.png: the frame is missing"),
         ("no_objects", "no_objects/00000.png: holds no object"),
@@ -142,21 +158,63 @@ def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path, caplog) -> No
         assert message in faults[name]
     (tmp_path / "ImageSets").mkdir()
     (tmp_path / "ImageSets/val.txt").write_text("good\nunlisted\nnowhere\n")
-    clips, faults = list_clips(BenchmarkConfig(), tmp_path, "val")
-    assert [clip.name for clip in clips] == ["good"]
-    assert "no such folder" in faults["unlisted"]
-    assert "no such folder" in faults["nowhere"]
+    listing = list_clips(BenchmarkConfig(), tmp_path, "val")
+    assert [clip.name for clip in listing.clips] == ["good"]
+    assert "no such folder" in listing.faults["unlisted"]
+    assert "no such folder" in listing.faults["nowhere"]
     with pytest.raises(InputError, match=r"no clip can be used; .*00000\.png: holds no object"):
         list_clips(BenchmarkConfig(), tmp_path, None, ["no_objects"])
     with pytest.raises(InputError, match="zebra: not in folder at"):
         list_clips(BenchmarkConfig(), tmp_path, None, ["zebra"])
 
 
-def test_a_wrong_number_of_clips_is_told(tmp_path, caplog) -> None:
+def test_a_wrong_number_of_clips_is_told(tmp_path) -> None:
     write_clip(tmp_path, "a", {0: BOX})
-    with caplog.at_level(logging.WARNING):
-        list_clips(BenchmarkConfig(published="mose:valid"), tmp_path)
-    assert "1 clips or images, but mose:valid was published with 311" in caplog.text
+    (note,) = list_clips(BenchmarkConfig(published="davis2017:val"), tmp_path).notes
+    assert "1 clips or images, but davis2017:val was published with 30" in note
+
+
+def test_a_missing_mask_of_a_benchmark_with_scores_is_a_fault(tmp_path) -> None:
+    """Else the mean of the other clips would stand beside the paper's."""
+    for name in ("a", "b", "c"):
+        write_clip(tmp_path, name, dict.fromkeys(range(5), BOX))
+    (tmp_path / "Annotations/b/00003.png").unlink()
+    for number in range(2, 5):
+        for kind in ("JPEGImages", "Annotations"):
+            (tmp_path / kind / f"c/{number:05d}.png").unlink()
+    listing = list_clips(BenchmarkConfig(scored=True), tmp_path)
+    assert [clip.name for clip in listing.clips] == ["a"]
+    assert "1 frames have no mask, the first is" in listing.faults["b"]
+    assert "b/00003.png" in listing.faults["b"]
+    assert "c: fewer than 3 frames" in listing.faults["c"]
+    assert {clip.name for clip in list_clips(BenchmarkConfig(), tmp_path).clips} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("frames", "counted"),
+    [
+        (FrameRange(1, 21, 5), [6, 11, 16]),  # `end` is the last of 1, 6, 11, 16, 21
+        (FrameRange(1, 26, 5), [6, 11, 16]),  # `end` is the one after
+        (FrameRange(6, 11, 2), []),
+    ],
+)
+def test_the_frames_that_lvos_scores(frames: FrameRange, counted: list[int]) -> None:
+    """By its evaluator's loop, here written out."""
+    assert frames.counted(5) == counted
+    scored = [-1] * (frames.frame_nums - 2)
+    place = 0
+    for number in range(frames.start, frames.end, 5):
+        if place == 0 or place == frames.frame_nums - 1:
+            place += 1
+            continue
+        scored[place - 1] = number
+        place += 1
+    assert scored == counted
+
+
+def test_ranges_that_do_not_agree_with_their_number_of_frames() -> None:
+    with pytest.raises(InputError, match=r"frames 1 to 21 in steps of 5, and frame_nums 9"):
+        FrameRange(1, 21, 9).counted(5)
 
 
 def test_a_changed_file_changes_the_fingerprint(tmp_path) -> None:

@@ -135,13 +135,12 @@ def test_the_result_of_another_run_is_refused_or_removed(root, weights, tmp_path
     assert masks_below(output) == kept
     stma = {"method": "stma", "weights": str(weights)}
     evaluate(config(root, output, overwrite=True, **stma))
-    weights.write_bytes(weights.read_bytes() + b"")
     evaluate(config(root, output, **stma))
     changed = SegmenterConfig(memory_interval=2)
     with pytest.raises(InputError, match=r"segmenter\.memory_interval was 5, is 2"):
         evaluate(config(root, output, segmenter=changed, **stma))
     (output / "run.json").unlink()
-    with pytest.raises(InputError, match="of something else"):
+    with pytest.raises(InputError, match=r"no run\.json that says of what"):
         evaluate(config(root, output))
     with pytest.raises(InputError, match=r"output: .*cannot be written to"):
         evaluate(config(root, output / "results.md"))
@@ -168,8 +167,8 @@ def test_an_archive_is_made_of_all_clips_and_checked(root, tmp_path) -> None:
     rules = BenchmarkConfig(name="mine", archive="Annotations")
     result = evaluate(config(root, tmp_path / "out", benchmark=rules))
     assert result.archive == tmp_path / "out" / "mine.zip"
-    assert result.archive_problems == []
-    assert check_archive(result.archive, list_clips(rules, root)[0]) == []
+    assert result.ok
+    assert check_archive(result.archive, list_clips(rules, root).clips) == []
     first = result.archive.read_bytes()
     assert evaluate(config(root, tmp_path / "new", benchmark=rules)).archive.read_bytes() == first
     some = config(root, tmp_path / "out", benchmark=rules, clips=["full"])
@@ -189,6 +188,95 @@ def test_measuring_speed_writes_nothing(root, weights, tmp_path) -> None:
     assert result.method == f"ours ({tmp_path.name}/weights, 2 views)"
     assert not (tmp_path / "out").exists()
     assert "FPS" in result.text()
+
+
+def test_overwriting_removes_what_is_ours_alone(root, tmp_path) -> None:
+    output = tmp_path / "out"
+    (output / "videos").mkdir(parents=True)
+    (output / "videos" / "holiday.mp4").touch()
+    with pytest.raises(InputError, match=r"holds videos, and no run\.json"):
+        evaluate(config(root, output, overwrite=True))
+    assert (output / "videos" / "holiday.mp4").exists()
+    for folder in (root, root.parent):
+        with pytest.raises(InputError, match="holds the data"):
+            evaluate(config(root, folder, overwrite=True))
+    assert (root / "JPEGImages").is_dir()
+
+
+def test_a_clip_whose_files_change_meanwhile_is_a_fault(root, tmp_path, monkeypatch) -> None:
+    run = spreading.run_clip
+
+    def touched(clip, *arguments):
+        outcome = run(clip, *arguments)
+        if clip.name == "full":
+            os.utime(clip.frames[0], (1, 1))
+        return outcome
+
+    monkeypatch.setattr(spreading, "run_clip", touched)
+    rules = BenchmarkConfig(name="mine", archive="")
+    result = evaluate(config(root, tmp_path / "out", benchmark=rules))
+    assert "its files have changed since" in result.faults["full"]
+    assert result.archive is None
+
+
+def test_an_unscored_object_of_a_scored_clip_is_told(root, tmp_path) -> None:
+    for number in range(5):
+        mask = BOX if number == 4 else 0 * BOX
+        save_mask(root / f"Annotations/full/{number:05d}.png", mask)
+    result = evaluate(config(root, tmp_path / "out", clips=["full"]))
+    assert "no object to score" in result.faults["full"]
+
+
+def test_the_log_says_what_was_evaluated(root, tmp_path) -> None:
+    write_clip(root, "empty", {0: 0 * BOX})
+    rules = BenchmarkConfig(name="mine", frames="every 5th frame", published="davis2017:val")
+    evaluate(config(root, tmp_path / "out", benchmark=rules))
+    text = (tmp_path / "out" / "eval.log").read_text()
+    assert "mine, every 5th frame, 2 clips: copying the first mask" in text
+    assert "3 clips or images, but davis2017:val was published with 30" in text
+    assert "empty: " in text
+    assert json.loads((tmp_path / "out/results.json").read_text())["frames"] == "every 5th frame"
+
+
+def test_damaged_records_are_no_records(root, tmp_path) -> None:
+    settings = config(root, tmp_path / "out")
+    first = evaluate(settings)
+    for name, content in (("full", ""), ("late", '{"run": {}, "of": 1, "fingerprint": 2}')):
+        (tmp_path / f"out/clips/{name}.json").write_text(content)
+    (tmp_path / "out/masks/full/.DS_Store").touch()
+    assert len(evaluate(settings).runs) == len(first.runs) == 2
+    (tmp_path / "out/run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        evaluate(settings)
+    assert evaluate(config(root, tmp_path / "out", overwrite=True)).ok
+
+
+@pytest.mark.parametrize("name", ["full.json", "mine.zip", "results.json", "report.html"])
+def test_a_full_disk_costs_what_could_not_be_written_and_no_more(
+    root, tmp_path, monkeypatch, name
+) -> None:
+    """Wherever it fills up: a clip's record, the archive, the results, the page."""
+    rename = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if Path(target).name == name:
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    rules = BenchmarkConfig(name="mine", archive="")
+    settings = config(root, tmp_path / "out", benchmark=rules, report=True)
+    result = evaluate(settings)
+    assert not result.ok
+    assert "No space left on device" in result.text()
+    if name != "full.json":
+        assert result.mean() is not None
+        assert len(result.runs) == 2
+    monkeypatch.undo()
+    again = evaluate(settings)
+    assert again.ok
+    assert again.archive is not None
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.slow
@@ -221,6 +309,8 @@ def test_settings_that_make_no_sense(root, tmp_path, monkeypatch) -> None:
         ({"workers": 0}, "workers is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"augment": AugmentConfig(flip=True)}, "augment: the method copy has no views"),
+        ({"method": "stma", "weights": "w", "augment": AugmentConfig([9.0])}, "scale is 9"),
+        ({"fps_only": True, "workers": 2}, "fps_only: processes slow one another"),
     ):
         with pytest.raises(InputError, match=message):
             config(root, tmp_path, **settings)

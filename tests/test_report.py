@@ -10,6 +10,7 @@ from conftest import box, write_clip
 from PIL import Image
 
 from stma.errors import InputError
+from stma.inference import report
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
 from stma.inference.report import PLOT_HEIGHT, PLOT_WIDTH, Result, plot
@@ -77,6 +78,28 @@ def test_two_results_side_by_side(root) -> None:
     assert "difference" in [each.get("value") for each in page.all("option")]
 
 
+def test_a_clip_that_cannot_be_drawn_costs_no_other_and_no_score(root) -> None:
+    run(root, "one", clips=["slow", "still"])
+    (root / "one/masks/slow/00002.png").write_bytes(b"")  # of the other result
+    result = run(root, "two", clips=["slow", "still"], compare=str(root / "one"))
+    assert result.ok
+    text = (root / "two" / "report.html").read_text()
+    assert "not shown: copying the first mask in" in text
+    assert "00002.png: cannot be read" in text
+    assert len(Elements(text).all("img")) == 2 * (2 * 5 + 2) + 5 + 1 + 1  # with the dialog's own
+
+
+def test_every_clip_has_its_scores_though_the_worst_alone_are_drawn(root, monkeypatch) -> None:
+    monkeypatch.setattr(report, "MAX_CLIPS", 1)
+    run(root, "out")
+    text = (root / "out" / "report.html").read_text()
+    page = Elements(text)
+    assert len(page.all("details")) == 4
+    assert len(page.all("polyline")) == 3 * 2
+    assert len(page.all("img")) == 5 * 2 + 2 + 1
+    assert "pictures of 1 of 4 clips" in text
+
+
 def test_what_cannot_be_compared_is_refused_before_anything_runs(root) -> None:
     with pytest.raises(InputError, match=r"nowhere: not the whole output of an evaluation"):
         run(root, "out", compare=str(root / "nowhere"))
@@ -85,7 +108,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(root) -> None:
         run(root, "one", compare=str(root / "one"))
     summary = json.loads((root / "one" / "results.json").read_text())
     (root / "one" / "results.json").write_text(json.dumps(summary | {"benchmark": "mose_val"}))
-    with pytest.raises(InputError, match="is a result on mose_val, not on folder"):
+    with pytest.raises(InputError, match="is a result on mose_val, split None; this is folder"):
         run(root, "out", compare=str(root / "one"))
     assert not (root / "out").exists()
     assert Result.load(root / "one").title == "copying the first mask"

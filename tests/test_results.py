@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -7,7 +8,7 @@ from stma.inference.results import Evaluation, Speed, write_results
 from stma.inference.running import ClipRun
 from stma.inference.scoring import Measure, ObjectScore
 
-RUNS = [ClipRun("a", [0.1, 0.1, 0.3], 1.0, 3), ClipRun("b", [0.5], 2.0, 1)]
+RUNS = [ClipRun("a", [0.1, 0.1, 0.3], 1.0, "CPU"), ClipRun("b", [0.5], 2.0, "CPU")]
 
 
 def score(clip: str, object_id: int, j: list[float], f: list[float]) -> ObjectScore:
@@ -23,18 +24,21 @@ def evaluation(**changes) -> Evaluation:
         "runs": RUNS,
         "scores": [score("a", 1, [0.8, 0.9], [0.6, 0.7]), score("b", 2, [0.1], [0.2])],
         "faults": {},
-        "speed": Speed.of(RUNS, "CPU"),
+        "speed": Speed.of(RUNS),
     }
     return Evaluation(**{**settings, **changes})
 
 
 def test_speed_by_hand() -> None:
-    speed = Speed.of(RUNS, "CPU")
+    speed = Speed.of(RUNS, processes=2)
     assert speed.frames == 4
     assert speed.fps == 4.0
     assert round(speed.median_ms, 6) == 200
     assert round(speed.p90_ms, 6) == 440  # 0.3 of the way from 0.3 to 0.5 s is 0.44
     assert speed.peak_gigabytes == 2
+    assert str(speed).endswith("CPU, 2 processes at once")
+    mixed = Speed.of([RUNS[0], replace(RUNS[1], device="H100")])
+    assert mixed.device == "CPU and H100"
 
 
 def test_the_papers_and_the_peers_rows_stand_beside_ours() -> None:
@@ -60,10 +64,10 @@ def test_the_text_says_what_went_wrong(tmp_path) -> None:
     bad = evaluation(
         faults={"c": "c/00002.jpg: cannot be read"},
         archive=tmp_path / "x.zip",
-        archive_problems=["c: the clip is missing"],
+        problems=["c: the clip is missing"],
     )
     assert not bad.ok
-    for part in ("1 clip failed", "- c: c/00002.jpg", "NOT as the server wants it", "c: the clip"):
+    for part in ("1 clip failed", "- c: c/00002.jpg", "archive for the server", "- c: the clip"):
         assert part in bad.text()
     empty = evaluation(scores=[], runs=[], speed=None)
     assert "FPS (" not in empty.text()

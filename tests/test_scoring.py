@@ -4,7 +4,8 @@ from conftest import box, write_clip
 from vos_benchmark.benchmark import benchmark
 from vos_benchmark.evaluator import Evaluator
 
-from stma.inference.benchmarks import BenchmarkConfig, EvalClip, list_clips
+from stma.errors import InputError
+from stma.inference.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
 from stma.inference.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
 from stma.pictures import save_mask
 
@@ -13,8 +14,8 @@ DAVIS = BenchmarkConfig(objects="first_mask", void=255)
 
 def clip_of(root, name: str, truth: list[np.ndarray], rules=DAVIS, **attributes) -> EvalClip:
     write_clip(root, name, dict(enumerate(truth)), frames=len(truth))
-    clips, _ = list_clips(rules, root, names=[name])
-    return EvalClip(clips[0].video, rules, **attributes)
+    (clip,) = list_clips(rules, root, names=[name]).clips
+    return EvalClip(clip.video, rules, **attributes)
 
 
 def write_results(root, name: str, masks: list[np.ndarray]) -> None:
@@ -105,6 +106,13 @@ def test_davis_counts_all_ids_up_to_the_largest_of_the_first_frame(tmp_path) -> 
     assert scored(gone, [wide(20)] * 4)[1].f.mean == 0
 
 
+def test_an_id_above_those_of_the_first_mask_is_refused(tmp_path) -> None:
+    """As by DAVIS's evaluator: it would score another numbering."""
+    clip = clip_of(tmp_path, "a", [wide(20)] * 4)
+    with pytest.raises(InputError, match="a, frame 00001: the result holds the ID 2"):
+        scored(clip, [wide(20, 2)] * 4)
+
+
 def test_objects_that_enter_later_count_from_the_frame_after(tmp_path) -> None:
     late = wide(20) + box(30, 30, 8, 8, 2)
     clip = clip_of(tmp_path, "a", [wide(20), wide(20), late, late, late, late], BenchmarkConfig())
@@ -121,11 +129,15 @@ def test_objects_that_enter_later_count_from_the_frame_after(tmp_path) -> None:
 def test_stated_ranges_count_without_their_ends(tmp_path) -> None:
     """As LVOS has it; an object that leaves for good is not scored after its last frame."""
     truth = [wide(20)] * 4 + [wide(0)] * 3
-    clip = clip_of(tmp_path, "a", truth, BenchmarkConfig(), ranges={1: (0, 4), 2: (5, 6)})
+    ranges = {1: FrameRange(0, 4, 5), 2: FrameRange(5, 6, 2)}
+    clip = clip_of(tmp_path, "a", truth, BenchmarkConfig(), ranges=ranges)
     scores = scored(clip, [wide(20)] * 7)
     assert scores[1].stems == ["00001", "00002", "00003"]
     assert scores[1].j.mean == 100
     assert set(scores) == {1}
+    beyond = clip_of(tmp_path, "b", truth, BenchmarkConfig(), ranges={1: FrameRange(0, 9, 10)})
+    with pytest.raises(InputError, match="object 1 is to be scored in frame 6"):
+        ClipScorer(beyond)
 
 
 def test_several_processes_give_the_same_scores(tmp_path) -> None:

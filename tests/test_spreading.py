@@ -1,5 +1,10 @@
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +24,7 @@ CPU = torch.device("cpu")
 def clips(tmp_path):
     for name, frames in (("a", 3), ("b", 9), ("c", 4), ("d", 5)):
         write_clip(tmp_path, name, {0: box(10, 10, 12, 12)}, frames=frames)
-    return list_clips(BenchmarkConfig(), tmp_path)[0]
+    return list_clips(BenchmarkConfig(), tmp_path).clips
 
 
 def config(tmp_path, **settings) -> EvalConfig:
@@ -44,7 +49,7 @@ def test_what_goes_wrong_is_told_and_costs_no_other_clip(clips, tmp_path, monkey
     (tmp_path / "JPEGImages/c/00001.png").write_bytes(b"")
     settings = config(tmp_path)
     worker = ClipWorker(settings, CPU)
-    outcomes = dict(run_clips(settings, clips, tmp_path / "masks", worker, Processes()))
+    outcomes = dict(run_clips(settings, clips, tmp_path / "masks", CPU, worker, Processes()))
     by_name = {clip.name: outcome for clip, outcome in outcomes.items()}
     assert isinstance(by_name["a"], ClipRun)
     assert isinstance(by_name["d"], ClipRun)
@@ -55,16 +60,75 @@ def test_what_goes_wrong_is_told_and_costs_no_other_clip(clips, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_told(clips, tmp_path, monkeypatch) -> None:
+def test_a_clip_that_kills_its_process_is_named_and_the_others_are_done(
+    clips, tmp_path, monkeypatch
+) -> None:
     settings = config(tmp_path, workers=2)
-    worker = ClipWorker(settings, CPU)
-    monkeypatch.setattr(spreading, "_run_in_worker", _kill_process)
-    outcomes = dict(run_clips(settings, clips, tmp_path / "masks", worker, Processes()))
-    assert len(outcomes) == 4
-    assert all(isinstance(outcome, Failure) for outcome in outcomes.values())
-    assert all("killed (too little memory" in each.message for each in outcomes.values())
+    monkeypatch.setattr(spreading, "_run_in_worker", _killed_by_b)
+    outcomes = dict(run_clips(settings, clips, tmp_path / "masks", CPU, None, Processes()))
+    by_name = {clip.name: outcome for clip, outcome in outcomes.items()}
+    assert by_name.keys() == {"a", "b", "c", "d"}
+    assert isinstance(by_name.pop("b"), Failure)
+    assert all(isinstance(outcome, ClipRun) for outcome in by_name.values())
 
 
-def _kill_process(clip, output) -> None:
+def _killed_by_b(clip, output):
     """In a worker, as the system does when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
+    if clip.name == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ClipWorker(EvalConfig("", "", method="copy"), CPU).run(clip, output)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(clips, tmp_path) -> None:
+    """However it ends; they would go on writing to an output that nobody holds."""
+    program = (
+        "import os, time, multiprocessing\n"
+        "from stma.workers import worker_map\n"
+        "if __name__ == '__main__':\n"
+        "    with worker_map(2) as spread:\n"
+        "        list(spread(print, [1, 2]))\n"
+        "        print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True
+    )
+    lines = [process.stdout.readline().split() for _ in range(3)]
+    workers = [int(pid) for pid in max(lines, key=len)]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            break
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_weights_that_fail_in_a_worker_are_told_with_its_clips(
+    clips, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(spreading, "_worker", Failure("CUDA out of memory"))
+    assert spreading._run_in_worker(clips[0], None) == Failure("CUDA out of memory")
+
+
+def test_any_card_is_taken_when_none_is_named(weights, monkeypatch) -> None:
+    """`cuda` without a number has no index, which set_device refuses."""
+    chosen = []
+    monkeypatch.setattr(spreading, "load_model", lambda path, device: device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    settings = EvalConfig("", "", weights=str(weights))
+    ClipWorker(settings, torch.device("cuda"))
+    ClipWorker(settings, torch.device("cuda", 3))
+    assert chosen == [3]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(spreading, "_worker", None)
+    started = multiprocessing.get_context("spawn").Value("i", 0)
+    for _ in range(3):
+        spreading._start_worker(settings, torch.device("cuda"), started)
+    assert chosen == [3, 0, 1, 0]
+    settings.device = "cuda:5"
+    spreading._start_worker(settings, torch.device("cuda", 5), started)
+    assert chosen[-1] == 5

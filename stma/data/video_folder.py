@@ -284,7 +284,7 @@ def _stem(name: str) -> str:
 
 
 def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> list[str]:
-    """Sorted names of the folder's images; what else lies there is a warning."""
+    """Names of the folder's images in order; what else lies there is a warning."""
     found = []
     for name in sorted(os.listdir(folder)):
         if is_hidden(name):
@@ -296,6 +296,8 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> li
             problems.append(
                 Problem(folder / name, f"a stray file; here belong {expected}", error=False)
             )
+    if all(_stem(name).isdigit() for name in found):
+        found.sort(key=lambda name: int(_stem(name)))  # 2 before 10, however they are written
     problems += [
         Problem(folder / name, f"a second file of this frame, {following}")
         for name, following in pairwise(found)

@@ -101,11 +101,13 @@ def check_archive(path: Path, clips: Sequence[EvalClip], processes: int = 1) -> 
             problems.append(f"{each.folder}: missing: {shown}{more}")
         if found[name]:
             present.append((each, sorted(found[name])))
-    with worker_map(max(1, min(processes, len(present)))) as spread:
-        checked = spread(_check_clip, [path] * len(present), *zip(*present, strict=True))
-        for faults in checked if present else ():
-            problems += faults
-    return problems
+    processes = max(1, min(processes, len(present)))
+    # A few batches a process: each opens the archive anew.
+    batches = [present[start :: 4 * processes] for start in range(4 * processes)]
+    with worker_map(processes) as spread:
+        results = spread(_check_clips, [path] * len(batches), batches)
+        checked = {name: faults for result in results for name, faults in result}
+    return problems + [fault for name in found for fault in checked.get(name, ())]
 
 
 def _expected(clip: EvalClip, prefix: str) -> Expected:
@@ -124,7 +126,7 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise InputError(f"{path}: not a whole zip ({error})") from error
 
 
@@ -142,20 +144,34 @@ def _shortened(problems: list[str], what: str, limit: int = 20) -> list[str]:
     return [*problems[:limit], f"and {len(problems) - limit} more {what}"]
 
 
-def _check_clip(path: Path, expected: Expected, stems: list[str]) -> list[str]:
-    problems = []
+def _check_clips(
+    path: Path, batch: Sequence[tuple[Expected, list[str]]]
+) -> list[tuple[str, list[str]]]:
+    """What is wrong with the masks of some clips, by clip."""
+    checked = []
     with zipfile.ZipFile(path) as archive:
-        for stem in stems:
-            name = f"{expected.folder}/{stem}.png"
-            if fault := _check_mask(archive, name, expected):
-                problems.append(f"{name}: {fault}")
-    return _shortened(problems, f"masks of {expected.clip} with faults", limit=5)
+        for expected, stems in batch:
+            problems = []
+            for stem in stems:
+                name = f"{expected.folder}/{stem}.png"
+                if fault := _check_mask(archive, name, expected):
+                    problems.append(f"{name}: {fault}")
+            what = f"masks of {expected.clip} with faults"
+            checked.append((expected.clip, _shortened(problems, what, limit=5)))
+    return checked
 
 
 def _check_mask(archive: zipfile.ZipFile, name: str, expected: Expected) -> str | None:
     try:
         data = archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
         return f"cannot be unpacked ({error})"
     if not data.startswith(PNG):
         return "not a PNG"

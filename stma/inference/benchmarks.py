@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import logging
 import os
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,6 @@ from stma.data.video_folder import (
 )
 from stma.errors import InputError
 
-log = logging.getLogger(__name__)
-
 MASK_VALUES = ("index", "binary")
 OBJECTS = ("any_frame", "first_mask")
 
@@ -54,6 +52,7 @@ class BenchmarkConfig:
             masks bring new ones.
         frame_step: distance of the numbers in the names of neighbouring frames; null if any.
         frames: which frames of the videos these are, in words, for the results.
+        scored: every frame of every clip has a mask to score with; one without is a fault.
         archive: where the clips' folders lie in the archive for the server, ``""`` for its root;
             null where no server takes one.
         published: ``dataset:split``, to compare the number of clips with.
@@ -68,6 +67,7 @@ class BenchmarkConfig:
     objects: str = "any_frame"
     frame_step: int | None = None
     frames: str = "all frames"
+    scored: bool = False
     archive: str | None = None
     published: str | None = None
 
@@ -89,19 +89,19 @@ class EvalClip:
         video: its files.
         rules: of the benchmark.
         wanted: stems of the frames whose masks are asked for; None for all.
-        ranges: numbers of the first and last frame of each object, where the benchmark states them.
+        ranges: in which frames each object is, where the benchmark states them.
     """
 
     video: VideoFolder
     rules: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     wanted: frozenset[str] | None = None
-    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
+    ranges: dict[int, "FrameRange"] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.video.name
 
-    @property
+    @cached_property
     def frames(self) -> list[Path]:
         """Those that have to be segmented: none after the last one wanted."""
         frames = self.video.frames
@@ -110,7 +110,7 @@ class EvalClip:
         last = max(i for i, path in enumerate(frames) if path.stem in self.wanted)
         return frames[: last + 1]
 
-    @property
+    @cached_property
     def output_stems(self) -> list[str]:
         """Of the masks that the benchmark asks for."""
         stems = [path.stem for path in self.frames]
@@ -118,8 +118,8 @@ class EvalClip:
 
     @property
     def can_be_scored(self) -> bool:
-        """Every frame has a mask, and some are left without the first and the last."""
-        return self.video.fully_annotated and len(self.video) > 2
+        """Every frame has a mask and a result, and some are left without the first and last."""
+        return self.video.fully_annotated and len(self.video) > 2 and self.wanted is None
 
     def read_mask(self, stem: str) -> tuple[np.ndarray, bytes | None]:
         """The mask of a frame as the benchmark means it, and its palette.
@@ -139,13 +139,13 @@ class EvalClip:
         """The mask of a frame where a method may see it; see :func:`only_new_objects`.
 
         Raises:
-            InputError: it cannot be read, holds no object where it is there to give some, or is no
-                mask of IDs.
+            InputError: it cannot be read, is the first and holds no object, or is no mask of IDs.
         """
         if not self._may_give(stem):
             return None, None
         mask, palette = self.read_mask(stem)
-        if not mask.any() and not self.video.fully_annotated:
+        objects_may_come = self.video.fully_annotated and self.rules.objects == "any_frame"
+        if not mask.any() and stem == self._first_mask and not objects_may_come:
             raise InputError(
                 f"{self.video.masks[stem]}: holds no object; delete it, or draw the objects that "
                 "enter at its frame"
@@ -156,8 +156,12 @@ class EvalClip:
 
     def _may_give(self, stem: str) -> bool:
         if self.rules.objects == "first_mask":
-            return stem == self.video.frame(int(self.video.annotated[0])).stem
+            return stem == self._first_mask
         return stem in self.video.masks
+
+    @cached_property
+    def _first_mask(self) -> str:
+        return next(iter(self.video.masks))
 
     def given_ids(self) -> list[int]:
         """All that a result may hold.
@@ -176,9 +180,18 @@ class EvalClip:
         """Look at the given masks before anything runs; of a full annotation, at the first.
 
         Raises:
-            InputError: one cannot be used.
+            InputError: one cannot be used, or is missing where the benchmark is scored.
         """
         masks = self.video.masks
+        if self.rules.scored:
+            bare = [path for path in self.video.frames if path.stem not in masks]
+            if bare or len(self.video) < 3:
+                what = (
+                    f"{len(bare)} frames have no mask, the first is {bare[0]}"
+                    if bare
+                    else (f"{self.video.image_folder}: fewer than 3 frames")
+                )
+                raise InputError(f"{what}; {self.rules.name} is scored on every clip as a whole")
         for stem in list(masks)[:1] if self.video.fully_annotated else masks:
             mask, _ = self.read_given(stem)
             if mask is None:
@@ -197,6 +210,30 @@ class EvalClip:
             state = path.stat()
             digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+
+class FrameRange(NamedTuple):
+    """LVOS's account of an object: numbers in the names of frames, and how many these are."""
+
+    start: int
+    end: int
+    frame_nums: int
+
+    def counted(self, step: int) -> list[int]:
+        """Numbers of the frames that LVOS's evaluator scores: `range(start, end, step)` without
+        the first, and without the one at the place ``frame_nums - 1``.
+
+        Raises:
+            InputError: these are not ``frame_nums - 2`` frames, which it divides by.
+        """
+        numbers = list(range(self.start, self.end, step))
+        counted = [n for i, n in enumerate(numbers) if i not in (0, self.frame_nums - 1)]
+        if len(counted) != max(0, self.frame_nums - 2):
+            raise InputError(
+                f"the metadata gives frames {self.start} to {self.end} in steps of {step}, and "
+                f"frame_nums {self.frame_nums}, which do not agree"
+            )
+        return counted
 
 
 def only_new_objects(mask: np.ndarray, known: list[int]) -> np.ndarray | None:
@@ -218,13 +255,28 @@ def given_mask(
     return only_new_objects(fit_mask(mask, frame, clip.video.masks[stem]), known)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a benchmark holds.
+
+    Attributes:
+        clips: that can be used.
+        faults: what is wrong with the others, by name.
+        notes: what a user should know of the whole.
+    """
+
+    clips: list[EvalClip]
+    faults: dict[str, str]
+    notes: list[str]
+
+
 def list_clips(
     rules: BenchmarkConfig,
     root: str | Path,
     split: str | None = None,
     names: list[str] | None = None,
-) -> tuple[list[EvalClip], dict[str, str]]:
-    """The clips of a benchmark, and what is wrong with those that cannot be used, by name.
+) -> Listing:
+    """The clips of a benchmark.
 
     Args:
         split: a list in ``ImageSets``; None takes what the metadata or the masks' folder holds.
@@ -237,10 +289,12 @@ def list_clips(
     image_root, mask_root = video_folders(root, rules.images, rules.masks)
     meta = None if rules.meta is None else _read_meta(root / rules.meta)
     listed = video_names(root, mask_root, split) if meta is None else sorted(meta)
+    notes = []
     if split is None and (bare := sorted(set(subfolders(image_root)) - set(listed))):
-        log.warning("%s: left out, for want of masks: %s", root, ", ".join(bare))
+        why = "masks" if meta is None else f"an entry in {rules.meta}"
+        notes.append(f"{root}: {len(bare)} clips left out for want of {why}: {', '.join(bare)}")
     if rules.published is not None and (message := count_message(rules.published, len(listed))):
-        log.warning("%s: %s", root, message)
+        notes.append(f"{root}: {message}")
     if names is not None:
         listed = select_names(listed, names, f"{rules.name} at {root}")
     clips: list[EvalClip] = []
@@ -255,7 +309,7 @@ def list_clips(
     if not clips:
         first = next(iter(faults.values()), "it lists none")
         raise InputError(f"{root}: no clip can be used; {first}")
-    return clips, faults
+    return Listing(clips, faults, notes)
 
 
 def _list_clip(
@@ -271,17 +325,30 @@ def _list_clip(
     clip = EvalClip(video, rules)
     if objects is None:
         return clip
-    frames = {stem for each in objects.values() for stem in each.get("frames", ())}
-    ranges = {
-        int(i): (int(each["frame_range"]["start"]), int(each["frame_range"]["end"]))
-        for i, each in objects.items()
-        if "frame_range" in each
-    }
+    try:
+        frames = {stem for each in objects.values() for stem in each.get("frames", ())}
+        ranges = {
+            int(i): FrameRange(*(int(each["frame_range"][key]) for key in FrameRange._fields))
+            for i, each in objects.items()
+            if "frame_range" in each
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{rules.meta}: {images.name}: objects are not described as in YouTube-VOS (frames) or "
+            f"LVOS (frame_range) ({error!r})"
+        ) from error
     if missing := sorted(frames - {path.stem for path in video.frames}):
         raise InputError(
             f"{images}: {len(missing)} frames are missing that the metadata lists: "
             f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
         )
+    if not video.fully_annotated:
+        given = clip.given_ids()
+        if never := sorted({int(i) for i in objects} - set(given)):
+            raise InputError(
+                f"{masks}: {rules.meta} lists the objects {', '.join(map(str, never))}, which no "
+                "mask gives"
+            )
     return replace(clip, wanted=frozenset(frames) or None, ranges=ranges)
 
 

@@ -1,6 +1,6 @@
 """What to evaluate, with what, and where the results go."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stma.errors import InputError
 from stma.inference.augmentation import AugmentConfig
@@ -61,6 +61,10 @@ class EvalConfig:
             raise InputError("weights: give a .safetensors file of train.py (or method=copy)")
         if self.method != "stma" and not self.augment.is_plain:
             raise InputError(f"augment: the method {self.method} has no views to average")
+        for scale in self.augment.scales:
+            replace(self.segmenter, scale=self.segmenter.scale * scale)  # refuses what it cannot do
+        if self.fps_only and self.workers > 1:
+            raise InputError("fps_only: processes slow one another; leave workers at 1")
         for key in ("workers", "threads"):
             value = getattr(self, key)
             if value is not None and value < 1:

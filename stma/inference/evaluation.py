@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import torch
 from tqdm import tqdm
 
 from stma.data.images import read_image, read_mask
-from stma.device import device_name
 from stma.distributed import Processes, join_processes
 from stma.errors import InputError
 from stma.inference.archive import check_archive, write_archive
-from stma.inference.benchmarks import EvalClip, identity, list_clips
+from stma.inference.benchmarks import EvalClip, Listing, identity, list_clips
 from stma.inference.config import EvalConfig
 from stma.inference.report import Result, spaced, write_report
 from stma.inference.results import FRAME_SCORES, RESULTS, Evaluation, Speed, write_results
 from stma.inference.running import ClipRun
 from stma.inference.scoring import score_clips
 from stma.inference.spreading import ClipWorker, Failure, run_clips
+from stma.model.weights import load_model
 from stma.outputs import holding, prepare_output, replacing
 from stma.pictures import contact_sheet, draw_overlay, save_picture, write_video
 from stma.provenance import versions
@@ -51,32 +51,33 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
         InputError: something that all clips need is wrong; the message names it.
     """
     with join_processes(config.device, backend="gloo") as (processes, device):
-        if processes.world_size > 1 and config.workers > 1:
-            raise InputError("workers: torchrun starts the processes already; leave workers at 1")
-        clips, faults = list_clips(config.benchmark, config.root, config.split, config.clips)
-        for name, fault in faults.items():
-            log.error("%s: %s", name, fault)
+        if processes.world_size > 1 and (config.workers > 1 or config.fps_only):
+            raise InputError("under torchrun leave workers at 1, and fps_only=false")
+        listing = list_clips(config.benchmark, config.root, config.split, config.clips)
         if config.compare is not None:
             _check_comparable(config)
-        worker = ClipWorker(config, device)
+        worker = None
+        if config.workers == 1:
+            worker = ClipWorker(config, device)
+        elif config.method == "stma":
+            load_model(config.weights or "")  # told now, not by every worker
         if config.fps_only:
-            return _measure(config, clips, worker, processes, faults)
-        # One process writes to the folder but for the masks; the others wait until it is ready.
+            return _measure(config, listing, device, worker, processes)
         output = Path(config.output)
-        hold: AbstractContextManager = holding(output) if processes.is_main else nullcontext()
-        with hold:
-            if processes.is_main:
-                _prepare(config, output)
-            processes.wait()
-            done = {clip.name: run for clip in clips if (run := _done(output, clip)) is not None}
+        with ExitStack() as stack:
+            _begin(config, listing, output, processes, stack)
+            ours = _digest((output / RUN).read_bytes())
+            done = [clip for clip in listing.clips if _done(output, clip, ours) is not None]
             processes.wait()
             if done:
-                log.info("done already: %d of %d clips", len(done), len(clips))
-            todo = [clip for clip in clips if clip.name not in done]
-            faults |= _segment(config, todo, output, worker, processes)
+                log.info("done already: %d of %d clips", len(done), len(listing.clips))
+            todo = [clip for clip in listing.clips if clip not in done]
+            faults = listing.faults | _segment(
+                config, todo, output, ours, device, worker, processes
+            )
             if not processes.is_main:
                 return None
-            return _conclude(config, clips, output, faults, worker.device)
+            return _conclude(config, listing.clips, output, ours, faults)
 
 
 def _check_comparable(config: EvalConfig) -> None:
@@ -84,57 +85,99 @@ def _check_comparable(config: EvalConfig) -> None:
     other = Result.load(Path(config.compare))
     if Path(config.compare).resolve() == Path(config.output).resolve():
         raise InputError(f"compare: {config.compare} is the output of this evaluation itself")
-    if other.summary["benchmark"] != config.benchmark.name:
+    theirs = other.summary["benchmark"], other.summary["config"]["split"]
+    if theirs != (config.benchmark.name, config.split):
         raise InputError(
-            f"compare: {config.compare} is a result on {other.summary['benchmark']}, not on "
-            f"{config.benchmark.name}"
+            f"compare: {config.compare} is a result on {theirs[0]}, split {theirs[1]}; this is "
+            f"{config.benchmark.name}, split {config.split}"
         )
+
+
+def _begin(
+    config: EvalConfig, listing: Listing, output: Path, processes: Processes, stack: ExitStack
+) -> None:
+    """The first process takes the output; where it cannot, all of them stop."""
+    error = None
+    if processes.is_main:
+        try:
+            stack.enter_context(holding(output))
+            _prepare(config, output)
+            _log_start(config, listing)
+        except InputError as raised:
+            error = raised
+    failed = processes.gather(str(error) if error else None)[0]
+    if failed is not None:
+        raise error if error is not None else SystemExit(1)
+
+
+def _log_start(config: EvalConfig, listing: Listing) -> None:
+    rules = config.benchmark
+    log.info("%s, %s, %d clips: %s", rules.name, rules.frames, len(listing.clips), _title(config))
+    for note in listing.notes:
+        log.warning("%s", note)
+    for name, fault in listing.faults.items():
+        log.error("%s: %s", name, fault)
 
 
 def _measure(
     config: EvalConfig,
-    clips: Sequence[EvalClip],
-    worker: ClipWorker,
+    listing: Listing,
+    device: torch.device,
+    worker: ClipWorker | None,
     processes: Processes,
-    faults: dict[str, str],
-) -> Evaluation | None:
-    runs = []
-    for clip, outcome in run_clips(config, clips, None, worker, processes):
+) -> Evaluation:
+    """Speed alone."""
+    _log_start(config, listing)
+    runs, faults = [], dict(listing.faults)
+    for clip, outcome in run_clips(config, listing.clips, None, device, worker, processes):
         if isinstance(outcome, Failure):
-            faults[clip.name] = _tell(clip, outcome)
+            faults[clip.name] = _tell(clip.name, outcome)
         else:
             runs.append(outcome)
-    everyone = processes.gather((runs, faults))
-    if not processes.is_main:
-        return None
-    runs = [run for each, _ in everyone for run in each]
-    faults = {name: fault for _, each in everyone for name, fault in each.items()}
-    return _evaluation(config, runs, faults, worker.device)
+    return _evaluation(config, runs, faults)
 
 
 def _segment(
     config: EvalConfig,
     clips: Sequence[EvalClip],
     output: Path,
-    worker: ClipWorker,
+    ours: str,
+    device: torch.device,
+    worker: ClipWorker | None,
     processes: Processes,
 ) -> dict[str, str]:
     """Segment clips and note each that is done; gives what went wrong, by clip."""
-    faults = {}
+    failures: dict[str, Failure] = {}
     # Before they run: a file that changes meanwhile makes the result an old one.
-    fingerprints = {clip.name: clip.fingerprint() for clip in clips}
-    for clip, outcome in run_clips(config, clips, output / "masks", worker, processes):
+    fingerprints = {}
+    for clip in clips:
+        try:
+            fingerprints[clip.name] = clip.fingerprint()
+        except OSError as error:
+            failures[clip.name] = Failure(f"a file of the clip cannot be read ({error})")
+    there = [clip for clip in clips if clip.name in fingerprints]
+    for clip, outcome in run_clips(config, there, output / "masks", device, worker, processes):
         if isinstance(outcome, Failure):
-            faults[clip.name] = _tell(clip, outcome)
+            failures[clip.name] = outcome
+            _tell(clip.name, outcome)
             continue
-        record = asdict(outcome) | {"fingerprint": fingerprints[clip.name]}
-        with replacing(_record(output, clip), flush=False) as partial:
-            partial.write_text(json.dumps(record))
-    return {name: fault for each in processes.gather(faults) for name, fault in each.items()}
+        record = {"run": asdict(outcome), "fingerprint": fingerprints[clip.name], "of": ours}
+        path = _record(output, clip)
+        try:
+            with replacing(path, flush=False) as partial:
+                partial.write_text(json.dumps(record))
+        except OSError as error:
+            failures[clip.name] = Failure(f"{path}: cannot be written ({error})")
+            _tell(clip.name, failures[clip.name])
+    everyone = processes.gather(failures)
+    for others in everyone[1:]:  # whose log is silent
+        for name, failure in others.items():
+            _tell(name, failure)
+    return {name: failure.message for each in everyone for name, failure in each.items()}
 
 
-def _tell(clip: EvalClip, failure: Failure) -> str:
-    log.error("%s: %s", clip.name, failure.details or failure.message)
+def _tell(name: str, failure: Failure) -> str:
+    log.error("%s: %s", name, failure.details or failure.message)
     return failure.message
 
 
@@ -142,50 +185,71 @@ def _conclude(
     config: EvalConfig,
     clips: Sequence[EvalClip],
     output: Path,
+    ours: str,
     faults: dict[str, str],
-    device: torch.device,
 ) -> Evaluation:
     """Score, archive and draw what is there."""
-    records = {clip.name: _done(output, clip) for clip in clips}
+    records = {clip.name: _done(output, clip, ours) for clip in clips}
     runs = [run for run in records.values() if run is not None]
     segmented = [clip for clip in clips if records[clip.name] is not None]
-    scored = [clip for clip in segmented if clip.can_be_scored]
-    if left_out := [clip.name for clip in segmented if not clip.can_be_scored]:
-        log.info("not scored, for want of a mask for every frame: %s", ", ".join(left_out))
-    scores, not_scored = score_clips(scored, output / "masks", os.cpu_count() or 1)
-    for name, fault in not_scored.items():
-        log.error("%s: %s", name, fault)
-    result = _evaluation(
-        config,
-        runs,
-        faults | not_scored,
-        device,
-        scores=scores,
-        **_make_archive(config, clips, output, faults),
-    )
+    for name, run in records.items():
+        if run is None and name not in faults:
+            faults[name] = "segmented, but its files have changed since; run the same command again"
+            log.error("%s: %s", name, faults[name])
+    scores, not_scored = _score(config, segmented, output)
+    problems: list[str] = []
+    archive = _make_archive(config, clips, output, faults, problems)
+    faults = faults | not_scored
+    result = _evaluation(config, runs, faults, scores=scores, archive=archive, problems=problems)
     made_with = {
         "config": asdict(config),
         "identity": json.loads((output / RUN).read_text()),
         "versions": versions(),
     }
-    write_results(output, result, made_with)
-    drawn = tqdm(segmented, unit="clip", desc="draw", disable=not (config.sheets or config.videos))
-    for clip in drawn:
-        draw_clip(clip, output, sheet=config.sheets, movie=config.videos)
+    try:
+        write_results(output, result, made_with)
+    except OSError as error:
+        problems.append(f"{output}: the results cannot be written ({error})")
+        return result
+    # Pictures come last, and cost nothing of what is there by now.
+    drawn = segmented if config.sheets or config.videos else []
+    for clip in tqdm(drawn, unit="clip", desc="draw", disable=not drawn):
+        try:
+            draw_overlays(clip, output, sheet=config.sheets, movie=config.videos)
+        except (InputError, OSError) as error:
+            problems.append(f"{clip.name}: not drawn: {error}")
     if config.report:
         folders = [output] + ([] if config.compare is None else [Path(config.compare)])
-        write_report(output / "report.html", [Result.load(f) for f in folders], segmented)
+        try:
+            write_report(output / "report.html", [Result.load(f) for f in folders], segmented)
+        except InputError as error:
+            problems.append(str(error))
+    for problem in problems:
+        log.error("%s", problem)
     return result
 
 
+def _score(
+    config: EvalConfig, segmented: Sequence[EvalClip], output: Path
+) -> tuple[list, dict[str, str]]:
+    clips = [clip for clip in segmented if clip.can_be_scored]
+    if left_out := len(segmented) - len(clips):
+        log.info("%d clips have no mask for every frame, or fewer than 3, and no score", left_out)
+    scores, faults = score_clips(clips, output / "masks", len(os.sched_getaffinity(0)))
+    scored = {score.clip for score in scores}
+    for clip in clips:
+        if clip.name not in scored | faults.keys():
+            faults[clip.name] = "no object to score: none is there before the last two frames"
+    for name, fault in faults.items():
+        log.error("%s: %s", name, fault)
+    return scores, faults
+
+
 def _evaluation(
-    config: EvalConfig,
-    runs: list[ClipRun],
-    faults: dict[str, str],
-    device: torch.device,
-    **more: Any,
+    config: EvalConfig, runs: list[ClipRun], faults: dict[str, str], **more: Any
 ) -> Evaluation:
-    speed = Speed.of(runs, device_name(device)) if runs else None
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    speed = Speed.of(runs, max(config.workers, world_size)) if runs else None
     rules = config.benchmark
     more.setdefault("scores", [])
     return Evaluation(
@@ -207,25 +271,35 @@ def _title(config: EvalConfig) -> str:
 
 
 def _make_archive(
-    config: EvalConfig, clips: Sequence[EvalClip], output: Path, faults: dict[str, str]
-) -> dict[str, Any]:
-    path = output / f"{config.benchmark.name}.zip"
-    path.unlink(missing_ok=True)
+    config: EvalConfig,
+    clips: Sequence[EvalClip],
+    output: Path,
+    faults: dict[str, str],
+    problems: list[str],
+) -> Path | None:
     if config.benchmark.archive is None:
-        return {}
+        return None
     if faults or config.clips is not None:
         why = "clips failed" if faults else "clips names some clips only"
         log.warning("no archive: the server wants every clip, and %s", why)
-        return {}
-    write_archive(path, clips, output / "masks")
-    return {
-        "archive": path,
-        "archive_problems": check_archive(path, clips, os.cpu_count() or 1),
-    }
+        return None
+    path = _archive(config, output)
+    try:
+        write_archive(path, clips, output / "masks")
+        problems += check_archive(path, clips, len(os.sched_getaffinity(0)))
+    except InputError as error:
+        problems.append(str(error))
+    return path if path.is_file() else None
+
+
+def _archive(config: EvalConfig, output: Path) -> Path:
+    return output / f"{config.benchmark.name}.zip"
 
 
 def _prepare(config: EvalConfig, output: Path) -> None:
     """Refuse the result of another run, or remove it; note which this one is."""
+    if Path(config.root).resolve().is_relative_to(output.resolve()):
+        raise InputError(f"output: {output} holds the data ({config.root}); choose another one")
     ours = {
         "method": config.method,
         "weights": None if config.method != "stma" else _sha256(Path(config.weights or "")),
@@ -234,30 +308,41 @@ def _prepare(config: EvalConfig, output: Path) -> None:
         "augment": asdict(config.augment) if config.method == "stma" else None,
     }
     path = output / RUN
-    if config.overwrite:
-        for name in (*FILES, RUN, f"{config.benchmark.name}.zip"):
-            (output / name).unlink(missing_ok=True)
-        for name in FOLDERS:
-            shutil.rmtree(output / name, ignore_errors=True)
-    elif path.is_file():
-        theirs = json.loads(path.read_text())
-        if differing := _differences(theirs, ours):
+    files = (*FILES, _archive(config, output).name)
+    try:
+        if not path.is_file():
+            if found := [name for name in (*files, *FOLDERS) if (output / name).exists()]:
+                raise InputError(
+                    f"output: {output} holds {', '.join(found)}, and no {RUN} that says of what; "
+                    "choose another output, or remove them"
+                )
+        elif config.overwrite:
+            for name in FOLDERS:
+                if (output / name).exists():
+                    shutil.rmtree(output / name)
+        elif differing := _differences(_read_run(path), ours):
             raise InputError(
                 f"output: {output} holds another run's result; {'; '.join(differing)}. Choose "
                 "another output, or overwrite=true to remove it"
             )
-    elif found := [name for name in (*FILES, *FOLDERS) if (output / name).exists()]:
+        prepare_output(output, "eval.log")
+        for name in files:  # of an earlier end of this run, or of another one
+            (output / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            (output / name).mkdir(exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(ours, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"output: {output} cannot be written to ({error})") from error
+
+
+def _read_run(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
         raise InputError(
-            f"output: {output} holds {', '.join(found)} of something else; choose another output, "
-            "or overwrite=true to remove them"
-        )
-    prepare_output(output, "eval.log")
-    for name in FILES:  # of an earlier end of this run
-        (output / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        (output / name).mkdir(exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(ours, indent=2) + "\n")
+            f"{path}: damaged ({error}); overwrite=true removes the result it belongs to"
+        ) from error
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
@@ -281,27 +366,34 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _record(output: Path, clip: EvalClip) -> Path:
     return output / "clips" / f"{clip.name}.json"
 
 
-def _done(output: Path, clip: EvalClip) -> ClipRun | None:
-    """The record of an earlier run of the clip, if its files and its masks are still the same."""
-    path = _record(output, clip)
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    if record.pop("fingerprint") != clip.fingerprint():
-        return None
+def _done(output: Path, clip: EvalClip, ours: str) -> ClipRun | None:
+    """What an earlier run of the clip noted, if its files and its masks are still the same.
+
+    Args:
+        ours: which evaluation it has to be of.
+    """
+    try:
+        record = json.loads(_record(output, clip).read_text())
+        if (record["of"], record["fingerprint"]) != (ours, clip.fingerprint()):
+            return None
+        run = ClipRun(**record["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or damaged: the clip runs again
     masks = output / "masks" / clip.name
-    whole = masks.is_dir() and {p.name for p in masks.iterdir()} == {
-        f"{stem}.png" for stem in clip.output_stems
-    }
-    return ClipRun(**record) if whole else None
+    there = {path.name for path in masks.iterdir()} if masks.is_dir() else set()
+    return run if there.issuperset(f"{stem}.png" for stem in clip.output_stems) else None
 
 
-def draw_clip(clip: EvalClip, output: Path, *, sheet: bool, movie: bool) -> None:
-    """Draw overlays of a segmented clip.
+def draw_overlays(clip: EvalClip, output: Path, *, sheet: bool, movie: bool) -> None:
+    """Draw the masks of a segmented clip on its frames.
 
     ``sheets/<clip>.png`` shows frames from first to last and, where there are masks for all, the
     truth below; ``videos/<clip>.mp4`` all frames.

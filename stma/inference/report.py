@@ -4,8 +4,10 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +77,13 @@ class ClipPictures:
         strips: title and pictures of each row.
         movies: title and animation.
         stems: of the frames in the strips.
+        missing: why a row is not there.
     """
 
     strips: list[tuple[str, list[str]]]
     movies: list[tuple[str, str]]
     stems: list[str]
+    missing: list[str]
 
 
 def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip]) -> None:
@@ -90,7 +94,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
         clips: that the first one has segmented.
 
     Raises:
-        InputError: a frame or a mask cannot be read, or the page not written.
+        InputError: the page cannot be written.
     """
     if len({result.title for result in results}) < len(results):
         results = [replace(each, title=f"{each.title} in {each.folder}") for each in results]
@@ -103,10 +107,11 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
 
     worst_first = sorted(clips, key=badness)
     shown = worst_first[:MAX_CLIPS]
-    with worker_map(1 if len(shown) < 4 else 2) as spread:
+    processes = len(os.sched_getaffinity(0)) if len(shown) > 4 else 1
+    with worker_map(processes) as spread:
         pictures = list(spread(draw_clip, shown, [results] * len(shown)))
     entries = []
-    for clip, drawn in zip(shown, pictures, strict=True):
+    for clip, drawn in zip_longest(worst_first, pictures):
         scores = [None if row is None else row["jf"] for row in rows[clip.name]]
         known = [score for score in scores if score is not None]
         entries.append(
@@ -129,7 +134,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
         table=[[each.title, *each.table[1][1:]] for each in results] + first.table[2:],
         ours=len(results),
         entries=entries,
-        total=len(clips),
+        shown=len(shown),
         scored=first.summary["mean"] is not None,
     )
     try:
@@ -148,7 +153,9 @@ def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
         rows.insert(0, ("truth", None))
     stems = spaced(clip.output_stems, STRIP_FRAMES)
     moving = spaced(clip.output_stems, MOVIE_FRAMES)
-    strips, movies = [], []
+    strips: list[tuple[str, list[str]]] = []
+    movies: list[tuple[str, str]] = []
+    missing: list[str] = []
     for title, folder in rows:
 
         def overlay(stem: str, height: int, folder: Path | None = folder) -> np.ndarray:
@@ -156,9 +163,13 @@ def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
             mask, _ = clip.read_mask(stem) if path is None else read_mask(path)
             return _small_overlay(read_image(frames[stem]), mask, height)
 
-        strips.append((title, [_jpeg(overlay(stem, STRIP_HEIGHT)) for stem in stems]))
-        movies.append((title, _animation([overlay(stem, MOVIE_HEIGHT) for stem in moving])))
-    return ClipPictures(strips, movies, stems)
+        try:
+            strip = (title, [_jpeg(overlay(stem, STRIP_HEIGHT)) for stem in stems])
+            movies.append((title, _animation([overlay(stem, MOVIE_HEIGHT) for stem in moving])))
+            strips.append(strip)
+        except InputError as error:
+            missing.append(f"{title}: {error}")
+    return ClipPictures(strips, movies, stems, missing)
 
 
 def spaced(items: Sequence[str], count: int) -> list[str]:

@@ -1,7 +1,7 @@
 """What came out of an evaluation, as tables and as files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from stma.inference.reported import columns, reported
 from stma.inference.running import ClipRun
 from stma.inference.scoring import ObjectScore, Score, summarize
+from stma.outputs import replacing
 from stma.tables import Table, number
 
 RESULTS = "results.json"
@@ -25,8 +26,9 @@ class Speed:
         frames: from the first mask of each clip on.
         fps: all frames over all seconds.
         median_ms, p90_ms: of a frame.
-        peak_gigabytes: of the device's memory; on a CPU, of the process.
-        device: its name.
+        peak_gigabytes: of the device's memory in one process; on a CPU, of the process.
+        device: its name; several where clips ran on several.
+        processes: that shared the clips, and perhaps the device: more than one slow one another.
     """
 
     frames: int
@@ -35,9 +37,10 @@ class Speed:
     p90_ms: float
     peak_gigabytes: float
     device: str
+    processes: int
 
     @classmethod
-    def of(cls, runs: Sequence[ClipRun], device: str) -> "Speed":
+    def of(cls, runs: Sequence[ClipRun], processes: int = 1) -> "Speed":
         seconds = np.concatenate([run.seconds for run in runs])
         return cls(
             len(seconds),
@@ -45,7 +48,8 @@ class Speed:
             1000 * float(np.median(seconds)),
             1000 * float(np.percentile(seconds, 90)),
             max(run.peak_gigabytes for run in runs),
-            device,
+            " and ".join(sorted({run.device for run in runs})),
+            processes,
         )
 
     def __str__(self) -> str:
@@ -53,6 +57,7 @@ class Speed:
             f"{self.fps:.1f} FPS ({self.frames} frames; median {self.median_ms:.1f} ms, 90th "
             f"percentile {self.p90_ms:.1f} ms; reading and writing apart), "
             f"{self.peak_gigabytes:.2f} GB at the peak, {self.device}"
+            + (f", {self.processes} processes at once" if self.processes > 1 else "")
         )
 
 
@@ -69,7 +74,7 @@ class Evaluation:
         faults: what was wrong, by the name of the clip that has no result for it.
         speed: None where no clip was segmented.
         archive: for the server; None where none was written.
-        archive_problems: that the check of the archive has found.
+        problems: with the archive, the pictures and the page, which cost no score.
     """
 
     benchmark: str
@@ -80,12 +85,12 @@ class Evaluation:
     faults: dict[str, str]
     speed: Speed | None
     archive: Path | None = None
-    archive_problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Nothing went wrong."""
-        return not self.faults and not self.archive_problems
+        return not self.faults and not self.problems
 
     def mean(self) -> Score | None:
         """Over all objects of all scored clips."""
@@ -132,17 +137,21 @@ class Evaluation:
         """All that is printed at the end, as Markdown."""
         parts = [f"{self.benchmark}, {self.frames}: {len(self.runs)} clips"]
         if self.scores:
+            scored = len({score.clip for score in self.scores})
+            parts[0] += f", {len(self.scores)} objects of {scored} clips scored"
             parts.append(self.clip_table().markdown())
         elif self.runs:
-            parts.append("nothing to score here: no clip of 3 frames or more has a mask for each")
+            parts.append("nothing to score: no clip has 3 frames or more and a mask for each")
         if reported(self.benchmark):
             parts.append(self.table().markdown())
         if self.speed is not None:
             parts.append(str(self.speed))
         if self.archive is not None:
-            state = "checked" if not self.archive_problems else "NOT as the server wants it"
-            parts.append(f"archive, {state}: {self.archive}")
-            parts += self.archive_problems
+            parts.append(f"archive for the server: {self.archive}")
+        if self.problems:
+            parts.append(
+                "\n".join(["what went wrong besides:", *(f"- {p}" for p in self.problems)])
+            )
         if self.faults:
             lines = [f"- {name}: {fault}" for name, fault in self.faults.items()]
             count = f"{len(lines)} clip{'s' * (len(lines) > 1)} failed, and no figure counts them"
@@ -163,6 +172,9 @@ def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -
 
     Args:
         made_with: settings, versions and the command, for the JSON.
+
+    Raises:
+        OSError: the disk is full, say.
     """
     rows = None
     if result.scores:
@@ -175,20 +187,25 @@ def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -
         "clips": None if rows is None else rows[:-1],
         "speed": None if result.speed is None else asdict(result.speed),
         "archive": None if result.archive is None else result.archive.name,
-        "archive_problems": result.archive_problems,
+        "problems": result.problems,
         "faults": result.faults,
         **made_with,
     }
-    (output / RESULTS).write_text(json.dumps(summary, indent=2) + "\n")
-    (output / "results.md").write_text(result.text() + "\n")
-    result.table().write_csv(output / "results.csv")
+    frames: dict[str, dict[str, Any]] = {}
+    for score in result.scores:
+        frames.setdefault(score.clip, {})[str(score.object_id)] = {
+            "frames": score.stems,
+            "j": [round(float(value), 4) for value in score.j.values],
+            "f": [round(float(value), 4) for value in score.f.values],
+        }
+    writers: dict[str, Callable[[Path], object]] = {
+        "results.md": lambda path: path.write_text(result.text() + "\n", encoding="utf-8"),
+        "results.csv": result.table().write_csv,
+        RESULTS: lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"),
+    }
     if result.scores:
-        result.object_table().write_csv(output / "scores.csv")
-        frames: dict[str, dict[str, Any]] = {}
-        for score in result.scores:
-            frames.setdefault(score.clip, {})[str(score.object_id)] = {
-                "frames": score.stems,
-                "j": [round(float(value), 4) for value in score.j.values],
-                "f": [round(float(value), 4) for value in score.f.values],
-            }
-        (output / FRAME_SCORES).write_text(json.dumps(frames) + "\n")
+        writers["scores.csv"] = result.object_table().write_csv
+        writers[FRAME_SCORES] = lambda path: path.write_text(json.dumps(frames) + "\n")
+    for name, write in writers.items():
+        with replacing(output / name, flush=False) as partial:
+            write(partial)

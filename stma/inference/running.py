@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stma.data.images import read_image
-from stma.device import peak_gigabytes
+from stma.device import device_name, peak_gigabytes
 from stma.errors import InputError
 from stma.inference.benchmarks import EvalClip, given_mask
 from stma.inference.segmenter import VideoSegmenter
@@ -34,20 +34,22 @@ class ClipRun:
 
     Attributes:
         seconds: that the network and its memory took for each frame from the first mask on.
-        peak_gigabytes: of the device's memory (on a CPU, of the process) until then.
-        masks: how many were written.
+        peak_gigabytes: of the device's memory that this process used (on a CPU, of the process)
+            until then.
+        device: its name.
     """
 
     clip: str
     seconds: list[float]
     peak_gigabytes: float
-    masks: int
+    device: str
 
 
 class Stopwatch:
     """Seconds of many steps: by CUDA's events on a GPU, by a clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._on_gpu = device.type == "cuda"
         self._laps: list[float] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -56,9 +58,10 @@ class Stopwatch:
     def lap(self) -> Iterator[None]:
         if self._on_gpu:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            stream = torch.cuda.current_stream(self._device)  # not that of another card
+            start.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._events.append((start, end))
         else:
             begin = time.perf_counter()
@@ -67,7 +70,7 @@ class Stopwatch:
 
     def seconds(self) -> list[float]:
         if self._on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return [start.elapsed_time(end) / 1000 for start, end in self._events]
         return list(self._laps)
 
@@ -124,7 +127,8 @@ def _run(
             begins = mask is not None or bool(known)
             try:
                 last = index + 1 == len(frames)
-                with watch.lap() if begins else _untimed():
+                # Before the first mask there is nothing to do.
+                with watch.lap() if begins else nullcontext():
                     result = segmenter.step(frame, mask, last=last)
             except InputError as error:
                 where = path if mask is None else f"{path} with {clip.video.masks[path.stem]}"
@@ -135,13 +139,7 @@ def _run(
             on_frame()
     if not known:
         raise InputError(f"{clip.video.mask_folder}: no mask holds an object")
-    return ClipRun(clip.name, watch.seconds(), peak_gigabytes(device), len(wanted))
-
-
-@contextmanager
-def _untimed() -> Iterator[None]:
-    """Before the first mask there is nothing to do."""
-    yield
+    return ClipRun(clip.name, watch.seconds(), peak_gigabytes(device), device_name(device))
 
 
 def _reading(

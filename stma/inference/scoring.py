@@ -70,15 +70,15 @@ class ObjectScore:
     j: Measure
     f: Measure
 
-    def score(self) -> "Score":
-        return Score.mean_of(f"{self.clip} {self.object_id}", [self])
-
 
 class ClipScorer:
     """Scores the masks of one clip, frame by frame, the first and the last left out.
 
     Args:
         clip: a mask for every frame.
+
+    Raises:
+        InputError: stated ranges of frames do not fit the clip.
     """
 
     def __init__(self, clip: EvalClip) -> None:
@@ -86,7 +86,10 @@ class ClipScorer:
         self._stems = [path.stem for path in clip.video.frames]
         self._evaluator = Evaluator(name=clip.name)
         self._first_frame: dict[int, int] = {}
-        if not clip.ranges:
+        self._stated: dict[int, list[int]] = {}
+        if clip.ranges:
+            self._state_ranges()
+        else:
             truth, _ = clip.read_mask(self._stems[0])
             # DAVIS counts every ID up to the largest, be it there or not.
             all_first = clip.rules.objects == "first_mask"
@@ -98,13 +101,19 @@ class ClipScorer:
         return range(1, len(self._stems) - 1)
 
     def feed(self, index: int, result: np.ndarray, truth: np.ndarray) -> None:
-        """Compare two masks of a frame, both ``(H, W)`` uint8."""
-        if not self.clip.ranges and self.clip.rules.objects == "any_frame":
-            self._meet(index, np.flatnonzero(count_ids(truth)))
-        elif index == 1:
-            for object_id, (start, _) in self.clip.ranges.items():
-                self._first_frame[object_id] = self._position(start)
-                self._evaluator.objects_in_gt.add(object_id)
+        """Compare two masks of a frame, both ``(H, W)`` uint8.
+
+        Raises:
+            InputError: the result holds an ID above those of the first mask, which DAVIS refuses.
+        """
+        if not self.clip.ranges:
+            if self.clip.rules.objects == "any_frame":
+                self._meet(index, np.flatnonzero(count_ids(truth)))
+            elif (largest := int(result.max())) > len(self._first_frame):
+                raise InputError(
+                    f"{self.clip.name}, frame {self._stems[index]}: the result holds the ID "
+                    f"{largest}, but the first mask's go up to {len(self._first_frame)}"
+                )
         within = _occupied(result, truth)
         # The tolerance at boundaries is a share of the whole frame's diagonal, in whole pixels.
         tolerance = np.ceil(BOUNDARY * np.linalg.norm(truth.shape))
@@ -113,31 +122,36 @@ class ClipScorer:
 
     def conclude(self) -> list[ObjectScore]:
         """One score an object, of those that any frame counts for."""
+        last = len(self._stems) - 1
+        counted = self._stated or {
+            object_id: list(range(first + 1, last))
+            for object_id, first in self._first_frame.items()
+        }
         scores = []
-        for object_id, first in sorted(self._first_frame.items()):
-            last = len(self._stems) - 1
-            if object_id in self.clip.ranges:
-                last = self._position(self.clip.ranges[object_id][1])
-            # The evaluator has a value for each frame that was fed since it knows the object.
-            j, f = (
-                np.array(values[object_id], dtype=np.float64)
-                for values in (self._evaluator.object_iou, self._evaluator.boundary_f)
-            )
-            known_since = len(self._stems) - 1 - len(j)
-            counted = slice(first + 1, last)
-            if first + 1 >= last:
+        for object_id, indices in sorted(counted.items()):
+            if not indices:
                 continue
-            within = slice(first + 1 - known_since, last - known_since)
-            scores.append(
-                ObjectScore(
-                    self.clip.name,
-                    object_id,
-                    self._stems[counted],
-                    Measure(j[within]),
-                    Measure(f[within]),
-                )
-            )
+            measures = []
+            for values in (self._evaluator.object_iou, self._evaluator.boundary_f):
+                # The evaluator has a value for each frame that was fed since it knows the object.
+                known_since = last - len(values[object_id])
+                of_object = np.array(values[object_id], dtype=np.float64)
+                measures.append(Measure(of_object[np.array(indices) - known_since]))
+            stems = [self._stems[index] for index in indices]
+            scores.append(ObjectScore(self.clip.name, object_id, stems, *measures))
         return scores
+
+    def _state_ranges(self) -> None:
+        position = {int(stem): index for index, stem in enumerate(self._stems)}
+        for object_id, frames in self.clip.ranges.items():
+            numbers = frames.counted(self.clip.rules.frame_step or 1)
+            if missing := [n for n in numbers if position.get(n) not in self.indices]:
+                raise InputError(
+                    f"{self.clip.name}: object {object_id} is to be scored in frame {missing[0]}, "
+                    "which the clip does not have between its first and its last"
+                )
+            self._stated[object_id] = [position[n] for n in numbers]
+            self._evaluator.objects_in_gt.add(object_id)
 
     def _meet(self, index: int, ids: np.ndarray) -> None:
         """Objects that may be there for the first time."""
@@ -145,11 +159,6 @@ class ClipScorer:
             if object_id != 0 and object_id not in self._first_frame:
                 self._first_frame[object_id] = index
                 self._evaluator.objects_in_gt.add(object_id)
-
-    def _position(self, number: int) -> int:
-        """Of the frame with a number in its name."""
-        numbers = [int(stem) for stem in self._stems]
-        return int(np.searchsorted(numbers, number))
 
 
 def _occupied(result: np.ndarray, truth: np.ndarray) -> tuple[slice, slice]:

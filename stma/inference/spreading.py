@@ -25,7 +25,7 @@ from stma.inference.config import EvalConfig
 from stma.inference.running import ClipRun, run_clip
 from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.model.weights import load_model
-from stma.workers import process_context
+from stma.workers import end_with_parent, process_context
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,15 @@ class ClipWorker:
     """
 
     def __init__(self, config: EvalConfig, device: torch.device) -> None:
-        # torchrun allows its processes one thread each, which would change the last bits.
         threads = config.threads
-        if threads is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun allows its processes one thread each, which would change the last bits.
+        limited = os.environ.get("OMP_NUM_THREADS") == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+        if threads is None and limited:
             threads = len(os.sched_getaffinity(0))
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = device if config.method == "stma" else torch.device("cpu")
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
         self._new_segmenter = _method(config, self.device)
 
@@ -92,20 +93,21 @@ def run_clips(
     config: EvalConfig,
     clips: Sequence[EvalClip],
     mask_root: Path | None,
-    worker: ClipWorker,
+    device: torch.device,
+    worker: ClipWorker | None,
     processes: Processes,
 ) -> Iterator[tuple[EvalClip, Outcome]]:
     """Segment this process's share of the clips, and give each as soon as it is done.
 
     Args:
-        worker: of this process, for where no others are started.
+        worker: of this process; None starts ``config.workers`` of them.
         mask_root: gets a folder for each clip; None writes nothing.
     """
     share = own_share(clips, processes)
     frames = sum(len(clip.frames) for clip in share)
     with tqdm(total=frames, unit="frame", disable=not processes.is_main, desc="segment") as bar:
-        if config.workers > 1 and len(share) > 1:
-            for clip, outcome in _run_in_pool(config, share, mask_root, worker.device):
+        if worker is None:
+            for clip, outcome in _run_in_pool(config, share, mask_root, device):
                 bar.set_postfix_str(clip.name)
                 bar.update(len(clip.frames))
                 yield clip, outcome
@@ -133,29 +135,57 @@ def _folder(mask_root: Path | None, clip: EvalClip) -> Path | None:
     return None if mask_root is None else mask_root / clip.name
 
 
-_worker: ClipWorker | None = None  # of a process of the pool
+_worker: ClipWorker | Failure | None = None  # of a process of the pool
 
 
 def _run_in_pool(
     config: EvalConfig, clips: Sequence[EvalClip], mask_root: Path | None, device: torch.device
 ) -> Iterator[tuple[EvalClip, Outcome]]:
+    """The longest clips first. When a process is killed, the clips that may have been at fault run
+    alone, so that the one that is can be named and the others are done."""
+    left = sorted(clips, key=lambda clip: -len(clip.frames))
+    suspects: list[EvalClip] = []
+    while left or suspects:
+        if suspects:
+            alone, workers = [suspects.pop(0)], 1
+        else:
+            alone, workers = [], min(config.workers, len(left))
+        batch = alone or left
+        unfinished = []
+        for clip, outcome in _run_in_processes(config, batch, mask_root, device, workers):
+            if outcome is None:
+                unfinished.append(clip)
+            else:
+                yield clip, outcome
+        if alone:
+            for clip in unfinished:
+                yield clip, Failure("its process was killed (too little memory?)")
+            continue
+        # Started in this order, with one waiting for each process.
+        unfinished.sort(key=batch.index)
+        suspects, left = unfinished[: 2 * workers], unfinished[2 * workers :]
+
+
+def _run_in_processes(
+    config: EvalConfig,
+    clips: Sequence[EvalClip],
+    mask_root: Path | None,
+    device: torch.device,
+    workers: int,
+) -> Iterator[tuple[EvalClip, Outcome | None]]:
+    """None for the clips that were not done when a process was killed."""
     context = process_context("stma.inference.spreading")
-    workers = min(config.workers, len(clips))
     started = context.Value("i", 0)
-    by_length = sorted(clips, key=lambda clip: -len(clip.frames))
     with ProcessPoolExecutor(workers, context, _start_worker, (config, device, started)) as pool:
         futures = {
-            pool.submit(_run_in_worker, clip, _folder(mask_root, clip)): clip for clip in by_length
+            pool.submit(_run_in_worker, clip, _folder(mask_root, clip)): clip for clip in clips
         }
         try:
             for future in as_completed(futures):
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
-                    outcome = Failure(
-                        "its process or another one was killed (too little memory for "
-                        f"workers={workers}?); the same command goes on with what is left"
-                    )
+                    outcome = None
                 yield futures[future], outcome
         finally:
             pool.shutdown(cancel_futures=True)
@@ -163,14 +193,18 @@ def _run_in_pool(
 
 def _start_worker(config: EvalConfig, device: torch.device, started: Synchronized) -> None:
     global _worker
+    end_with_parent()
     with started.get_lock():
         number = started.value
         started.value += 1
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and config.device in ("auto", "cuda"):  # no card in particular
         device = torch.device("cuda", number % torch.cuda.device_count())
-    _worker = ClipWorker(config, device)
+    try:
+        _worker = ClipWorker(config, device)
+    except Exception as error:  # noqa: BLE001 - told with every clip, and the run ends with status 1
+        _worker = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def _run_in_worker(clip: EvalClip, output: Path | None) -> Outcome:
     assert _worker is not None
-    return _worker.run(clip, output)
+    return _worker if isinstance(_worker, Failure) else _worker.run(clip, output)
