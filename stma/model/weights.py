@@ -62,10 +62,11 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        if _is_pickle(path):
+        if is_pickle(path):
             raise InputError(
                 f"{path}: a PyTorch pickle, which can run any code when it is loaded; "
-                "give a .safetensors file that train.py wrote"
+                "give a .safetensors file that train.py wrote (a public backbone: train.py "
+                "pretrained=FILE)"
             ) from error
         raise InputError(f"{path}: not a whole safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
@@ -81,7 +82,7 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
     return parse_config(ModelConfig, values, source=f"{path}: model"), provenance, tensors
 
 
-def _is_pickle(path: Path) -> bool:
+def is_pickle(path: Path) -> bool:
     """A zip of ``torch.save``, or a bare pickle of protocol 2 to 5."""
     with path.open("rb") as file:
         start = file.read(4)

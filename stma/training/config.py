@@ -66,6 +66,8 @@ class TrainConfig:
         datasets: folder of the datasets, to which their blocks refer.
         stages: by name, one after another, each from the last one's weights.
         weights: the first stage starts from this file of the same architecture; null starts fresh.
+        pretrained: the first stage starts from this public checkpoint of the backbone, of ConvMAE,
+            MAE, MoCo v3 or DINOv2; null, or ``weights``, for none.
         strict_weights: every tensor of ``weights`` has to fit; false loads those that do, and logs
             the others by name.
         num_workers: processes that make clips, for each process of training; 0 makes them between
@@ -88,6 +90,7 @@ class TrainConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     datasets: str = "datasets"
     weights: str | None = None
+    pretrained: str | None = None
     strict_weights: bool = True
     seed: int = 0
     num_workers: int = 4
@@ -122,6 +125,11 @@ class TrainConfig:
         for name in ("num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if self.weights is not None and self.pretrained is not None:
+            raise InputError(
+                f"weights is {self.weights} and pretrained {self.pretrained}; give one "
+                "of them (weights hold a backbone)"
+            )
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}; give a decay from 0 (none) to less than 1")
         check_precision(self.precision)

@@ -46,14 +46,14 @@ def train(config: TrainConfig, validation: Validation | None = None) -> Path:
             theirs, _, _ = read_weights(config.weights)
             if config.strict_weights:
                 check_same_architecture(theirs, config.model, config.weights)
+        weights = config.weights or config.pretrained
         if config.dry_run:
             for trainer in trainers:
-                dry_run(trainer, config.weights)
+                dry_run(trainer, weights)
             return trainers[-1].weights_path
         with holding(Path(config.output)) if processes.is_main else nullcontext():
             if processes.is_main:
                 _write_record(config, processes, str(device))
-            weights = config.weights
             for trainer in trainers:
                 trainer.run(weights)
                 weights = str(trainer.weights_path)

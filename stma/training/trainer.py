@@ -26,6 +26,7 @@ from stma.device import autocast, peak_gigabytes, uses_fp16
 from stma.distributed import Processes
 from stma.errors import InputError
 from stma.model.factory import build_model
+from stma.model.pretrained import load_pretrained
 from stma.model.stma import STMA
 from stma.model.weights import (
     check_same_architecture,
@@ -50,7 +51,7 @@ EXIT_PREEMPTED = 75  # of a run that was told to leave, and goes on when it is s
 LOSS_SCALE = 2.0**14  # of fp16, at first
 # What the result of a stage depends on, beside the stage itself. The rest may change from one start
 # of a run to the next.
-SETTINGS = ("seed", "precision", "ema", "weights", "strict_weights", "model")
+SETTINGS = ("seed", "precision", "ema", "weights", "pretrained", "strict_weights", "model")
 
 Validation = Callable[[STMA, Path], float]
 
@@ -129,13 +130,18 @@ class Trainer:
     def build(self, weights: str | Path | None) -> None:
         """The network and all that belongs to it.
 
+        Args:
+            weights: of the whole network, or the public backbone ``config.pretrained``.
+
         Raises:
             InputError: the weights do not fit.
         """
         config = self.config
         torch.manual_seed(config.seed)
         self.model = build_model(config.model)
-        if weights is not None:
+        if weights is not None and weights == config.pretrained:
+            load_pretrained(self.model.backbone, weights)
+        elif weights is not None:
             their_config, _, tensors = read_weights(weights)
             if config.strict_weights:
                 check_same_architecture(their_config, config.model, weights)

@@ -1,0 +1,296 @@
+"""Public pretrained backbones: ConvMAE, MAE, MoCo v3 and DINOv2 checkpoints, in our names.
+
+Each format has a pure function ``convert_*(state) -> state``. What a format is known to hold beside
+the backbone (decoders, heads, class and mask tokens) is dropped; anything else that does not fit is
+an error.
+"""
+
+import argparse
+import logging
+import math
+import pickle
+import re
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor
+
+from stma.errors import InputError
+from stma.model.backbone import PRETRAINING_GRID, STRIDE, Backbone
+from stma.model.convvit import ConvViT
+from stma.model.vit import ViT
+from stma.model.weights import FORMAT, is_pickle
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+FIRST_BLOCK = "blocks.0.attn.qkv.weight"
+# MoCo v3's own linear probe and conversion take the base encoder; a linear probe has "module.".
+MOCO_PREFIXES = ("module.base_encoder.", "module.momentum_encoder.", "module.")
+# The part of ConvMAE's decoder that reads stages 1 and 2: its fine-tuning leaves it out too.
+CONVMAE_DROPPED = re.compile(r"decoder_|mask_token$|stage[12]_output_decode\.|head\.|fc_norm\.")
+VIT_DROPPED = re.compile(r"decoder_|(cls|mask)_token$|register_tokens$|head\.|fc_norm\.")
+OURS = re.compile(r"to_stride[48]\.")  # the pyramid of a plain ViT
+LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(ls[12])\.gamma")
+SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+SHOWN = 8  # names in an error
+# All that a damaged file makes the unpickler raise.
+DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+)
+
+
+def convert_convmae(state: Mapping[str, Tensor]) -> State:
+    """ConvMAE (Gao et al., 2022), pretrained with or without its decoder, or fine-tuned."""
+    return _positions_resized(_without(state, CONVMAE_DROPPED))
+
+
+def convert_mae(state: Mapping[str, Tensor]) -> State:
+    """MAE (He et al., 2022) with or without its decoder, fine-tuned, or any ViT with these names.
+
+    The class token is dropped, with its position.
+    """
+    return _positions_resized(_without(state, VIT_DROPPED))
+
+
+def convert_moco_v3(state: Mapping[str, Tensor]) -> State:
+    """MoCo v3 (Chen et al., 2021): the base encoder, or the momentum encoder if there is no other,
+    or the encoder of a linear probe."""
+    prefix = _moco_prefix(state)
+    names = [name for name in state if prefix is not None and name.startswith(prefix)]
+    return convert_mae({name.removeprefix(prefix or ""): state[name] for name in names})
+
+
+def convert_dinov2(state: Mapping[str, Tensor]) -> State:
+    """DINOv2 (Oquab et al., 2024): LayerScale is folded into the layers before it, and the patch
+    projection resized from 14 to 16 pixels."""
+    converted = {name: tensor.float() for name, tensor in convert_mae(state).items()}
+    for name in list(converted):
+        if match := LAYER_SCALE.fullmatch(name):
+            gamma = converted.pop(name)
+            layer = match[1] + SCALED[match[2]]
+            for part, factor in (("weight", gamma[:, None]), ("bias", gamma)):
+                if f"{layer}.{part}" in converted:
+                    converted[f"{layer}.{part}"] = converted[f"{layer}.{part}"] * factor
+    projection = converted.get("patch_embed.proj.weight")
+    if projection is not None:
+        # By FlexiViT's pseudo-inverse: a patch that is enlarged bicubically gives the same token.
+        converted["patch_embed.proj.weight"] = resample_patch_embed(projection, [STRIDE, STRIDE])
+    return converted
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of public checkpoint: how it is recognised by its names, and what it is for."""
+
+    name: str
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    convert: Callable[[Mapping[str, Tensor]], State]
+    backbone: type[Backbone]
+
+
+FORMATS = (
+    Format("ConvMAE", lambda s: "blocks3.0.attn.qkv.weight" in s, convert_convmae, ConvViT),
+    Format("MoCo v3 ViT", lambda s: _moco_prefix(s) is not None, convert_moco_v3, ViT),
+    Format("DINOv2 ViT", lambda s: "blocks.0.ls1.gamma" in s, convert_dinov2, ViT),
+    Format("MAE ViT", lambda s: FIRST_BLOCK in s, convert_mae, ViT),
+)
+
+
+def load_pretrained(backbone: Backbone, path: str | Path) -> None:
+    """Fill a backbone with a public checkpoint; logs what was kept, dropped, changed and is new.
+
+    Args:
+        path: ``.pth``, unpickled with nothing but tensors, plain values and
+            ``argparse.Namespace`` (MAE's settings) allowed, or ``.safetensors``.
+
+    Raises:
+        InputError: names the file and what is in it: no such file, damaged, none of the formats,
+            or a checkpoint of another architecture or size. The backbone is unchanged.
+    """
+    state = read_public_checkpoint(path)
+    kind = next((kind for kind in FORMATS if kind.recognises(state)), None)
+    if kind is None:
+        raise InputError(
+            f"{path}: none of the known checkpoints ({', '.join(kind.name for kind in FORMATS)}); "
+            f"its {len(state)} tensors are {_first(state)}"
+        )
+    if not isinstance(backbone, kind.backbone):
+        hint = "model=convvit_b" if kind.backbone is ConvViT else "model=vit_b"
+        raise InputError(
+            f"{path}: a {kind.name} checkpoint, but the model's backbone is a "
+            f"{type(backbone).__name__}; set {hint}, or give another file"
+        )
+    try:
+        converted = kind.convert(state)
+    except (InputError, RuntimeError) as error:  # shapes that no ViT has
+        raise InputError(f"{path}: a {kind.name} checkpoint, but {error}") from error
+    new = check_fits(
+        backbone,
+        converted,
+        fine_tuned="fc_norm.weight" in state,
+        source=f"{path}: a {kind.name} checkpoint",
+    )
+    backbone.load_state_dict(converted, strict=False)  # what is missing has been checked
+    for line in summary(state, converted, new):
+        log.info("%s: %s checkpoint: %s", path, kind.name, line)
+
+
+def check_fits(
+    backbone: Backbone, converted: Mapping[str, Tensor], *, fine_tuned: bool, source: str
+) -> list[str]:
+    """The names that a converted checkpoint leaves as they are: our own parts.
+
+    Args:
+        fine_tuned: the final norm may be missing too; ``fc_norm``, in its place, is for features
+            that have been averaged over all tokens.
+
+    Raises:
+        InputError: a tensor is missing, has another shape or no place.
+    """
+    own = backbone.state_dict()
+    new = [name for name in own if name not in converted]
+    problems = [
+        f"shape of {name}: {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name, tensor in converted.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    problems += [
+        f"missing: {name}"
+        for name in new
+        if not OURS.match(name) and not (fine_tuned and name.startswith("norm."))
+    ]
+    problems += [f"unexpected: {name}" for name in converted if name not in own]
+    if problems:
+        rest = len(problems) - SHOWN
+        shown = problems[:SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
+        raise InputError(
+            f"{source} of another size or architecture than the model's backbone\n  "
+            + "\n  ".join(shown)
+        )
+    return new
+
+
+def summary(
+    state: Mapping[str, Tensor], converted: Mapping[str, Tensor], new: Iterable[str]
+) -> list[str]:
+    """What became of a checkpoint, in a few lines: counts of tensors by the head of their names."""
+    prefix = _moco_prefix(state) or ""
+    sources = {prefix + name for name in converted}
+    folded = [name for name in state if LAYER_SCALE.fullmatch(name)]
+    dropped = [name for name in state if name not in sources and name not in folded]
+    changed = [
+        f"{name} {tuple(state[prefix + name].shape)} to {tuple(tensor.shape)}"
+        for name, tensor in converted.items()
+        if state[prefix + name].shape != tensor.shape
+    ]
+    lines = [f"kept {len(converted)} of {len(state)} tensors" + (f" ({prefix}*)" if prefix else "")]
+    for label, names in (("dropped", dropped), ("folded", folded), ("new", list(new))):
+        if names:
+            lines.append(f"{label} {len(names)}: {_heads(names)}")
+    return lines + [f"resized: {change}" for change in changed]
+
+
+def read_public_checkpoint(path: str | Path) -> State:
+    """The tensors of a file, on the CPU; of ``model`` or ``state_dict`` where there is such a key.
+
+    Raises:
+        InputError: there is no such file, it is damaged, holds no tensors, or more than may safely
+            be unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    loaded = _unpickled(path) if is_pickle(path) else _safetensors(path)
+    if isinstance(loaded, Mapping):
+        there = f"has {_first(loaded)}"
+        inner = (loaded.get(name) for name in ("model", "state_dict"))
+        loaded = next((value for value in inner if isinstance(value, Mapping)), loaded)
+        if tensors := {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}:
+            return tensors
+    else:
+        there = f"is a {type(loaded).__name__}"
+    raise InputError(f"{path}: no tensors by name, nor below 'model' or 'state_dict'; it {there}")
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED as error:
+        # torch's own message tells how to load it unsafely.
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise InputError(
+                f"{path}: holds {match[1]}, which can run code when it is loaded; save its tensors "
+                "alone, as .safetensors"
+            ) from error
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{path}: not a whole file of torch.save ({reason})") from error
+
+
+def _safetensors(path: Path) -> State:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") == FORMAT:
+                raise InputError(f"{path}: a whole model of STMA; give it as weights=")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: neither a file of torch.save nor a whole safetensors file ({error})"
+        ) from error
+
+
+def _without(state: Mapping[str, Tensor], dropped: re.Pattern[str]) -> State:
+    return {name: tensor for name, tensor in state.items() if not dropped.match(name)}
+
+
+def _positions_resized(state: State) -> State:
+    """Without the class token's position, and bicubically at our grid: ``(1, 14 * 14, C)``."""
+    positions = state.get("pos_embed")
+    if positions is None:
+        return state
+    count = positions.shape[1] if positions.ndim == 3 else 0
+    prefix = count - math.isqrt(count) ** 2
+    if count == 0 or prefix > 1:
+        raise InputError(
+            f"pos_embed is {tuple(positions.shape)}: no square of positions, with a class token or "
+            "without"
+        )
+    resized = resample_abs_pos_embed(positions, list(PRETRAINING_GRID), num_prefix_tokens=prefix)
+    return state | {"pos_embed": resized[:, prefix:]}
+
+
+def _moco_prefix(state: Mapping[str, Tensor]) -> str | None:
+    return next((prefix for prefix in MOCO_PREFIXES if prefix + FIRST_BLOCK in state), None)
+
+
+def _first(names: Iterable[object]) -> str:
+    all_names = [str(name) for name in names]
+    rest = len(all_names) - SHOWN
+    return ", ".join(all_names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _heads(names: list[str]) -> str:
+    """``decoder_blocks.0.norm1.weight`` and the like by their first word, with counts."""
+    words = Counter(
+        name.removeprefix("module.").removeprefix("base_encoder.").partition(".")[0]
+        for name in names
+    )
+    return ", ".join(f"{word} {count}" for word, count in words.items())
