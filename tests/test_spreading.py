@@ -125,6 +125,7 @@ def test_any_card_is_taken_when_none_is_named(weights, monkeypatch) -> None:
     assert chosen == [3]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(spreading, "_worker", None)
+    monkeypatch.setattr(spreading, "end_with_parent", lambda: None)  # this is no worker
     started = multiprocessing.get_context("spawn").Value("i", 0)
     for _ in range(3):
         spreading._start_worker(settings, torch.device("cuda"), started)
