@@ -55,6 +55,12 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"every is {self.every}; give 1 or more")
+        for name in ("split", "clips"):
+            if self.root is None and getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}, but root is null, so nothing would be "
+                    "validated; give validation.root too"
+                )
 
 
 @dataclass
