@@ -14,8 +14,9 @@ from stma.errors import InputError
 from stma.model.weights import load_model, read_weights
 from stma.outputs import holding
 from stma.training.config import TrainConfig
+from stma.training.leaving import Preempted
 from stma.training.run import train
-from stma.training.trainer import Preempted, Trainer
+from stma.training.trainer import Trainer
 
 
 def two_stages(output, **settings) -> TrainConfig:
@@ -42,7 +43,7 @@ def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monke
     step = Trainer.step
 
     def told_in_second(self, *arguments):
-        self.must_leave = self.name == "second"
+        self.leave.asked = self.name == "second"
         return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "step", told_in_second)
@@ -52,13 +53,13 @@ def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monke
     monkeypatch.undo()
     before = (tmp_path / "first" / "weights.safetensors").stat().st_mtime_ns
     built = []
-    init = Trainer.build
+    init = Trainer._build
 
     def recorded(self, weights):
         built.append((self.name, weights))
         init(self, weights)
 
-    monkeypatch.setattr(Trainer, "build", recorded)
+    monkeypatch.setattr(Trainer, "_build", recorded)
     final = train(settings)
     assert built == [("second", None)]  # from its checkpoint, not from the first one's weights
     assert (tmp_path / "first" / "weights.safetensors").stat().st_mtime_ns == before
@@ -103,7 +104,7 @@ def test_the_best_by_validation_is_kept_beside_the_newest(tmp_path) -> None:
     settings = dataclasses.replace(
         settings, validation=dataclasses.replace(settings.validation, every=2)
     )
-    train(settings, validation)
+    train(settings, lambda config: validation)
     assert asked == [tmp_path / "only" / "validation"] * 3
     kept = sorted(path.name for path in (tmp_path / "only" / "checkpoints").iterdir())
     assert kept == ["00000006.pt", "best.pt"]

@@ -91,7 +91,10 @@ def parameter_groups(
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     beta1, beta2 = config.betas
     groups = parameter_groups(model, config.weight_decay, config.backbone_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2))
+    on_gpu = all(parameter.is_cuda for parameter in model.parameters())
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True if on_gpu else None
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
