@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from conftest import TINY, procedural_data
 
 from stma.compose import load_config
@@ -388,16 +389,23 @@ def test_what_tensorboard_shows(tmp_path) -> None:
     assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2, 3]
 
 
-def test_compiled_parts_give_the_same_step(tmp_path, monkeypatch) -> None:
-    """Traced and differentiated ahead of time, but without minutes of generating code."""
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_step_and_none_is_left_to_eager(tmp_path, monkeypatch) -> None:
+    """Traced and differentiated ahead of time, but without minutes of generating code. Blocks that
+    differ in their stochastic depth alone share their graphs: 12 of them would make 60 else."""
     traced = functools.partialmethod(STMA.compile_parts, backend="aot_eager")
     monkeypatch.setattr(STMA, "compile_parts", traced)
+    model = dataclasses.replace(TINY, depths=[1, 1, 12], drop_path=0.3)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     losses = []
     for compiled in (False, True):
-        trainer = trainer_of(config(tmp_path, compile=compiled))
+        trainer = trainer_of(config(tmp_path, compile=compiled, model=model))
         trainer.build(None)
         losses.append(trainer.step([next(trainer.batches())], 0.0)[0].total)
     torch.testing.assert_close(*losses)
+    frames = torch._dynamo.utils.counters["frames"]
+    assert 0 < frames["ok"] == frames["total"] < 30
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path) -> None:
