@@ -178,6 +178,38 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named(
     assert "at iteration 1 (procedural: clip" in caplog.text
 
 
+def test_an_overflow_of_fp16_is_no_fault_of_a_clip(tmp_path, monkeypatch) -> None:
+    """The gradient is infinite while the scale is above 2^12: it halves until then, and the limit
+    of one faulty step is not touched."""
+    trainer = trainer_of(config(tmp_path, iterations=4, precision="fp16", max_skipped=1))
+    clip_norm = torch.nn.utils.clip_grad_norm_
+
+    def explode(parameters, max_norm):
+        parameters = list(parameters)
+        if trainer.scaler.get_scale() > 2**12:
+            trainer.scaler._per_optimizer_states[id(trainer.optimizer)]["found_inf_per_device"][
+                torch.device("cpu")
+            ].fill_(1)
+            parameters[0].grad.fill_(float("inf"))
+        return clip_norm(parameters, max_norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    trainer.run()
+    assert (trainer.overflows, trainer.skipped) == (2, 0)
+    assert trainer.scaler.get_scale() == 2**12
+
+
+def test_the_time_left_counts_from_where_this_start_began(tmp_path) -> None:
+    trainer = trainer_of(config(tmp_path, iterations=8))
+    trainer.iteration = 6
+    with trainer._bar() as bar:
+        bar.start_t -= 10  # seconds for a tenth of the whole
+        bar.update(10)
+        assert bar.initial == 75
+        assert "85%" in str(bar)
+        assert "00:15" in str(bar)  # and not the two seconds of 85 % in ten
+
+
 def interrupted(folder, **settings) -> Trainer:
     """A run of six iterations that is told to leave during the third."""
     trainer = trainer_of(config(folder, iterations=6, **settings))
