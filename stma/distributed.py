@@ -118,11 +118,12 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Around what fails alike in all processes, before they have joined: the first one tells."""
+    """Around what fails alike in all processes of a machine, before they have joined: the first of
+    them tells."""
     try:
         yield
     except InputError as error:
-        if read_launch(os.environ).rank == 0:
+        if read_launch(os.environ).local_rank == 0:
             raise
         raise ToldByAnother(str(error)) from error
 

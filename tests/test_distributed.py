@@ -238,13 +238,16 @@ def test_srun_with_a_task_for_each_process(tmp_path) -> None:
 
 
 def test_several_machines_need_to_know_where_the_first_process_is(monkeypatch) -> None:
-    for name, value in (STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0"}).items():
+    for name, value in (
+        STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    ).items():
         monkeypatch.setenv(name, value)
     for name in ("RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="export MASTER_ADDR="), join_processes("cpu"):
         pass
     monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
     with pytest.raises(ToldByAnother), join_processes("cpu"):
         pass
 

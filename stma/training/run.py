@@ -81,7 +81,7 @@ def train(
                 if not config.resume:  # or a later stage would be taken for one of this run
                     final.unlink(missing_ok=True)
                     for trainer in trainers:
-                        trainer.clear()
+                        trainer.folder.clear()
 
         processes.together(begin)
         weights: str | Path | None = config.weights

@@ -1,7 +1,6 @@
 """One stage of training, in one process or many, that can be killed at any moment and goes on."""
 
 import gc
-import json
 import logging
 import math
 import time
@@ -31,35 +30,24 @@ from stma.model.weights import (
     read_weights,
     save_weights,
 )
-from stma.outputs import full_disks_told, replacing
+from stma.outputs import full_disks_told
 from stma.provenance import versions
 from stma.structures import ClipBatch, Prediction
 from stma.training.averaging import build_average, update_average
 from stma.training.board import Board, prediction_picture
-from stma.training.checkpoint import Checkpoints, rng_state, seed_generators, set_rng_state
+from stma.training.checkpoint import rng_state, seed_generators, set_rng_state
 from stma.training.config import TrainConfig
 from stma.training.feed import Feed, Pace
 from stma.training.leaving import EXIT_PREEMPTED, Leave, Preempted
 from stma.training.losses import Losses, bootstrap_fraction, clip_loss
 from stma.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from stma.training.settings import differences, fingerprint, stage_settings
+from stma.training.stage_folder import COUNTS, StageFolder
 
 log = logging.getLogger(__name__)
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 LOSS_SCALE = 2.0**14  # of fp16, at first
-# Attributes of a trainer that a checkpoint holds as they are.
-COUNTS = (
-    "iteration",
-    "seconds",
-    "shown",
-    "skipped",
-    "skipped_in_a_row",
-    "overflows",
-    "best",
-    "validated",
-)
-STATE = (*COUNTS, "settings", "model", "average", "optimizer", "scaler", "generators")
 
 Validation = Callable[[STMA, Path], float]
 
@@ -98,8 +86,8 @@ class Trainer:
         self.validation = validation
         self.leave = leave or Leave()
         self.output = Path(config.output) / name
-        self.weights_path = self.output / "weights.safetensors"
-        self.checkpoints = Checkpoints(self.output / "checkpoints", config.keep_checkpoints, STATE)
+        self.folder = StageFolder(self.output, config.keep_checkpoints)
+        self.weights_path, self.checkpoints = self.folder.weights, self.folder.checkpoints
         self.iteration = 0
         self.seconds = 0.0  # of all starts, at the end of the last step
         self.shown: float | None = None  # running average of the loss
@@ -109,8 +97,7 @@ class Trainer:
         self.progress, self.must_leave = 0.0, False  # as agreed on by all processes
         self.weights: str | None = None  # fingerprint of those that the stage starts from
         self._since = time.monotonic()
-        self._finished_settings = self._read_mark()
-        self.finished = self._finished_settings is not None
+        self.finished = config.resume and self.folder.finished_settings() is not None
         if not self.finished:
             self.numbers(0)  # refuses a batch that cannot be divided
             self.clips = ClipDataset(
@@ -118,25 +105,6 @@ class Trainer:
                 length=self.stage.iterations * self.stage.batch_size,
                 seed=config.seed,
             )
-
-    @property
-    def _mark(self) -> Path:
-        return self.output / "finished.json"
-
-    def _read_mark(self) -> dict[str, Any] | None:
-        """The settings of a stage that an earlier start has brought to its end."""
-        if not self.config.resume or not self._mark.is_file() or not self.weights_path.is_file():
-            return None
-        try:
-            settings = json.loads(self._mark.read_text())
-            if not isinstance(settings, dict):
-                raise ValueError("no settings in it")
-        except ValueError as error:
-            raise InputError(
-                f"{self._mark}: damaged ({error}); remove it, and the stage goes on from its "
-                "newest checkpoint, or start anew with resume=false"
-            ) from error
-        return settings
 
     @property
     def started(self) -> bool:
@@ -154,10 +122,9 @@ class Trainer:
             InputError: the output holds a stage with other settings, or from other weights; a file
                 is faulty; the weights do not fit.
         """
-        theirs = self._finished_settings
-        if theirs is None and self.started:
-            state = self.checkpoints.load_newest(mapped=True)
-            theirs = None if state is None else state["settings"]
+        theirs = None
+        if self.config.resume:
+            theirs = self.folder.finished_settings() or self.folder.begun_settings()
         if theirs is not None:
             self._check_settings(theirs, weights)
         elif weights is not None:
@@ -172,14 +139,6 @@ class Trainer:
         if self.config.strict_weights:
             check_same_architecture(theirs, self.config.model, weights)
         return tensors
-
-    def clear(self) -> None:
-        """Remove what earlier starts have left, so that nothing is taken for the result of this
-        one."""
-        self._mark.unlink(missing_ok=True)
-        self.checkpoints.clear()
-        for path in (self.weights_path, self.output / "best.safetensors"):
-            path.unlink(missing_ok=True)
 
     def build(self, weights: str | Path | None) -> None:
         """The network and all that belongs to it.
@@ -260,7 +219,7 @@ class Trainer:
         self._connect()
         with self._board() as board, self._bar() as bar:
             self._loop(board, bar)
-        processes.together(self._write_mark)
+        processes.together(self._finish)
         skipped = f", {self.skipped} of them skipped" if self.skipped else ""
         log.info("%d iterations%s; weights: %s", self.iteration, skipped, self.weights_path)
         self.finished = True
@@ -268,7 +227,7 @@ class Trainer:
     def _start(self, weights: str | Path | None) -> None:
         """From the newest checkpoint, or else from the weights."""
         if self.processes.is_main and not self.config.resume:
-            self.clear()
+            self.folder.clear()
         state = self.checkpoints.load_newest() if self.config.resume else None
         self._build(weights if state is None else None)
         if state is not None:
@@ -283,10 +242,9 @@ class Trainer:
         if state is not None:
             log.info("goes on after iteration %d", self.iteration)
 
-    def _write_mark(self) -> None:
+    def _finish(self) -> None:
         if self.processes.is_main:
-            with full_disks_told(self._mark), replacing(self._mark) as unfinished:
-                unfinished.write_text(json.dumps(self._settings()))
+            self.folder.finish(self._settings())
 
     def _loop(self, board: Board, bar: tqdm) -> None:
         with closing(self.batches()) as batches:
@@ -466,7 +424,7 @@ class Trainer:
         if self.best is None or score > self.best:
             self.best = score
             self.checkpoints.save_best(self._state(generators))
-            self._save_weights(self.output / "best.safetensors")
+            self._save_weights(self.folder.best_weights)
 
     def save(self) -> None:
         """Write a checkpoint and the weights, with all that tells where they come from, unless that
