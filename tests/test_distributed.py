@@ -14,6 +14,7 @@ from test_trainer import config, trained, trainer_of
 from stma.distributed import Launch, Processes, join_processes, read_launch
 from stma.errors import InputError, ToldByAnother
 from stma.model.weights import read_weights
+from stma.training.run import train
 
 TESTS = Path(__file__).parent
 
@@ -168,7 +169,6 @@ def test_a_signal_to_the_whole_group_saves_although_it_reaches_the_workers(tmp_p
     log = (tmp_path / "run" / "train.log").read_text()
     assert "told to leave: saved after iteration 2" in log
     assert "exited unexpectedly" not in left.stderr
-    torchrun(2, "train", tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_all_options_together_and_another_number_of_processes(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_that_the_machines_do_not_share_is_refused_by_one_process(tmp_path) -> None:
-    torchrun(2, "train", tmp_path / "run")
+    train(config(tmp_path / "run", iterations=3, batch_size=4))
     apart = torchrun(2, "apart", tmp_path / "run", check=False)
     assert apart.returncode != 0
     assert apart.stderr.count("error: output: ") == 1
