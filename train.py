@@ -1,21 +1,31 @@
 """Train: python train.py [stage=NAME] [experiment=NAME] [key=value ...]"""
 
+import sys
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
+from stma.compose import check_choices
 from stma.config import parse_config
+from stma.distributed import told_once
 from stma.errors import input_errors_end_the_program
 from stma.training.config import TrainConfig
 from stma.training.run import train
 from stma.validation import build_validation
 
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 @input_errors_end_the_program()
 def main(config: DictConfig) -> None:
-    parsed = parse_config(TrainConfig, config)
-    train(parsed, build_validation(parsed.validation))
+    with told_once():
+        parsed = parse_config(TrainConfig, config)
+    train(parsed, build_validation)
 
 
 if __name__ == "__main__":
+    with input_errors_end_the_program(), told_once():
+        check_choices(CONFIGS, sys.argv[1:])
     main()

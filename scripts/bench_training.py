@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stma.compose import load_config
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
-from stma.device import device_name, peak_gigabytes, resolve_device
+from stma.device import device_name, peak_gigabytes, resolve_device, resolve_precision
 from stma.errors import InputError, input_errors_end_the_program
 from stma.structures import ClipBatch
 from stma.training.config import TrainConfig
@@ -26,18 +26,25 @@ from stma.training.losses import clip_loss
 from stma.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# Dense bf16 without sparsity, as the makers state it, in FLOP/s.
+# Dense bf16 and fp16 without sparsity, as the makers state it, in FLOP/s. The first name that is in
+# the card's counts.
 PEAKS = {
+    "B200": 2250e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H800 PCIe": 756e12,
+    "H800": 989e12,
     "A100": 312e12,
+    "A800": 312e12,
     "L40S": 362e12,
     "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
-    "V100": 125e12,  # fp16
+    "V100": 125e12,  # fp16 alone
 }
 WARM_UP = 3  # steps
 
@@ -81,10 +88,17 @@ def main() -> None:
     achieved = flops * rate * stage.batch_size
     share = ""
     if device.type == "cuda":
-        peak = next((v for k, v in PEAKS.items() if k in device_name(device)), None)
+        peak = peak_rate(device_name(device), resolve_precision(device, config.precision))
         share = f", {100 * achieved / peak:.0f} % of the peak" if peak else ", peak not known"
     print(f"{achieved / 1e12:.2f} TFLOP/s{share}")
     print(f"{stage.iterations} iterations would take {stage.iterations / rate / 3600:.0f} hours")
+
+
+def peak_rate(card: str, precision: str) -> float | None:
+    """FLOP/s of a card; None where it is not known, as for fp32, whose rate depends on settings."""
+    if precision not in ("bf16", "fp16") or ("V100" in card and precision == "bf16"):
+        return None
+    return next((rate for name, rate in PEAKS.items() if name in card), None)
 
 
 def count_flops(trainer: Trainer) -> int:
@@ -102,13 +116,14 @@ def count_flops(trainer: Trainer) -> int:
 def measure(trainer: Trainer, steps: int, loaded: bool) -> tuple[float, float]:
     """Seconds of so many steps, and of them those of waiting for data."""
     accumulate = trainer.config.accumulate
-    part = trainer.stage.batch_size // accumulate
-    batches = trainer._batches() if loaded else None
-    noise = random_batch(trainer, part)
+    batches = trainer.batches() if loaded else None  # ends with this function
+    noise = random_batch(trainer, trainer.numbers(0).part)
     waiting, start = 0.0, time.perf_counter()
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             synchronize(trainer.device)
+            if trainer.device.type == "cuda":  # counting FLOPs keeps more than training does
+                torch.cuda.reset_peak_memory_stats(trainer.device)
             waiting, start = 0.0, time.perf_counter()
         parts: list[ClipBatch] = []
         for _ in range(accumulate):

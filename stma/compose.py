@@ -22,6 +22,32 @@ def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> D
         return compose(name, overrides=list(overrides))
 
 
+def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
+    """Check what a command line chooses from the groups (``stage=[static,video]``, ``model=vit_b``)
+    before Hydra does, which would take a dozen lines to refuse it.
+
+    Args:
+        arguments: of the command line; those that are no choice are left to Hydra.
+
+    Raises:
+        InputError: there is no such file; names those there are.
+    """
+    elsewhere = ("--config", "-cd", "-cp", "-cn", "hydra.searchpath")
+    if any(argument.startswith(elsewhere) for argument in arguments):
+        return  # there may be more than config_dir holds
+    for argument in arguments:
+        group, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"\w+", group) or not (config_dir / group).is_dir():
+            continue
+        known = sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+        chosen = [name.strip() for name in value.strip("[]'\"").split(",")]
+        for name in chosen:
+            if re.fullmatch(r"[\w-]+", name) and name not in [*known, "null"]:
+                raise InputError(
+                    f"{group}={value}: no {group} {name}; there are {', '.join(known)}"
+                )
+
+
 def quoted(value: object) -> str:
     """As a value on Hydra's command line, whatever characters are in it."""
     # Hydra takes a backslash as it is, but for those that stand before a quote.

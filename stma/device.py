@@ -1,11 +1,15 @@
 """Which device to run on, and in which precision."""
 
+import logging
 import resource
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 
 from stma.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -49,12 +53,28 @@ def check_precision(precision: str) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context for a precision; ``auto`` is bf16 on CUDA and fp32 elsewhere."""
+    """The autocast context for a precision; see :func:`resolve_precision`."""
     check_precision(precision)
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = resolve_precision(device, precision)
     dtype = torch.float16 if uses_fp16(precision) else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+@lru_cache
+def resolve_precision(device: torch.device, precision: str) -> str:
+    """``auto`` is bf16 on CUDA cards that compute in it, and fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    with torch.cuda.device(device):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+    log.warning(
+        "precision=auto: %s does not compute in bf16, so fp32 is taken; training in fp16 is faster",
+        device_name(device),
+    )
+    return "fp32"
 
 
 def uses_fp16(precision: str) -> bool:

@@ -1,8 +1,8 @@
-"""One process or many: what `torchrun` has started, and what the processes tell one another."""
+"""One process or many: what `torchrun` or `srun` has started, and what they tell one another."""
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,18 +13,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stma.device import resolve_device
-from stma.errors import InputError
+from stma.errors import InputError, ToldByAnother
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)  # the others wait while the first one validates
+DEVICE_TIMEOUT = timedelta(minutes=30)  # between GPUs, which wait for no more than a step
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all that work together."""
+    """This process among all that work together.
+
+    Attributes:
+        host_group: for what is not on a GPU; None where there is but one group.
+    """
 
     rank: int = 0
     world_size: int = 1
+    host_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -32,65 +38,170 @@ class Processes:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Over all processes, in place."""
+        """Over all processes, in place; the host does not wait for the device."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def maximum(self, values: list[float], device: torch.device) -> list[float]:
-        """Of each value over all processes, so that they decide alike."""
-        if self.world_size == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Over all processes, in place; the host does not wait for the device."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
 
     def gather(self, value: T) -> list[T]:
         """Everyone's, in the order of their ranks; for what can be pickled."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host_group)
         return cast(list[T], values)
 
     def wait(self) -> None:
         """For all the others."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.host_group)
+
+    def together(self, function: Callable[[], T]) -> T:
+        """What the function gives here, once it has come to its end everywhere.
+
+        Raises:
+            InputError: it did in one process at least; all raise it, and the first one tells.
+        """
+        if self.world_size == 1:
+            return function()
+        try:
+            outcome: T | InputError = function()
+        except InputError as error:
+            outcome = error
+        faults = self.gather(str(outcome) if isinstance(outcome, InputError) else None)
+        for rank, fault in enumerate(faults):
+            if fault is not None:
+                raise self.common_error(fault if rank == 0 else f"process {rank}: {fault}")
+        return cast(T, outcome)
+
+    def common_error(self, message: str) -> InputError:
+        """For all processes to raise at once; only the first one's is printed."""
+        return InputError(message) if self.is_main else ToldByAnother(message)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started.
+
+    Attributes:
+        local_rank: among those of its machine.
+        by_slurm: `srun` started one task for each process, and torch is told so here.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    by_slurm: bool = False
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """What `torchrun`, or `srun` with more than one task, has put into the environment.
+
+    A shell of salloc and the script of a job have most of SLURM's variables too, but not those of
+    a step: what is started there is alone.
+    """
+    if "RANK" in environment:
+        rank, world = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
+        return Launch(rank, world, int(environment.get("LOCAL_RANK", "0")))
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1")))
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment and tasks > 1:
+        rank, local = int(environment["SLURM_PROCID"]), int(environment.get("SLURM_LOCALID", "0"))
+        return Launch(rank, tasks, local, by_slurm=True)
+    return Launch()
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Around what fails alike in all processes of a machine, before they have joined: the first of
+    them tells."""
+    try:
+        yield
+    except InputError as error:
+        if read_launch(os.environ).local_rank == 0:
+            raise
+        raise ToldByAnother(str(error)) from error
 
 
 @contextmanager
 def join_processes(
     device: str, backend: str | None = None
 ) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the group that `torchrun` has started, or be alone; gives this process and its device.
+    """Join the group that `torchrun` or `srun` has started, or be alone; gives this process and its
+    device.
 
     Args:
         backend: by which they talk; None takes NCCL on GPUs and gloo elsewhere.
 
     Raises:
-        InputError: there is no such device for this process.
+        InputError: there is no such device for this process, or `srun` has started several and
+            MASTER_ADDR does not say where the first one is.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if "RANK" not in os.environ or world_size == 1:
-        yield Processes(), resolve_device(device)
-        return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = resolve_device(device)
-    if chosen.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+    launch = read_launch(os.environ)
+    with told_once():
+        chosen = resolve_device(device)
+        if launch.world_size > 1 and chosen.index is not None:
             raise InputError(
-                f"process {local_rank} of this machine finds {torch.cuda.device_count()} CUDA "
-                "devices; start as many as there are (torchrun --nproc-per-node)"
+                f"device is {device!r}, but each of {launch.world_size} processes has a GPU of its "
+                "own; give cuda, and CUDA_VISIBLE_DEVICES to choose among them"
             )
-        chosen = torch.device("cuda", local_rank)
+        if launch.by_slurm:
+            _find_first_process(os.environ)
+    if launch.world_size == 1:
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)  # what names no device otherwise goes to the first
+        yield Processes(), chosen
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", _own_gpu(launch, torch.cuda.device_count()))
         torch.cuda.set_device(chosen)
-    if rank > 0:
+    if launch.rank > 0:
         logging.disable(logging.ERROR)
     backend = backend or ("nccl" if chosen.type == "cuda" else "gloo")
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    on_device = backend == "nccl"
+    dist.init_process_group(
+        backend,
+        timeout=DEVICE_TIMEOUT if on_device else TIMEOUT,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        device_id=chosen if on_device else None,
+    )
     try:
-        yield Processes(rank, world_size), chosen
-        dist.barrier()  # nobody hangs up on the others
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_device else None
+        assert not isinstance(group, int)  # which stands for a group of others
+        processes = Processes(launch.rank, launch.world_size, group)
+        yield processes, chosen
+        processes.wait()  # nobody hangs up on the others
     finally:
         dist.destroy_process_group()
+
+
+def _own_gpu(launch: Launch, count: int) -> int:
+    if launch.by_slurm and count == 1:
+        return 0  # SLURM shows each task its own alone (--gpus-per-task)
+    if launch.local_rank >= count:
+        raise InputError(
+            f"process {launch.local_rank} of this machine finds {count} CUDA devices; start as "
+            "many as there are (torchrun --nproc-per-node, srun --ntasks-per-node)"
+        )
+    return launch.local_rank
+
+
+def _find_first_process(environment: "os._Environ[str]") -> None:
+    """Where torch is to find it: what `torchrun` would say."""
+    if "MASTER_ADDR" not in environment:
+        if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) != "1":
+            raise InputError(
+                "srun has started processes on several machines, and MASTER_ADDR does not say "
+                "where the first one is; put this before srun: export MASTER_ADDR=$(scontrol show "
+                "hostnames $SLURM_JOB_NODELIST | head -n 1)"
+            )
+        environment["MASTER_ADDR"] = "127.0.0.1"
+    # Jobs that share a machine must not share the port; below those that the system hands out.
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    environment.setdefault("MASTER_PORT", str(15_000 + job % 15_000))

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class ToldByAnother(InputError):
+    """Another process of the same run prints it."""
+
+
 class input_errors_end_the_program(ContextDecorator):
     """Around a command, also as a decorator: an :class:`InputError` is printed without a traceback
     and the exit status is 1; so is Ctrl-C, with status 130.
@@ -22,6 +26,8 @@ class input_errors_end_the_program(ContextDecorator):
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ToldByAnother):
+            raise SystemExit(1) from error
         if isinstance(error, InputError):
             raise SystemExit(f"error: {error}") from error
         if isinstance(error, KeyboardInterrupt):

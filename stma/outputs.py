@@ -1,5 +1,6 @@
 """The folder that a command writes to, and files that are whole or not there."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -73,6 +74,30 @@ def holding(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"output: {folder} cannot be written to ({error})") from error
         yield
+
+
+@contextmanager
+def full_disks_told(folder: Path) -> Iterator[None]:
+    """A disk that is full or cannot be written to is an :class:`InputError`, not a traceback.
+
+    Args:
+        folder: named where the error names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise InputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room and run "
+            "the same command again"
+        ) from error
+
+
+def remove_partials(folder: Path) -> None:
+    """What writers that were killed left behind, in all folders below."""
+    for leftover in folder.rglob(f"*{PARTIAL}"):
+        leftover.unlink()
 
 
 @contextmanager

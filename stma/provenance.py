@@ -21,13 +21,15 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "git": _git_revision(),
-        "command": sys.argv,
+        "command": list(sys.argv),
     }
 
 
 def _git_revision() -> str | None:
-    """The commit of the code, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the code, with ``-dirty`` where files differ from it; None outside a
+    checkout."""
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from stma.compose import dataset_names, load_config, load_data_config, load_dataset_config, quoted
+from stma.compose import (
+    check_choices,
+    dataset_names,
+    load_config,
+    load_data_config,
+    load_dataset_config,
+    quoted,
+)
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.published import PUBLISHED
@@ -115,3 +122,22 @@ def test_every_published_count_is_of_a_known_dataset() -> None:
     names = {block.published for name in dataset_names(CONFIGS)
              if (block := load_dataset_config(CONFIGS, name)).published}  # fmt: skip
     assert {name.partition(":")[0] for name in names} <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stage=[static,video]", "experiment=null", "model=convvit_b,vit_b"],
+        ["output=stage=nope", "+stage=nope", "stages.video.model=nope", "--multirun"],
+        ["stage=mine", "--config-dir=/my/configs"],
+        ["stage=${oc.env:STAGE}", "hydra/launcher=submitit_slurm", "nothing=at_all", "stage=[]"],
+    ],
+)
+def test_choices_that_exist_or_are_none_pass(arguments: list[str]) -> None:
+    check_choices(CONFIGS, arguments)
+
+
+@pytest.mark.parametrize("choice", ["stage=nope", "stage=[video,nope]", "model=vit_b,nope"])
+def test_a_choice_that_does_not_exist_is_named(choice: str) -> None:
+    with pytest.raises(InputError, match=r"no (stage|model) nope; there are .*(video|vit_b)"):
+        check_choices(CONFIGS, [choice])

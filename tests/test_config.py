@@ -64,6 +64,9 @@ def test_an_unknown_key_is_named() -> None:
         ("ema=1", "ema is 1"),
         ("validation.every=0", "validation: every is 0"),
         ("stages.procedural.data.num_frames=1", r"data\.num_frames is 1"),
+        ("validation.split=val", r"validation: split is val, but root is null"),
+        ("validation.clips=[a]", r"validation: clips is \['a'\], but root is null"),
+        ("model.depths=[1,1,1]", r"model\.depths is \[1, 1, 1\]; the last needs 2"),
         ("model.num_heads=5", r"model\.num_heads"),
         ("model.num_heads=0", r"model\.num_heads"),
         ("model.value_widths=[0,8,8]", r"model\.value_widths"),
@@ -73,6 +76,12 @@ def test_an_unknown_key_is_named() -> None:
         ("stages.procedural.optimizer.betas=[2,0.9]", r"optimizer\.betas"),
         ("stages.procedural.optimizer.weight_decay=-1", r"optimizer\.weight_decay"),
         ("stages.procedural.optimizer.learning_rate=nan", r"optimizer\.learning_rate"),
+        ("stages.procedural.optimizer.decay_at=[100000]", r"decay_at is \[100000.*shares"),
+        ("stages.procedural.optimizer.decay_at=[0.5,0.2]", r"optimizer\.decay_at"),
+        ("stages.procedural.optimizer.decay_factor=-3", r"optimizer\.decay_factor is -3"),
+        ("stages.procedural.loss.cross_entropy=-1", r"loss\.cross_entropy is -1"),
+        ("stages.procedural.loss.dice=inf", r"loss\.dice is inf"),
+        ("stages.procedural.loss={cross_entropy:0,dice:0}", "are both 0"),
     ],
 )
 def test_a_bad_value_is_named(override: str, message: str) -> None:

@@ -1,10 +1,13 @@
 import logging
+import weakref
 
+import pytest
 import torch
 from test_trainer import config, trainer_of
 
 from stma.training.dry_run import dry_run, random_batch
 from stma.training.run import train
+from stma.training.trainer import Trainer
 
 
 def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
@@ -32,14 +35,66 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
     trainer.build = lambda weights: None  # type: ignore[method-assign]
     trainer.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert dry_run(trainer, None) == 4
-    assert tried == [2, 4, 8]
+    assert dry_run(trainer, None) == 5
+    assert tried == [2, 4, 8, 6, 5]
     trainer = trainer_of(config(tmp_path, batch_size=16))
     trainer.build = lambda weights: None  # type: ignore[method-assign]
     trainer.device = torch.device("cuda")
     tried.clear()
-    assert dry_run(trainer, None) == 4
-    assert tried == [16, 8, 4]
+    assert dry_run(trainer, None) == 5
+    assert tried == [16, 8, 4, 6, 5]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_that_was_cut_short_leaves_nothing_behind(
+    tmp_path, monkeypatch, precision: str
+) -> None:
+    """The memory is full in the middle of a step, when the gradient is there and, in fp16, is
+    unscaled already; the steps after it are taken by a network made anew."""
+    trainer = trainer_of(config(tmp_path, batch_size=4, precision=precision))
+    clip_norm, networks = torch.nn.utils.clip_grad_norm_, []
+    monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)
+    build = Trainer.build
+
+    def built(self, weights) -> None:
+        build(self, weights)
+        networks.append(weakref.ref(self.model))
+
+    def too_many(parameters, max_norm):
+        parameters = list(parameters)
+        if len(networks) == 1:
+            raise torch.OutOfMemoryError
+        return clip_norm(parameters, max_norm)
+
+    monkeypatch.setattr(Trainer, "build", built)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", too_many)
+    assert dry_run(trainer, None) == 2
+    assert [network() for network in networks] == [None] * len(networks)
+    assert not hasattr(trainer, "model")
+
+
+def test_parts_after_the_first_find_its_gradient_in_memory(tmp_path, monkeypatch) -> None:
+    trainer = trainer_of(config(tmp_path, batch_size=8, accumulate=4))
+    taken = []
+    step = Trainer.step
+
+    def recorded(self, parts, progress):
+        taken.append([len(part) for part in parts])
+        return step(self, parts, progress)
+
+    monkeypatch.setattr(Trainer, "step", recorded)
+    assert dry_run(trainer, None) == 2
+    assert taken == [[2, 2]] * 2
+
+
+def test_a_finished_run_can_be_tried_again(tmp_path, caplog) -> None:
+    train(config(tmp_path, iterations=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
+    before.pop(tmp_path / "train.log")  # this process writes its log there still
+    with caplog.at_level(logging.INFO):
+        train(config(tmp_path, iterations=1, batch_size=4, dry_run=True))
+    assert "the largest batch that fitted is 4 clips" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_noise_has_the_shape_of_the_stages_clips(tmp_path) -> None:

@@ -328,6 +328,16 @@ def test_timing_training(monkeypatch, capsys, threads) -> None:
         script(monkeypatch, "bench_training.py", "stage=[static,video]")
 
 
+def test_peak_rates_are_those_of_the_precision_in_use() -> None:
+    peak = runpy.run_path(str(ROOT / "scripts" / "bench_training.py"))["peak_rate"]
+    assert peak("NVIDIA H100 NVL", "bf16") == 835e12
+    assert peak("NVIDIA H100 80GB HBM3", "fp16") == 989e12
+    assert peak("NVIDIA H200", "bf16") == 989e12
+    assert peak("NVIDIA H100 80GB HBM3", "fp32") is None
+    assert peak("Tesla V100-SXM2-16GB", "bf16") is None
+    assert peak("Some Other Card", "bf16") is None
+
+
 @pytest.mark.slow
 def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> None:
     command = [sys.executable, "train.py", "experiment=debug", f"output={tmp_path}", "device=cpu"]

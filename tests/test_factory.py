@@ -36,8 +36,10 @@ def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> 
 
 
 def test_a_vit_has_blocks_at_stride_16_only() -> None:
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match=r"needs \[0, 0, n\]"):
         ModelConfig(backbone="vit", dims=[8, 8, 16], num_heads=2)
+    with pytest.raises(ValueError, match="the last needs 2 or more"):
+        ModelConfig(backbone="vit", dims=[8, 8, 16], num_heads=2, depths=[0, 0, 1])
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])

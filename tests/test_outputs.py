@@ -1,9 +1,10 @@
+import errno
 import logging
 
 import pytest
 
 from stma.errors import InputError
-from stma.outputs import PARTIAL, holding, prepare_output, replacing
+from stma.outputs import PARTIAL, full_disks_told, holding, prepare_output, replacing
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:
@@ -48,3 +49,14 @@ def test_the_log_goes_to_the_last_folder_alone(tmp_path) -> None:
     assert "written to a" in (tmp_path / "a" / "test.log").read_text()
     assert "written to b" not in (tmp_path / "a" / "test.log").read_text()
     assert "written to b" in (tmp_path / "b" / "test.log").read_text()
+
+
+def test_only_a_full_or_locked_disk_is_told_as_such(tmp_path) -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        with (
+            pytest.raises(InputError, match=rf"{tmp_path}: cannot be written .*make room"),
+            full_disks_told(tmp_path),
+        ):
+            raise OSError(number, "why")
+    with pytest.raises(FileNotFoundError), full_disks_told(tmp_path):
+        (tmp_path / "none").read_bytes()

@@ -1,11 +1,15 @@
 """Stages one after another."""
 
 import dataclasses
+import errno
 import json
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import procedural_data
+from safetensors.torch import save_file
 from test_trainer import config, equal_weights
 
 from stma.data.config import DatasetConfig
@@ -14,8 +18,9 @@ from stma.errors import InputError
 from stma.model.weights import load_model, read_weights
 from stma.outputs import holding
 from stma.training.config import TrainConfig
+from stma.training.leaving import Preempted
 from stma.training.run import train
-from stma.training.trainer import Preempted, Trainer
+from stma.training.trainer import Trainer
 
 
 def two_stages(output, **settings) -> TrainConfig:
@@ -42,7 +47,7 @@ def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monke
     step = Trainer.step
 
     def told_in_second(self, *arguments):
-        self.must_leave = self.name == "second"
+        self.leave.asked = self.name == "second"
         return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "step", told_in_second)
@@ -52,13 +57,13 @@ def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monke
     monkeypatch.undo()
     before = (tmp_path / "first" / "weights.safetensors").stat().st_mtime_ns
     built = []
-    init = Trainer.build
+    init = Trainer._build
 
     def recorded(self, weights):
         built.append((self.name, weights))
         init(self, weights)
 
-    monkeypatch.setattr(Trainer, "build", recorded)
+    monkeypatch.setattr(Trainer, "_build", recorded)
     final = train(settings)
     assert built == [("second", None)]  # from its checkpoint, not from the first one's weights
     assert (tmp_path / "first" / "weights.safetensors").stat().st_mtime_ns == before
@@ -103,7 +108,7 @@ def test_the_best_by_validation_is_kept_beside_the_newest(tmp_path) -> None:
     settings = dataclasses.replace(
         settings, validation=dataclasses.replace(settings.validation, every=2)
     )
-    train(settings, validation)
+    train(settings, lambda config: validation)
     assert asked == [tmp_path / "only" / "validation"] * 3
     kept = sorted(path.name for path in (tmp_path / "only" / "checkpoints").iterdir())
     assert kept == ["00000006.pt", "best.pt"]
@@ -119,3 +124,194 @@ def test_an_output_folder_in_use_is_refused_before_training(tmp_path) -> None:
             train(settings)
         assert not (tmp_path / "first").exists()
     train(settings)
+
+
+def told_after(trainer_name: str, monkeypatch) -> None:
+    """As by a signal in the last iteration of a stage, after all of them have agreed."""
+    save = Trainer.save
+
+    def saved(self) -> None:
+        save(self)
+        self.leave.asked = self.name == trainer_name and self.iteration == self.stage.iterations
+
+    monkeypatch.setattr(Trainer, "save", saved)
+
+
+def test_told_to_leave_at_the_end_of_a_stage_the_next_one_does_not_start(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    told_after("first", monkeypatch)
+    with pytest.raises(Preempted):
+        train(two_stages(tmp_path))
+    assert "told to leave before stage second" in caplog.text
+    assert (tmp_path / "first" / "finished.json").is_file()
+    assert not (tmp_path / "second").exists()
+    monkeypatch.undo()
+    assert train(two_stages(tmp_path)).is_file()
+    told_after("second", monkeypatch)  # at the very end there is nothing left to go on with
+    assert train(two_stages(tmp_path / "again")).is_file()
+
+
+def test_starting_anew_forgets_all_stages_at_once(tmp_path, monkeypatch) -> None:
+    """The second start is killed in its first stage; the third must not take the old run's second
+    stage for its own."""
+    final = train(two_stages(tmp_path))
+
+    def killed(self, *arguments):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(two_stages(tmp_path, resume=False, seed=5))
+    monkeypatch.undo()
+    assert not final.exists()
+    assert not (tmp_path / "second" / "finished.json").exists()
+    again = load_model(train(two_stages(tmp_path, seed=5)))
+    assert equal_weights(again, load_model(train(two_stages(tmp_path / "other", seed=5))))
+
+
+def test_a_stage_does_not_outlive_the_one_it_came_from(tmp_path) -> None:
+    train(two_stages(tmp_path))
+    first = tmp_path / "first"
+    (first / "finished.json").rename(first / "aside")
+    with pytest.raises(InputError, match="the stage before it, first, has not come to its end"):
+        train(two_stages(tmp_path))
+    (first / "aside").rename(first / "finished.json")
+    other = train(config(tmp_path / "other", seed=7))
+    (first / "weights.safetensors").write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match=r"second: holds .*\n  weights: sha256:\w+ there, sha256"):
+        train(two_stages(tmp_path))
+
+
+def test_weights_to_start_from_may_move_but_not_change(tmp_path, monkeypatch) -> None:
+    start = train(config(tmp_path / "start"))
+    other = train(config(tmp_path / "other", seed=3))
+
+    def go_on(weights) -> None:
+        train(config(tmp_path / "run", weights=str(weights), iterations=4, save_every=1))
+
+    step = Trainer.step
+
+    def told(self, *arguments):
+        self.leave.asked = self.iteration < 3
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", told)
+    with pytest.raises(Preempted):
+        go_on(start)
+    with pytest.raises(InputError, match="weights: sha256"):
+        go_on(other)
+    moved = start.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(Preempted):
+        go_on(moved)
+    moved.unlink()
+    with pytest.raises(Preempted):
+        go_on(moved)
+    go_on(moved)
+
+
+def test_a_refused_command_changes_nothing(tmp_path) -> None:
+    """Not the record either of the run that is there."""
+    settings = two_stages(tmp_path / "run")
+    path = train(settings)
+    cut = tmp_path / "cut.safetensors"
+    model, _, tensors = read_weights(path)
+    tensors.pop("decoder.head.bias")
+    metadata = {
+        "format": "stma-weights-1",
+        "model": json.dumps(dataclasses.asdict(model)),
+        "provenance": "{}",
+    }
+    save_file(tensors, cut, metadata)
+    (tmp_path / "run" / "second" / "finished.json").unlink()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+    for change, message in (
+        ({"seed": 4}, "seed: 0 there, 4 here"),
+        ({"weights": str(cut), "resume": False}, "missing: decoder.head.bias"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(dataclasses.replace(settings, **change))
+    changed = dataclasses.replace(settings.stages["second"], batch_size=4)
+    with pytest.raises(InputError, match=r"second: holds .*\n  stage\.batch_size: 2 there, 4 here"):
+        train(dataclasses.replace(settings, stages=settings.stages | {"second": changed}))
+    before.pop(tmp_path / "run" / "train.log")
+    assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_damaged_mark_of_the_end_is_told(tmp_path, content: str) -> None:
+    train(config(tmp_path))
+    (tmp_path / "only" / "finished.json").write_text(content)
+    with pytest.raises(InputError, match=r"finished\.json: damaged .*remove it"):
+        train(config(tmp_path))
+
+
+def test_checkpoints_that_are_none_are_not_started_over(tmp_path) -> None:
+    train(config(tmp_path))
+    (tmp_path / "only" / "finished.json").unlink()
+    path = tmp_path / "only" / "checkpoints" / "00000003.pt"
+    torch.save({"iteration": 3}, path)
+    with pytest.raises(InputError, match=r"00000003\.pt: not a checkpoint .*lacks.*settings"):
+        train(config(tmp_path))
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"none of 00000003\.pt can be read"):
+        train(config(tmp_path))
+    assert path.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("name", ["run.json", "finished.json", "masks"])
+def test_a_full_disk_is_told_wherever_it_is_met(tmp_path, monkeypatch, name: str) -> None:
+    """The record, the mark of the end, the masks of the validation."""
+    write = Path.write_text
+
+    def full(self: Path, text: str):
+        if self.name.startswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return write(self, text)
+
+    def validation(model, folder: Path) -> float:
+        folder.mkdir()
+        (folder / "masks").write_text("")
+        return 1.0
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=rf"{name}.*cannot be written \(No space left.*make room"):
+        train(config(tmp_path / "run"), lambda config: validation)
+    monkeypatch.undo()
+    assert train(config(tmp_path / "run")).is_file()
+
+
+def test_no_training_is_lost_for_a_board_that_cannot_be_written(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    def full(self, *arguments, **settings) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stma.training.board.SummaryWriter.add_scalar", full)
+    assert train(config(tmp_path)).is_file()
+    assert caplog.text.count("training goes on without TensorBoard") == 1
+
+
+def test_the_record_keeps_earlier_starts(tmp_path, monkeypatch) -> None:
+    for number in range(3):
+        monkeypatch.setattr("sys.argv", ["train.py", f"start {number}"])
+        (tmp_path / "only" / "finished.json").unlink(missing_ok=True)
+        train(config(tmp_path))
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["command"] == ["train.py", "start 2"]
+    commands = [start["command"][1] for start in record["earlier_starts"]]
+    assert commands == ["start 0", "start 1"]
+
+
+def test_networks_of_earlier_stages_are_given_back(tmp_path, monkeypatch) -> None:
+    networks = []
+    build = Trainer._build
+
+    def built(self, weights) -> None:
+        assert [network() for network in networks] == [None] * len(networks)
+        build(self, weights)
+        networks.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(Trainer, "_build", built)
+    train(two_stages(tmp_path, ema=0.9))
+    assert len(networks) == 2

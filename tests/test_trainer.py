@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from conftest import TINY, procedural_data
 
 from stma.compose import load_config
@@ -23,9 +24,10 @@ from stma.model.stma import STMA
 from stma.model.weights import load_model, read_weights
 from stma.training.board import prediction_picture
 from stma.training.config import StageConfig, TrainConfig
+from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted
 from stma.training.optimizer import OptimizerConfig
 from stma.training.run import train
-from stma.training.trainer import EXIT_PREEMPTED, Preempted, Trainer
+from stma.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -128,13 +130,13 @@ def test_steps_that_are_never_finite_end_the_run_and_keep_the_weights(tmp_path) 
     first = train(config(tmp_path))
     before = first.read_bytes()
     trainer = trainer_of(config(tmp_path, resume=False, max_skipped=2))
-    build = trainer.build
+    build = trainer._build
 
     def build_spoiled(weights) -> None:
         build(weights)
         spoil(trainer.model)
 
-    trainer.build = build_spoiled  # type: ignore[method-assign]
+    trainer._build = build_spoiled  # type: ignore[method-assign]
     message = r"loss nan, .* at iteration 1 \(procedural: clip \d.*2 steps in a row"
     with pytest.raises(InputError, match=message):
         trainer.run()
@@ -176,6 +178,38 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named(
     assert "at iteration 1 (procedural: clip" in caplog.text
 
 
+def test_an_overflow_of_fp16_is_no_fault_of_a_clip(tmp_path, monkeypatch) -> None:
+    """The gradient is infinite while the scale is above 2^12: it halves until then, and the limit
+    of one faulty step is not touched."""
+    trainer = trainer_of(config(tmp_path, iterations=4, precision="fp16", max_skipped=1))
+    clip_norm = torch.nn.utils.clip_grad_norm_
+
+    def explode(parameters, max_norm):
+        parameters = list(parameters)
+        if trainer.scaler.get_scale() > 2**12:
+            trainer.scaler._per_optimizer_states[id(trainer.optimizer)]["found_inf_per_device"][
+                torch.device("cpu")
+            ].fill_(1)
+            parameters[0].grad.fill_(float("inf"))
+        return clip_norm(parameters, max_norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    trainer.run()
+    assert (trainer.overflows, trainer.skipped) == (2, 0)
+    assert trainer.scaler.get_scale() == 2**12
+
+
+def test_the_time_left_counts_from_where_this_start_began(tmp_path) -> None:
+    trainer = trainer_of(config(tmp_path, iterations=8))
+    trainer.iteration = 6
+    with trainer._bar() as bar:
+        bar.start_t -= 10  # seconds for a tenth of the whole
+        bar.update(10)
+        assert bar.initial == 75
+        assert "85%" in str(bar)
+        assert "00:15" in str(bar)  # and not the two seconds of 85 % in ten
+
+
 def interrupted(folder, **settings) -> Trainer:
     """A run of six iterations that is told to leave during the third."""
     trainer = trainer_of(config(folder, iterations=6, **settings))
@@ -187,7 +221,7 @@ def interrupted(folder, **settings) -> Trainer:
         return step(*arguments)
 
     trainer.step = step_and_signal  # type: ignore[method-assign]
-    with pytest.raises(Preempted) as left:
+    with signals_noted() as trainer.leave, pytest.raises(Preempted) as left:
         trainer.run()
     assert left.value.code == EXIT_PREEMPTED == 75
     return trainer
@@ -326,7 +360,7 @@ def test_recomputed_blocks_give_the_same_gradient(tmp_path) -> None:
         trainer = trainer_of(settings)
         trainer.build(None)
         assert all(block.recompute is recompute for block in trainer.model.backbone.last_stage)
-        trainer.step([next(trainer._batches())], 0.0)
+        trainer.step([next(trainer.batches())], 0.0)
         gradients.append([p.grad for p in trainer.model.parameters()])
         center = trainer.model.object_features.num_updates
         assert center == 1  # recomputing does not observe objects twice
@@ -337,11 +371,12 @@ def test_recomputed_blocks_give_the_same_gradient(tmp_path) -> None:
 def test_the_average_of_weights_is_what_is_saved(tmp_path) -> None:
     """By hand: the first step's weights, then 0.75 of the average and 0.25 of the new ones."""
     trainer = trainer_of(config(tmp_path, ema=0.75, iterations=3))
-    step, seen = trainer.step, []
+    step, seen, centers = trainer.step, [], []
 
     def recorded(*arguments):
         result = step(*arguments)
         seen.append(trainer.model.decoder.head.weight.detach().clone())
+        centers.append(trainer.model.object_features.center.clone())
         return result
 
     trainer.step = recorded  # type: ignore[method-assign]
@@ -351,7 +386,10 @@ def test_the_average_of_weights_is_what_is_saved(tmp_path) -> None:
         expected = 0.75 * expected + 0.25 * weights
     saved = load_model(trainer.weights_path)
     torch.testing.assert_close(saved.decoder.head.weight, expected)
-    assert torch.equal(saved.object_features.center, trainer.model.object_features.center)
+    center = centers[0]
+    for other in centers[1:]:
+        center = 0.75 * center + 0.25 * other
+    torch.testing.assert_close(saved.object_features.center, center)
     assert not torch.equal(saved.decoder.head.weight, trainer.model.decoder.head.weight)
 
 
@@ -383,16 +421,23 @@ def test_what_tensorboard_shows(tmp_path) -> None:
     assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2, 3]
 
 
-def test_compiled_parts_give_the_same_step(tmp_path, monkeypatch) -> None:
-    """Traced and differentiated ahead of time, but without minutes of generating code."""
+@pytest.mark.slow
+def test_compiled_parts_give_the_same_step_and_none_is_left_to_eager(tmp_path, monkeypatch) -> None:
+    """Traced and differentiated ahead of time, but without minutes of generating code. Blocks that
+    differ in their stochastic depth alone share their graphs: 12 of them would make 60 else."""
     traced = functools.partialmethod(STMA.compile_parts, backend="aot_eager")
     monkeypatch.setattr(STMA, "compile_parts", traced)
+    model = dataclasses.replace(TINY, depths=[1, 1, 12], drop_path=0.3)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     losses = []
     for compiled in (False, True):
-        trainer = trainer_of(config(tmp_path, compile=compiled))
+        trainer = trainer_of(config(tmp_path, compile=compiled, model=model))
         trainer.build(None)
-        losses.append(trainer.step([next(trainer._batches())], 0.0)[0].total)
+        losses.append(trainer.step([next(trainer.batches())], 0.0)[0].total)
     torch.testing.assert_close(*losses)
+    frames = torch._dynamo.utils.counters["frames"]
+    assert 0 < frames["ok"] == frames["total"] < 30
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """Training clips from any mix of sources: each a function of (seed, epoch, index) alone."""
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -147,8 +148,9 @@ class ClipDataset(Dataset["Clip | InputError"]):
 
 def clip_batches(
     clips: ClipDataset, numbers: BatchNumbers, num_workers: int, pin_memory: bool = False
-) -> Iterator[ClipBatch]:
-    """Load batches, in worker processes if there are any.
+) -> Generator[ClipBatch, None, None]:
+    """Load batches, in worker processes if there are any. Close it to end them: a program that ends
+    would wait for those of a generator that something still holds, a traceback say.
 
     Raises:
         InputError: a file is at fault; the message names it, and no other clip takes its place.
@@ -158,7 +160,7 @@ def clip_batches(
         batch_sampler=numbers,
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=one_thread,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its draw must not disturb the generator of training
         pin_memory=pin_memory,
     )
@@ -166,6 +168,14 @@ def clip_batches(
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def _start_worker(worker: int) -> None:
+    """Signals to leave go to all processes of a session (torchrun, srun), but only the one that
+    trains follows them: it needs its workers until it has saved, and ends them then."""
+    one_thread()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(clips: "list[Clip | InputError]") -> "ClipBatch | InputError":

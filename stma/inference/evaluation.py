@@ -51,16 +51,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
         InputError: something that all clips need is wrong; the message names it.
     """
     with join_processes(config.device, backend="gloo") as (processes, device):
-        if processes.world_size > 1 and (config.workers > 1 or config.fps_only):
-            raise InputError("under torchrun leave workers at 1, and fps_only=false")
-        listing = list_clips(config.benchmark, config.root, config.split, config.clips)
-        if config.compare is not None:
-            _check_comparable(config)
-        worker = None
-        if config.workers == 1:
-            worker = ClipWorker(config, device)
-        elif config.method == "stma":
-            load_model(config.weights or "")  # told now, not by every worker
+        listing, worker = processes.together(lambda: _look(config, device, processes))
         if config.fps_only:
             return _measure(config, listing, device, worker, processes)
         output = Path(config.output)
@@ -77,7 +68,23 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
             )
             if not processes.is_main:
                 return None
-            return _conclude(config, listing.clips, output, ours, faults)
+            return _conclude(config, listing.clips, output, ours, faults, processes)
+
+
+def _look(
+    config: EvalConfig, device: torch.device, processes: Processes
+) -> tuple[Listing, ClipWorker | None]:
+    """All that can be wrong before anything is written."""
+    if processes.world_size > 1 and (config.workers > 1 or config.fps_only):
+        raise InputError("under torchrun leave workers at 1, and fps_only=false")
+    listing = list_clips(config.benchmark, config.root, config.split, config.clips)
+    if config.compare is not None:
+        _check_comparable(config)
+    if config.workers == 1:
+        return listing, ClipWorker(config, device)
+    if config.method == "stma":
+        load_model(config.weights or "")  # told now, not by every worker
+    return listing, None
 
 
 def _check_comparable(config: EvalConfig) -> None:
@@ -97,17 +104,14 @@ def _begin(
     config: EvalConfig, listing: Listing, output: Path, processes: Processes, stack: ExitStack
 ) -> None:
     """The first process takes the output; where it cannot, all of them stop."""
-    error = None
-    if processes.is_main:
-        try:
+
+    def begin() -> None:
+        if processes.is_main:
             stack.enter_context(holding(output))
             _prepare(config, output)
             _log_start(config, listing)
-        except InputError as raised:
-            error = raised
-    failed = processes.gather(str(error) if error else None)[0]
-    if failed is not None:
-        raise error if error is not None else SystemExit(1)
+
+    processes.together(begin)
 
 
 def _log_start(config: EvalConfig, listing: Listing) -> None:
@@ -134,7 +138,7 @@ def _measure(
             faults[clip.name] = _tell(clip.name, outcome)
         else:
             runs.append(outcome)
-    return _evaluation(config, runs, faults)
+    return _evaluation(config, runs, faults, processes)
 
 
 def _segment(
@@ -187,6 +191,7 @@ def _conclude(
     output: Path,
     ours: str,
     faults: dict[str, str],
+    processes: Processes,
 ) -> Evaluation:
     """Score, archive and draw what is there."""
     records = {clip.name: _done(output, clip, ours) for clip in clips}
@@ -200,7 +205,9 @@ def _conclude(
     problems: list[str] = []
     archive = _make_archive(config, clips, output, faults, problems)
     faults = faults | not_scored
-    result = _evaluation(config, runs, faults, scores=scores, archive=archive, problems=problems)
+    result = _evaluation(
+        config, runs, faults, processes, scores=scores, archive=archive, problems=problems
+    )
     made_with = {
         "config": asdict(config),
         "identity": json.loads((output / RUN).read_text()),
@@ -246,10 +253,13 @@ def _score(
 
 
 def _evaluation(
-    config: EvalConfig, runs: list[ClipRun], faults: dict[str, str], **more: Any
+    config: EvalConfig,
+    runs: list[ClipRun],
+    faults: dict[str, str],
+    processes: Processes,
+    **more: Any,
 ) -> Evaluation:
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    speed = Speed.of(runs, max(config.workers, world_size)) if runs else None
+    speed = Speed.of(runs, max(config.workers, processes.world_size)) if runs else None
     rules = config.benchmark
     more.setdefault("scores", [])
     return Evaluation(

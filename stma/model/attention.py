@@ -7,10 +7,11 @@ projections, so a block needs the two halves separately.
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stma.model.drop_path import DropPath
 from stma.structures import KeyValue
 
 

@@ -7,7 +7,7 @@ apart (`TransformerBlock`), so that STML can run its three streams through them.
 from collections.abc import Sequence
 
 import numpy as np
-from timm.layers import DropPath, LayerNorm2d, Mlp
+from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 
 from stma.model.attention import TransformerBlock
@@ -20,6 +20,7 @@ from stma.model.backbone import (
     resample_positions,
     sinusoidal_position_embedding,
 )
+from stma.model.drop_path import DropPath
 
 # ConvMAE's code builds the norms of its convolutional parts with PyTorch's default epsilon and
 # only the transformer blocks with 1e-6; its checkpoints were trained so.

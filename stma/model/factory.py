@@ -26,7 +26,8 @@ class ModelConfig:
     Attributes:
         backbone: ``convvit`` or ``vit``.
         dims: channels at strides 4, 8 and 16; a ViT makes the first two with its pyramid.
-        depths: blocks at these strides; a ViT has some at stride 16 only.
+        depths: blocks at these strides; a ViT has some at stride 16 only, where every network has
+            2 or more, as what leaves the last one for the objects is read by nobody.
         drop_path: stochastic depth of the last block.
         value_dim: channels of an ID value; null for the width of a token.
         value_widths: channels of the value encoder at strides 4, 8 and 16.
@@ -64,6 +65,11 @@ class ModelConfig:
             raise InputError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
         if self.backbone == "vit" and list(self.depths[:2]) != [0, 0]:
             raise InputError(f"model.depths is {list(self.depths)}; a ViT needs [0, 0, n]")
+        if self.depths[2] < 2:
+            raise InputError(
+                f"model.depths is {list(self.depths)}; the last needs 2 or more, as the objects "
+                "reach the frame through the block before the last"
+            )
         if self.similarity not in SIMILARITIES:
             raise InputError(
                 f"model.similarity is {self.similarity!r}; choose one of {SIMILARITIES}"

@@ -26,6 +26,10 @@ from stma.model.object_features import NoObjectFeatures, ObjectFeatures
 from stma.model.variants import FullStreams, Prepared, Streams
 from stma.structures import ClipBatch, Prediction, at_least_fp32
 
+# All blocks run the same code, on three streams of several shapes, with and without gradient: about
+# 25 graphs. Past dynamo's limit (8) it would leave the rest to eager, with a warning.
+MAX_GRAPHS = 64
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -88,6 +92,7 @@ class STMA(nn.Module):
         Args:
             backend: of ``torch.compile``.
         """
+        _prepare_compiler()
         for block in self.backbone.last_stage:
             block.project = torch.compile(block.project, backend=backend)  # type: ignore[method-assign]
             block.update = torch.compile(block.update, backend=backend)  # type: ignore[method-assign]
@@ -197,3 +202,13 @@ class STMA(nn.Module):
             logits.append(segmentation.logits[..., :height, :width])
             masks = pad_to_stride(logits[-1].softmax(dim=1)[:, 1:])
         return Prediction(torch.stack(logits, dim=1))
+
+
+def _prepare_compiler() -> None:
+    from torch._dynamo import config  # slow to import, and few need it
+
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(MAX_GRAPHS, getattr(config, limit)))
+    # DDP would cut graphs where its buckets end, which torch 2.6 cannot do where activations are
+    # recomputed. The parts that are compiled are smaller than buckets anyway.
+    config.optimize_ddp = False

@@ -107,6 +107,27 @@ def check_same_architecture(config: ModelConfig, own: ModelConfig, source: str |
         )
 
 
+def check_fits(model: STMA, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse tensors of which a name or a shape does not fit; a model on meta will do.
+
+    Raises:
+        InputError: names all missing, unexpected and misshapen tensors.
+    """
+    if problems := _misfits(model, tensors):
+        raise InputError(f"{source}: weights of another architecture\n  " + "\n  ".join(problems))
+
+
+def _misfits(model: STMA, tensors: Mapping[str, Tensor]) -> list[str]:
+    own = model.state_dict()
+    problems = [f"missing: {name}" for name in own if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in own]
+    return problems + [
+        f"shape of {name}: {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+
+
 def load_state(
     model: STMA, tensors: Mapping[str, Tensor], source: str | Path, *, strict: bool = True
 ) -> None:
@@ -118,18 +139,11 @@ def load_state(
     Raises:
         InputError: names all missing, unexpected and misshapen tensors. The model is unchanged.
     """
-    own = model.state_dict()
-    problems = [f"missing: {name}" for name in own if name not in tensors]
-    problems += [f"unexpected: {name}" for name in tensors if name not in own]
-    problems += [
-        f"shape of {name}: {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    if problems and strict:
-        raise InputError(f"{source}: weights of another architecture\n  " + "\n  ".join(problems))
-    for problem in problems:
+    if strict:
+        check_fits(model, tensors, source)
+    for problem in _misfits(model, tensors):
         log.warning("%s: %s", source, problem)
+    own = model.state_dict()
     fitting = {
         name: tensor
         for name, tensor in tensors.items()

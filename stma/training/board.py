@@ -1,10 +1,78 @@
 """What TensorBoard shows of a run."""
 
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
 import numpy as np
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from stma.pictures import contact_sheet, draw_overlay
 from stma.structures import ClipBatch, Prediction
+
+log = logging.getLogger(__name__)
+
+
+class Board:
+    """TensorBoard's files of a stage. Where they cannot be written (a full disk, say), they are
+    given up with a warning: no training is lost for them.
+
+    Args:
+        folder: None shows nothing.
+        first: iteration; what an earlier start wrote of later ones is not shown.
+    """
+
+    def __init__(self, folder: Path | None, first: int = 0) -> None:
+        self.folder = folder
+        self._writer: SummaryWriter | None = None
+        if folder is not None:
+            self._try(lambda: self._open(first))
+
+    def _open(self, first: int) -> None:
+        self._writer = SummaryWriter(str(self.folder), purge_step=first)
+
+    @property
+    def is_open(self) -> bool:
+        return self._writer is not None
+
+    def scalars(self, values: Mapping[str, float], iteration: int) -> None:
+        if (writer := self._writer) is not None:
+
+            def write() -> None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, iteration)
+
+            self._try(write)
+
+    def picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
+        """Show a picture, ``(H, W, 3)`` uint8."""
+        if (writer := self._writer) is not None:
+            self._try(lambda: writer.add_image(name, picture, iteration, dataformats="HWC"))
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._writer = None
+            log.warning(
+                "%s: cannot be written (%s); training goes on without TensorBoard",
+                self.folder,
+                error,
+            )
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._try(self._writer.close)
 
 
 def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:

@@ -4,14 +4,17 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Collection
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from stma.errors import InputError
-from stma.outputs import PARTIAL, replacing
+from stma.outputs import replacing
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +28,13 @@ class Checkpoints:
 
     Args:
         keep: how many stay; older ones are removed once a newer one is whole.
+        entries: of every state.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, entries: Collection[str] = ()) -> None:
         self.folder = folder
         self.keep = keep
+        self.entries = entries
 
     def paths(self) -> list[Path]:
         """Oldest first."""
@@ -45,7 +50,7 @@ class Checkpoints:
         """
         path = self.folder / f"{iteration:08d}{SUFFIX}"
         self._write(path, state)
-        for old in [*self.paths()[: -self.keep], *self.folder.glob(f"*{PARTIAL}")]:
+        for old in self.paths()[: -self.keep]:
             old.unlink()
         return path
 
@@ -55,7 +60,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
-                partial.write_bytes(buffer.getvalue())
+                partial.write_bytes(buffer.getbuffer())
         except OSError as error:
             last = next(reversed(self.paths()), None)
             raise InputError(
@@ -67,37 +72,64 @@ class Checkpoints:
         """Beside the newest, and not counted among them."""
         self._write(self.folder / BEST, state)
 
-    def load_newest(self) -> dict[str, Any] | None:
-        """The newest state that can be read; None where there is none.
+    def load_newest(self, *, mapped: bool = False) -> dict[str, Any] | None:
+        """The newest state that can be read; None where there is no file.
 
         A file that cannot be read is passed over for the one before it, with a warning.
+
+        Args:
+            mapped: read tensors from the file only when they are looked at.
+
+        Raises:
+            InputError: there are files, and none of them can be read, or the newest that can is
+                not a state of training.
         """
-        for path in reversed(self.paths()):
+        paths = self.paths()
+        for path in reversed(paths):
             try:
                 if not zipfile.is_zipfile(path):  # torch would take it for a bare pickle
                     raise EOFError("not a whole file of torch.save")
                 # On the CPU: the optimiser and the generators move what belongs elsewhere.
-                return torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
                 log.warning("%s: cannot be read (%s); trying the one before", path, error)
+                continue
+            missing = [e for e in self.entries if not isinstance(state, dict) or e not in state]
+            if missing:
+                raise InputError(
+                    f"{path}: not a checkpoint of this version of stma (it lacks "
+                    f"{', '.join(missing)}); remove it, or start anew with resume=false"
+                )
+            return state
+        if paths:
+            raise InputError(
+                f"{self.folder}: none of {', '.join(path.name for path in paths)} can be read; "
+                "put a whole one there, or start anew with resume=false, which removes them"
+            )
         return None
 
     def clear(self) -> None:
-        """Remove all, with what an interrupted write left behind."""
+        """Remove all."""
         (self.folder / BEST).unlink(missing_ok=True)
-        for path in [*self.paths(), *self.folder.glob(f"*{PARTIAL}")]:
+        for path in self.paths():
             path.unlink()
 
 
-def rng_state() -> dict[str, Any]:
-    """Of every generator of torch that training may draw from."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+def seed_generators(seed: int, rank: int, iteration: int) -> None:
+    """Of torch, in one process: another one draws other numbers."""
+    words = np.random.SeedSequence((seed, rank, iteration)).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Of the generators that training on a device draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -55,6 +55,12 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"every is {self.every}; give 1 or more")
+        for name in ("split", "clips"):
+            if self.root is None and getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}, but root is null, so nothing would be "
+                    "validated; give validation.root too"
+                )
 
 
 @dataclass
@@ -72,7 +78,8 @@ class TrainConfig:
             the others by name.
         num_workers: processes that make clips, for each process of training; 0 makes them between
             the steps.
-        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``auto`` (bf16 on CUDA cards that compute in it, fp32 elsewhere),
+            ``fp32``, ``bf16`` or ``fp16``.
         accumulate: parts that a process splits its share of a batch into, to save memory.
         checkpoint_blocks: compute the activations of the STML blocks again in the backward pass,
             to save memory.
@@ -81,8 +88,10 @@ class TrainConfig:
             and validated; 0 for none.
         log_every, picture_every, save_every: in iterations.
         keep_checkpoints: how many of the newest stay; the best by validation stays too.
-        resume: go on from the output's newest checkpoint; false starts anew and removes them.
-        max_skipped: steps in a row whose loss or gradient is not finite, until the run stops.
+        resume: go on from the output's newest checkpoints; false starts all stages anew, and
+            removes their results first.
+        max_skipped: steps in a row whose loss or gradient is not finite, until the run stops; those
+            where fp16 overflowed do not count.
         dry_run: print memory and the largest batch that fits, and train nothing.
     """
 

@@ -1,5 +1,6 @@
 """How much memory a stage needs, and the largest batch that fits, before it is started."""
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 
 from stma.device import peak_gigabytes
+from stma.distributed import Processes
 from stma.structures import ClipBatch
 from stma.training.trainer import Trainer
 
@@ -14,48 +16,67 @@ log = logging.getLogger(__name__)
 
 
 def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
-    """Take real steps on made-up clips of the stage's size, with as many clips as one process
-    would have at once, then (on CUDA) twice as many until the memory is full. Nothing is written.
+    """Take real steps on made-up clips of the stage's size: with as many clips as one process would
+    have at once, then (on CUDA) with more and fewer until the largest number that fits is found.
+    Nothing is written.
 
     Returns:
-        The largest number of clips that fitted.
+        The largest number of clips that fitted, in all processes.
     """
-    trainer.build(weights)
-    share = trainer.stage.batch_size // trainer.processes.world_size // trainer.config.accumulate
-    count, largest = share, 0
+    processes = trainer.processes
+    # Each process by itself: one that runs out of memory would leave the others waiting for its
+    # gradient. Those of DistributedDataParallel lie in its buffers, so they need no more room.
+    alone = copy.copy(trainer)
+    alone.processes = Processes()
+    share = trainer.numbers(0).part
+    count, largest, too_many = share, 0, None
+    alone.build(weights)
     while True:
-        try:
-            seconds = _step(trainer, count)
-        except torch.OutOfMemoryError:
-            log.info("%s: %d clips at once do not fit", trainer.name, count)
-            if count == 1 or largest:
+        seconds = _try_step(alone, count)
+        if all(processes.gather(seconds is not None)):
+            largest = count
+            log.info(
+                "%s: %d clips at once take %.1f GB at the peak, %.2f s",
+                trainer.name,
+                count,
+                peak_gigabytes(trainer.device),
+                seconds,
+            )
+            if trainer.device.type != "cuda":
                 break
-            count //= 2
-            torch.cuda.empty_cache()
-            continue
-        largest = max(largest, count)
-        log.info(
-            "%s: %d clips at once take %.1f GB at the peak, %.2f s",
-            trainer.name,
-            count,
-            peak_gigabytes(trainer.device),
-            seconds,
-        )
-        if trainer.device.type != "cuda" or count < share:
+        else:
+            too_many = count
+            log.info("%s: %d clips at once do not fit", trainer.name, count)
+            # What was interrupted holds memory, and a loss scale that waits for its step.
+            alone.release()
+            alone.build(weights)
+        count = 2 * count if too_many is None else (largest + too_many) // 2
+        if count == largest:
             break
-        count *= 2
+    alone.release()
     log.info("%s: the largest batch that fitted is %d clips a process", trainer.name, largest)
     return largest
 
 
+def _try_step(trainer: Trainer, clips: int) -> float | None:
+    """Seconds of a step; None where the memory does not suffice. The error is not kept, as it
+    holds all that the step had made."""
+    try:
+        return _step(trainer, clips)
+    except torch.OutOfMemoryError:
+        return None
+
+
 def _step(trainer: Trainer, clips: int) -> float:
-    """Seconds of the second of two steps."""
+    """Seconds of the second of two steps, with two parts where there would be more than one: the
+    gradient of the first one is there while the second one is computed."""
     batch = random_batch(trainer, clips)
+    parts = [batch] * min(trainer.config.accumulate, 2)
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(trainer.device)
     for _ in range(2):
         start = time.perf_counter()
-        trainer.step([batch], progress=0.5)
+        trainer.step(parts, progress=0.5)
     return time.perf_counter() - start
 
 

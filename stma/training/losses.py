@@ -1,5 +1,6 @@
 """The loss of the paper: half bootstrapped cross entropy, half Dice."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -28,6 +29,13 @@ class LossConfig:
     bootstrap_share: float = 0.15
 
     def __post_init__(self) -> None:
+        for name in ("cross_entropy", "dice"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"loss.{name} is {getattr(self, name)}; give a weight, 0 or more")
+        if self.cross_entropy == self.dice == 0:
+            raise InputError("loss.cross_entropy and loss.dice are both 0; give one some weight")
+        if self.bootstrap_start < 0:
+            raise InputError(f"loss.bootstrap_start is {self.bootstrap_start}; give 0 or more")
         if not 0 < self.bootstrap_share <= 1:
             raise InputError(f"loss.bootstrap_share is {self.bootstrap_share}; give 0 < share <= 1")
         if self.bootstrap_end < self.bootstrap_start:

@@ -24,7 +24,7 @@ class OptimizerConfig:
         clip_norm: gradients are scaled down to this norm (ours).
         schedule: ``step`` multiplies by `decay_factor` at each of `decay_at`; ``cosine`` falls
             to 0.
-        decay_at: progress; 100k of 160k iterations in the paper's last stage.
+        decay_at: progress, growing; 0.625 (100k of 160k iterations) in the paper's last stage.
         warmup: progress over which the rate grows linearly from 0.
     """
 
@@ -48,6 +48,13 @@ class OptimizerConfig:
             raise InputError(f"optimizer.weight_decay is {self.weight_decay}; give 0 <= decay < 1")
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimizer.warmup is {self.warmup}; give 0 <= warmup < 1")
+        if sorted(self.decay_at) != self.decay_at or not all(0 < at < 1 for at in self.decay_at):
+            raise InputError(
+                f"optimizer.decay_at is {self.decay_at}; give shares of the stage, not iterations: "
+                "growing numbers between 0 and 1"
+            )
+        if not 0 < self.decay_factor <= 1:
+            raise InputError(f"optimizer.decay_factor is {self.decay_factor}; give 0 < factor <= 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas is {self.betas}; give 2 numbers, 0 <= beta < 1")
 
@@ -84,7 +91,10 @@ def parameter_groups(
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     beta1, beta2 = config.betas
     groups = parameter_groups(model, config.weight_decay, config.backbone_rate)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2))
+    on_gpu = all(parameter.is_cuda for parameter in model.parameters())
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True if on_gpu else None
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -3,28 +3,37 @@
 import json
 import logging
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from stma.distributed import Processes, join_processes
 from stma.errors import InputError
-from stma.model.weights import check_same_architecture, read_weights
-from stma.outputs import holding, prepare_output, replacing
+from stma.outputs import full_disks_told, holding, prepare_output, remove_partials, replacing
 from stma.provenance import versions
-from stma.training.config import TrainConfig
+from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
+from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted
 from stma.training.trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
 
+RECORD = "run.json"
 
-def train(config: TrainConfig, validation: Validation | None = None) -> Path:
+
+def train(
+    config: TrainConfig,
+    build_validation: Callable[[ValidationConfig], Validation | None] = lambda config: None,
+) -> Path:
     """Train all stages; those that are finished are skipped, one that was stopped goes on.
 
     Args:
-        validation: gives J&F of a model, given a folder to work in.
+        build_validation: makes what gives J&F of a model, given a folder to work in.
 
     Returns:
         The weights file of the last stage.
@@ -33,42 +42,122 @@ def train(config: TrainConfig, validation: Validation | None = None) -> Path:
         InputError: something in the input is wrong; the message names it.
         Preempted: a signal to leave came; the same call goes on.
     """
-    if not config.stages:
-        raise InputError("stages is empty; choose some of configs/stage (stage=[static,video])")
-    with join_processes(config.device) as (processes, device):
-        # All of them first: a fault in the data of the last stage is told now, not in a week.
-        trainers = [Trainer(config, name, device, processes, validation) for name in config.stages]
+    with (
+        join_processes(config.device) as (processes, device),
+        full_disks_told(Path(config.output)),
+        ExitStack() as until_the_end,
+    ):
+        if config.dry_run:  # whatever the output holds
+            config = replace(config, resume=False)
+        leave = until_the_end.enter_context(signals_noted())
+
+        def build() -> list[Trainer]:
+            if not config.stages:
+                raise InputError("stages is empty; choose some of configs/stage (stage=video)")
+            validation = build_validation(config.validation)
+            # All of them first: a fault in the data of the last stage is told now, not in a week.
+            return [
+                Trainer(config, name, device, processes, validation, leave)
+                for name in config.stages
+            ]
+
+        trainers = processes.together(build)
         final = Path(config.output) / "weights.safetensors"
-        if all(trainer.finished for trainer in trainers) and final.is_file():
-            log.info("finished already: %s", final)
-            return final
-        if config.weights is not None and not trainers[0].started:
-            theirs, _, _ = read_weights(config.weights)
-            if config.strict_weights:
-                check_same_architecture(theirs, config.model, config.weights)
-        weights = config.weights or config.pretrained
+        weights: str | Path | None = config.weights or config.pretrained
+        _check_shared(trainers, processes)
+        processes.together(lambda: _check(config, trainers))
         if config.dry_run:
             for trainer in trainers:
                 dry_run(trainer, weights)
             return trainers[-1].weights_path
-        with holding(Path(config.output)) if processes.is_main else nullcontext():
+        if all(trainer.finished for trainer in trainers) and final.is_file():
+            log.info("finished already: %s", final)
+            return final
+
+        def begin() -> None:
             if processes.is_main:
-                _write_record(config, processes, str(device))
-            for trainer in trainers:
-                trainer.run(weights)
-                weights = str(trainer.weights_path)
-            if processes.is_main:
-                with replacing(final) as unfinished:
-                    shutil.copyfile(trainers[-1].weights_path, unfinished)
-                log.info("weights: %s", final)
+                until_the_end.enter_context(holding(Path(config.output)))
+                remove_partials(Path(config.output))
+                _write_record(config, processes, device)
+                if not config.resume:  # or a later stage would be taken for one of this run
+                    final.unlink(missing_ok=True)
+                    for trainer in trainers:
+                        trainer.folder.clear()
+
+        processes.together(begin)
+        for trainer in trainers:
+            if any(processes.gather(leave.asked)):
+                _leave(trainer)
+            trainer.run(weights)
+            trainer.release()
+            weights = trainer.weights_path
+        processes.together(lambda: _finish(trainers[-1].weights_path, final, processes))
     return final
 
 
-def _write_record(config: TrainConfig, processes: Processes, device: str) -> None:
-    """Beside the results: all settings, versions, the revision of the code, the command."""
+def _check_shared(trainers: Sequence[Trainer], processes: Processes) -> None:
+    """All processes see the same folder."""
+    seen = processes.gather([trainer.finished for trainer in trainers])
+    if any(finished != seen[0] for finished in seen):
+        raise processes.common_error(
+            f"output: {trainers[0].output.parent} holds finished stages for some processes and not "
+            "for others; it has to be on a disk that all machines share"
+        )
+
+
+def _check(config: TrainConfig, trainers: Sequence[Trainer]) -> None:
+    """All that can be wrong with what is there already, before anything is written."""
+    weights: str | Path | None = config.weights or config.pretrained
+    for index, trainer in enumerate(trainers):
+        if index > 0:
+            before = trainers[index - 1]
+            if trainer.started and not before.finished:
+                raise InputError(
+                    f"{trainer.output}: has been started, but the stage before it, {before.name}, "
+                    "has not come to its end in this output; give another output, or resume=false "
+                    "to start all stages anew"
+                )
+            weights = before.weights_path if before.finished else None
+        trainer.check(weights)
+
+
+def _leave(trainer: Trainer) -> None:
+    log.warning(
+        "told to leave before stage %s; the same command goes on with it (exit status %d)",
+        trainer.name,
+        EXIT_PREEMPTED,
+    )
+    raise Preempted
+
+
+def _finish(weights: Path, final: Path, processes: Processes) -> None:
+    if processes.is_main:
+        with full_disks_told(final), replacing(final) as unfinished:
+            shutil.copyfile(weights, unfinished)
+        log.info("weights: %s", final)
+
+
+def _write_record(config: TrainConfig, processes: Processes, device: torch.device) -> None:
+    """Beside the results: all settings, versions, the revision of the code, the command, and the
+    same of earlier starts of the run."""
     output = Path(config.output)
     prepare_output(output, "train.log")
-    OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
-    record = versions() | {"processes": processes.world_size, "device": device}
-    (output / "run.json").write_text(json.dumps(record, indent=2) + "\n")
-    log.info("stma %s, torch %s, git %s", record["stma"], record["torch"], record["git"])
+    with full_disks_told(output):
+        with replacing(output / "config.yaml", flush=False) as unfinished:
+            OmegaConf.save(OmegaConf.structured(config), unfinished)
+        start = versions() | {"processes": processes.world_size, "device": str(device)}
+        record = start | {"earlier_starts": _earlier_starts(output) if config.resume else []}
+        with replacing(output / RECORD, flush=False) as unfinished:
+            unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    log.info("stma %s, torch %s, git %s", start["stma"], start["torch"], start["git"])
+
+
+def _earlier_starts(output: Path) -> list[dict[str, Any]]:
+    """Oldest first."""
+    try:
+        last = json.loads((output / RECORD).read_text())
+    except (FileNotFoundError, ValueError):
+        return []  # a first start, or a damaged record: not worth losing the run
+    if not isinstance(last, dict):
+        return []
+    return [*last.pop("earlier_starts", []), last]

@@ -1,0 +1,47 @@
+"""What the result of a stage depends on: a run with other settings is not gone on with."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stma.training.config import TrainConfig
+
+# Beside the stage itself and the weights that it starts from. The rest may change from one start
+# of a run to the next.
+SETTINGS = ("seed", "precision", "ema", "strict_weights", "model")
+
+
+def stage_settings(config: TrainConfig, name: str, weights: str | None) -> dict[str, Any]:
+    """Of one stage, as they are kept beside its results.
+
+    Args:
+        weights: that it starts from; see :func:`fingerprint`.
+    """
+    whole = asdict(config)
+    settings = {key: whole[key] for key in SETTINGS}
+    return settings | {"weights": weights, "stage": whole["stages"][name]}
+
+
+def fingerprint(weights: str | Path) -> str:
+    """What is in a file, whatever its name."""
+    digest = hashlib.sha256()
+    with Path(weights).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Settings that differ, a line for each; datasets may have moved."""
+    found = []
+    for key in sorted({*before, *now}):
+        a, b = before.get(key), now.get(key)
+        if key == "root":
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key}: {a} there, {b} here")
+    return found

@@ -1,0 +1,77 @@
+"""The folder of a stage: what tells whether it is finished, under way, or not begun."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stma.errors import InputError
+from stma.outputs import full_disks_told, replacing
+from stma.training.checkpoint import Checkpoints
+
+# Attributes of a trainer that a checkpoint holds as they are.
+COUNTS = (
+    "iteration",
+    "seconds",
+    "shown",
+    "skipped",
+    "skipped_in_a_row",
+    "overflows",
+    "best",
+    "validated",
+)
+STATE = (*COUNTS, "settings", "model", "average", "optimizer", "scaler", "generators")
+
+
+class StageFolder:
+    """Where things are in it, and what earlier starts have left.
+
+    Args:
+        keep: newest checkpoints to hold.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        self.weights = path / "weights.safetensors"
+        self.best_weights = path / "best.safetensors"
+        self.mark = path / "finished.json"
+        self.checkpoints = Checkpoints(path / "checkpoints", keep, STATE)
+
+    def finished_settings(self) -> dict[str, Any] | None:
+        """The settings of a stage that was brought to its end; None where it was not.
+
+        Raises:
+            InputError: the mark of the end is damaged.
+        """
+        if not self.mark.is_file() or not self.weights.is_file():
+            return None
+        try:
+            settings = json.loads(self.mark.read_text())
+            if not isinstance(settings, dict):
+                raise ValueError("no settings in it")
+        except ValueError as error:
+            raise InputError(
+                f"{self.mark}: damaged ({error}); remove it, and the stage goes on from its newest "
+                "checkpoint, or start anew with resume=false"
+            ) from error
+        return settings
+
+    def begun_settings(self) -> dict[str, Any] | None:
+        """The settings of its newest checkpoint; None where there is none.
+
+        Raises:
+            InputError: none of the checkpoints can be read.
+        """
+        state = self.checkpoints.load_newest(mapped=True)
+        return None if state is None else state["settings"]
+
+    def finish(self, settings: dict[str, Any]) -> None:
+        """Mark the end."""
+        with full_disks_told(self.mark), replacing(self.mark) as unfinished:
+            unfinished.write_text(json.dumps(settings))
+
+    def clear(self) -> None:
+        """Remove all that would be taken for the state or the result of a new start."""
+        self.mark.unlink(missing_ok=True)
+        self.checkpoints.clear()
+        self.weights.unlink(missing_ok=True)
+        self.best_weights.unlink(missing_ok=True)
