@@ -6,19 +6,13 @@ to the former.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from stma.compose import load_model_config, model_names
 from stma.errors import input_errors_end_the_program
-from stma.memory.spatial import SpatialMemory
-from stma.memory.video import VideoMemory
 from stma.model.backbone import STRIDE
-from stma.model.factory import ModelConfig, build_model
+from stma.model.cost import count_cost
 from stma.model.variants import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -54,50 +48,11 @@ def main() -> None:
         for variant in arguments.variants:
             config = replace(load_model_config(CONFIGS, name), variant=variant)
             for objects in arguments.objects:
-                parameters, parts = count(
+                parameters, parts = count_cost(
                     config, arguments.height, arguments.width, objects, arguments.memory_frames
                 )
                 row = " ".join(f"{parts[column]:11.1f}" for column in columns)
                 print(f"{name:10} {variant:18} {parameters / 1e6:8.2f} {objects:7} {row}")
-
-
-def count(
-    config: ModelConfig, height: int, width: int, objects: int, memory_frames: int
-) -> tuple[int, dict[str, float]]:
-    """Parameters, and GFLOPs of each part of a frame and of a memory update."""
-    memory = VideoMemory(spatial=SpatialMemory(queue_size=1))
-
-    def gigaflops(function: Callable[[], object], part: str = "Global") -> float:
-        with FlopCounterMode(display=False) as counter:
-            function()
-        return sum(counter.get_flop_counts().get(part, {}).values()) / 1e9
-
-    with torch.device("meta"), torch.no_grad():
-        model = build_model(config).eval()
-        image = torch.zeros(1, 3, height, width)
-        masks = torch.zeros(1, objects, height, width)
-        frame = model.embed(image)
-        features = model.encode(frame, memory)
-        for index in range(memory_frames):
-            model.memorize(image, frame, features, masks, memory, pinned=index == 0)
-        memory.prepared = model.prepare(memory)
-
-        def segment() -> object:
-            return model.segment(frame, memory)
-
-        parts = {
-            "embed": gigaflops(lambda: model.embed(image)),
-            "references": gigaflops(lambda: model.prepare(memory)),
-            "values": gigaflops(lambda: model.value_encoder(image, masks)),
-            "readout": gigaflops(segment, "Association"),
-            "decoder": gigaflops(segment, "Decoder"),
-        }
-        whole = gigaflops(segment)
-    parts["test stream"] = whole - parts["readout"] - parts["decoder"]
-    parts["frame"] = parts["embed"] + whole
-    parts["recomputed"] = parts["frame"] + parts["references"]
-    parts["update"] = parts["references"] + parts["values"]
-    return sum(p.numel() for p in model.parameters()), parts
 
 
 if __name__ == "__main__":

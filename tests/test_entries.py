@@ -13,13 +13,15 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import box, write_clip
+from conftest import TINY, box, write_clip
 
 from stma.data.images import read_image
 from stma.inference.benchmarks import BenchmarkConfig
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
+from stma.model.factory import build_model
 from stma.model.variants import VARIANTS
+from stma.model.weights import save_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,6 +154,38 @@ def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> Non
     )
 
 
+def test_a_table_of_ablations(monkeypatch, capsys, tmp_path) -> None:
+    """Two variants, the full one with two seeds, and a run that is not finished."""
+    write_clip(tmp_path / "clips", "a", dict.fromkeys(range(4), box(8, 8, 16, 16)), frames=4)
+    for name, variant, seed in (("a", "full", 0), ("b", "full", 1), ("c", "joint", 0)):
+        torch.manual_seed(seed)
+        config = replace(TINY, variant=variant)
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+        save_weights(
+            tmp_path / "runs" / name / "weights.safetensors", build_model(config), config, {}
+        )
+    (tmp_path / "runs" / "d").mkdir()
+    (tmp_path / "runs" / "d" / "config.yaml").touch()
+    arguments = [str(tmp_path / "runs"), str(tmp_path / "clips"), "--device=cpu"]
+    script(monkeypatch, "ablation_table.py", *arguments)
+    printed = capsys.readouterr().out
+    assert f"not finished, left out: {tmp_path}/runs/d" in printed
+    joint, full = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith(("| joint", "| full"))
+    )
+    assert (full[2], joint[2]) == ("2", "1")
+    assert "±" in full[3]
+    assert "±" not in joint[3]
+    assert (full[-2:], joint[-2:]) == (["88.9", "10.7"], ["87.8", "9.6"])
+    assert (tmp_path / "runs" / "table.csv").is_file()
+    for wrong, message in (("nowhere", "no such folder"), ("clips", "holds no run")):
+        with pytest.raises(SystemExit, match=message):
+            script(monkeypatch, "ablation_table.py", str(tmp_path / wrong), str(tmp_path / "clips"))
+
+
 def test_counting(monkeypatch, capsys) -> None:
     script(monkeypatch, "count.py", "convvit_t", "--objects", "1", "3")
     lines = capsys.readouterr().out.splitlines()
@@ -185,19 +219,6 @@ def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
     ]
     with pytest.raises(SystemExit, match="16 pixels"):
         script(monkeypatch, "make_clips.py", str(tmp_path / "x"), "--height=8")
-
-
-def test_counted_parts_by_hand() -> None:
-    """ConvViT-T's last stage at 32 x 32: 4 tokens and 8 of references."""
-    module = runpy.run_path(str(ROOT / "scripts" / "count.py"))
-    from stma.model.factory import ModelConfig
-
-    config = ModelConfig(dims=[8, 8, 16], depths=[1, 1, 2], num_heads=2, decoder_widths=[8, 8])
-    _, parts = module["count"](config, 32, 32, objects=1, memory_frames=3)
-    dim, tokens, keys = 16, 4, 4 + 8
-    block = 2 * tokens * (3 * dim * dim + dim * dim + 2 * 4 * dim * dim + 2 * keys * dim)
-    assert parts["test stream"] == pytest.approx(2 * block / 1e9)
-    assert parts["readout"] == pytest.approx(2 * tokens * 12 * (dim + dim) / 1e9)
 
 
 def test_trying_a_model(monkeypatch, capsys) -> None:
