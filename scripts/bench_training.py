@@ -4,6 +4,7 @@ Takes the settings of train.py: stage=video model=convvit_b precision=bf16 compi
 
 By default the clips are in memory already (noise of the stage's size), so that the network alone is
 measured; --data takes the stage's own clips through the loader and tells the share of waiting.
+--count runs nothing: FLOPs a clip, and the hours of the stage at a share of an H100's peak.
 """
 
 import argparse
@@ -19,10 +20,12 @@ from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.device import device_name, peak_gigabytes, resolve_device, resolve_precision
 from stma.errors import InputError, input_errors_end_the_program
+from stma.model.factory import build_model
+from stma.model.stma import STMA
 from stma.structures import ClipBatch
 from stma.training.config import TrainConfig
 from stma.training.dry_run import random_batch
-from stma.training.losses import clip_loss
+from stma.training.losses import LossConfig, clip_loss
 from stma.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -47,6 +50,7 @@ PEAKS = {
     "V100": 125e12,  # fp16 alone
 }
 WARM_UP = 3  # steps
+SHARE = 0.35  # of the peak, for --count
 
 
 @input_errors_end_the_program()
@@ -56,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="settings of train.py")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--count", action="store_true", help="FLOPs alone, on any machine")
     parser.add_argument("--data", action="store_true", help="load the stage's own clips")
     arguments = parser.parse_intermixed_args()
     if arguments.steps < 1:
@@ -71,6 +76,9 @@ def main() -> None:
     config = replace(config, stages={name: stage}, resume=False)
     device = resolve_device(config.device)
     trainer = Trainer(config, name, device)
+    if arguments.count:
+        print_count(trainer)
+        return
     trainer.build(config.weights)
     data = stage.data
     print(
@@ -78,7 +86,8 @@ def main() -> None:
         f"{data.height} x {data.width}, {data.max_objects} objects, precision {config.precision}, "
         f"{'' if config.compile else 'not '}compiled, torch {torch.__version__}"
     )
-    flops = count_flops(trainer)
+    flops = count_flops(trainer.model, random_batch(trainer, 1), stage.loss)
+    trainer.model.checkpoint_blocks(config.checkpoint_blocks)
     seconds, waiting = measure(trainer, arguments.steps, arguments.data)
     rate = arguments.steps / seconds
     print(f"{rate:.3f} iterations/s, {rate * stage.batch_size:.2f} clips/s")
@@ -101,15 +110,27 @@ def peak_rate(card: str, precision: str) -> float | None:
     return next((rate for name, rate in PEAKS.items() if name in card), None)
 
 
-def count_flops(trainer: Trainer) -> int:
-    """Of one clip, by torch's own counter, forward and backward; recomputation is not counted."""
-    batch = random_batch(trainer, 1)
-    trainer.model.train().checkpoint_blocks(False)
+def print_count(trainer: Trainer) -> None:
+    """What the stage costs, on the meta device."""
+    with torch.device("meta"):
+        model = build_model(trainer.config.model)
+    stage = trainer.stage
+    flops = count_flops(model, random_batch(trainer, 1).to(torch.device("meta")), stage.loss)
+    seconds = flops * stage.batch_size * stage.iterations / (SHARE * PEAKS["H100"])
+    print(f"{trainer.name}: {flops / 1e12:.2f} TFLOPs a clip, forward and backward")
+    print(
+        f"{stage.iterations} iterations of {stage.batch_size} clips: {seconds / 3600:.1f} hours on "
+        f"one H100 at {100 * SHARE:.0f} % of its peak (not measured)"
+    )
+
+
+def count_flops(model: STMA, batch: ClipBatch, loss: LossConfig) -> int:
+    """Of a batch, by torch's own counter, forward and backward; recomputation is not counted."""
+    model.train().checkpoint_blocks(False)
     with FlopCounterMode(display=False) as counter:
-        clip_loss(trainer.model(batch), batch, trainer.stage.loss, 0).total.backward()
-    trainer.model.checkpoint_blocks(trainer.config.checkpoint_blocks)
-    trainer.model.zero_grad(set_to_none=True)
-    trainer.model.object_features.forget_observed()
+        clip_loss(model(batch), batch, loss, 0).total.backward()
+    model.zero_grad(set_to_none=True)
+    model.object_features.forget_observed()
     return counter.get_total_flops()
 
 
