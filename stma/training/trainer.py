@@ -21,7 +21,7 @@ from stma.data.sampling import BatchNumbers
 from stma.device import autocast, peak_gigabytes, resolve_precision, uses_fp16
 from stma.distributed import Processes
 from stma.errors import InputError
-from stma.model.factory import build_model
+from stma.model.factory import build_backbone, build_model
 from stma.model.pretrained import load_pretrained
 from stma.model.stma import STMA
 from stma.model.weights import (
@@ -129,11 +129,11 @@ class Trainer:
         if theirs is not None:
             self._check_settings(theirs, weights)
         elif weights is not None:
+            if weights == self.config.pretrained:
+                load_pretrained(build_backbone(self.config.model), weights)
+                return
             with torch.device("meta"):
                 model = build_model(self.config.model)
-            if weights == self.config.pretrained:
-                load_pretrained(model.backbone, weights)
-                return
             tensors = self._read_weights(weights)
             if self.config.strict_weights:
                 check_fits(model, tensors, weights)
