@@ -1,5 +1,6 @@
 """What a result was made with."""
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -10,6 +11,15 @@ import numpy as np
 import torch
 
 from stma import __version__
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, Any]:

@@ -185,12 +185,10 @@ class EvalClip:
         masks = self.video.masks
         if self.rules.scored:
             bare = [path for path in self.video.frames if path.stem not in masks]
+            what = f"{self.video.image_folder}: fewer than 3 frames"
+            if bare:
+                what = f"{len(bare)} frames have no mask, the first is {bare[0]}"
             if bare or len(self.video) < 3:
-                what = (
-                    f"{len(bare)} frames have no mask, the first is {bare[0]}"
-                    if bare
-                    else (f"{self.video.image_folder}: fewer than 3 frames")
-                )
                 raise InputError(f"{what}; {self.rules.name} is scored on every clip as a whole")
         for stem in list(masks)[:1] if self.video.fully_annotated else masks:
             mask, _ = self.read_given(stem)
@@ -304,6 +302,10 @@ def list_clips(
             clip = _list_clip(rules, image_root / name, mask_root / name, (meta or {}).get(name))
             clip.check()
             clips.append(clip)
+            promised = [] if meta is None or clip.video.fully_annotated else meta[name]
+            if never := sorted(set(promised) - {str(i) for i in clip.given_ids()}):
+                objects = ", ".join(never)
+                notes.append(f"{name}: {rules.meta} lists objects that no mask gives: {objects}")
         except InputError as error:
             faults[name] = str(error)
     if not clips:
@@ -342,13 +344,6 @@ def _list_clip(
             f"{images}: {len(missing)} frames are missing that the metadata lists: "
             f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
         )
-    if not video.fully_annotated:
-        given = clip.given_ids()
-        if never := sorted({int(i) for i in objects} - set(given)):
-            raise InputError(
-                f"{masks}: {rules.meta} lists the objects {', '.join(map(str, never))}, which no "
-                "mask gives"
-            )
     return replace(clip, wanted=frozenset(frames) or None, ranges=ranges)
 
 

@@ -29,7 +29,7 @@ from stma.inference.spreading import ClipWorker, Failure, run_clips
 from stma.model.weights import load_model
 from stma.outputs import holding, prepare_output, replacing
 from stma.pictures import contact_sheet, draw_overlay, save_picture, write_video
-from stma.provenance import versions
+from stma.provenance import file_digest, versions
 
 log = logging.getLogger(__name__)
 
@@ -312,7 +312,7 @@ def _prepare(config: EvalConfig, output: Path) -> None:
         raise InputError(f"output: {output} holds the data ({config.root}); choose another one")
     ours = {
         "method": config.method,
-        "weights": None if config.method != "stma" else _sha256(Path(config.weights or "")),
+        "weights": None if config.method != "stma" else file_digest(config.weights or ""),
         "benchmark": identity(config.benchmark, config.root, config.split),
         "segmenter": asdict(config.segmenter) if config.method == "stma" else None,
         "augment": asdict(config.augment) if config.method == "stma" else None,
@@ -366,14 +366,6 @@ def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
             )
         ]
     return [] if theirs == ours else [f"{name} was {theirs}, is {ours}"]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest(data: bytes) -> str:

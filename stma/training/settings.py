@@ -1,11 +1,11 @@
 """What the result of a stage depends on: a run with other settings is not gone on with."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stma.provenance import file_digest
 from stma.training.config import TrainConfig
 
 # Beside the stage itself and the weights that it starts from. The rest may change from one start
@@ -26,11 +26,7 @@ def stage_settings(config: TrainConfig, name: str, weights: str | None) -> dict[
 
 def fingerprint(weights: str | Path) -> str:
     """What is in a file, whatever its name."""
-    digest = hashlib.sha256()
-    with Path(weights).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return f"sha256:{file_digest(weights)[:16]}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
