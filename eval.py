@@ -1,18 +1,26 @@
 """Segment and score the clips of a benchmark: python eval.py benchmark=... weights=..."""
 
+import sys
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
+from stma.compose import check_choices
 from stma.config import parse_config
+from stma.distributed import told_once
 from stma.errors import input_errors_end_the_program
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 @hydra.main(config_path="configs", config_name="eval", version_base="1.3")
 @input_errors_end_the_program()
 def main(config: DictConfig) -> None:
-    parsed = parse_config(EvalConfig, config)
+    with told_once():
+        parsed = parse_config(EvalConfig, config)
     result = evaluate(parsed)
     if result is None:  # not the first process of torchrun
         return
@@ -24,4 +32,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    with input_errors_end_the_program(), told_once():
+        check_choices(CONFIGS, sys.argv[1:])
     main()

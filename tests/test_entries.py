@@ -85,6 +85,7 @@ def test_mistakes_end_with_one_line_and_status_1(trained: Path) -> None:
         (["train.py", "+stages.procedural.optimizer.learning_rat=1"], "learning_rat"),
         (["train.py", "accumulate=0"], "error: configuration: accumulate is 0"),
         (["eval.py", "method=copy", f"root={trained}/none"], f"error: {trained}/none: no such"),
+        (["eval.py", "benchmark=davis"], "error: benchmark=davis: no benchmark davis; there are"),
         (["train.py", "experiment=demo", "weights=none"], "error: none: no such weights file"),
     ):
         result = run(*command, f"output={trained}/mistake")
