@@ -14,11 +14,10 @@ from stma.inference.streams import (
     ObjectsFrozen,
     ObjectsZeroed,
     ReferencesRemoved,
-    Watched,
-    cut,
     pairwise_cosine,
     probe_streams,
 )
+from stma.model.attention_shares import Watched, with_streams
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.variants import FullStreams
@@ -51,16 +50,16 @@ def test_cuts_change_the_result_and_leave_the_model_as_it_was(tiny_model: STMA) 
     others = torch.randn(1, 2, TINY.dims[2], dtype=torch.float64)
     for change in (ObjectsZeroed, ObjectsForeign, ReferencesRemoved):
         arguments = [others] if change is ObjectsForeign else []
-        with cut(tiny_model, change(streams, *arguments)):
+        with with_streams(tiny_model, change(streams, *arguments)):
             found[change] = second_frame(tiny_model)
         assert tiny_model.streams is streams
         assert not torch.allclose(whole, found[change], atol=1e-9)
-    with cut(tiny_model, ObjectsZeroed(ReferencesRemoved(streams))):
+    with with_streams(tiny_model, ObjectsZeroed(ReferencesRemoved(streams))):
         neither = second_frame(tiny_model)
     # Objects reach the test frame by references alone.
     assert torch.equal(found[ReferencesRemoved], neither)
     assert torch.equal(whole, second_frame(tiny_model))
-    with cut(tiny_model, Watched(streams)):
+    with with_streams(tiny_model, Watched(streams)):
         assert torch.equal(whole, second_frame(tiny_model))
 
 

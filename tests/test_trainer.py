@@ -416,7 +416,11 @@ def test_what_tensorboard_shows(tmp_path) -> None:
         "optimizer/skipped_steps",
         "time/share_waiting_for_data",
         "memory/peak_gigabytes",
+        "attention/block2_itself",
+        "attention/block2_reference1",
     } <= set(events.Tags()["scalars"])
+    attention = [name for name in events.Tags()["scalars"] if name.startswith("attention/block2_")]
+    assert sum(events.Scalars(name)[0].value for name in attention) == pytest.approx(1, abs=1e-4)
     assert events.Tags()["images"] == ["prediction"]
     assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2, 3]
 

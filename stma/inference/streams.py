@@ -3,9 +3,7 @@
 A good score alone does not show that STML works, since the temporal memory can do all the work.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,9 +18,9 @@ from stma.inference.benchmarks import EvalClip, only_new_objects
 from stma.inference.scoring import ClipScorer, ObjectScore, Score, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
-from stma.model.attention_shares import attention_shares
+from stma.model.attention_shares import Cut, Watched, mean_shares, with_streams
 from stma.model.stma import STMA
-from stma.model.variants import Blocks, JointTokens, Prepared, Streams
+from stma.model.variants import Blocks, Prepared, Streams
 
 
 @dataclass(frozen=True)
@@ -42,37 +40,6 @@ class Probe:
     score: Score
     cosine: float
     shares: np.ndarray | None = None
-
-
-class Cut(Streams):
-    """The streams of a model, with something changed on the way in."""
-
-    def __init__(self, inner: Streams) -> None:
-        self.inner = inner
-        self.reads_objects = inner.reads_objects
-        self.reads_references = inner.reads_references
-
-    def objects(self, objects: Tensor) -> Tensor:
-        """``F_o (B, N, C)`` as it enters the blocks."""
-        return objects
-
-    def references(self, references: Tensor) -> Tensor:
-        """``(B, R, L, C)`` as they enter the blocks."""
-        return references
-
-    def prepare(
-        self,
-        blocks: Blocks,
-        references: Tensor | None,
-        objects: Tensor | None,
-        valid_objects: Tensor | None,
-    ) -> Prepared:
-        references = None if references is None else self.references(references)
-        objects = None if objects is None else self.objects(objects)
-        return self.inner.prepare(blocks, references, objects, valid_objects)
-
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
-        return self.inner.encode(blocks, tokens, prepared)
 
 
 class ObjectsZeroed(Cut):
@@ -136,33 +103,6 @@ class ReferencesForeign(Cut):
         return self._tokens[:, None].expand_as(references)
 
 
-class Watched(Cut):
-    """Nothing is changed; where the attention of every frame goes is noted."""
-
-    def __init__(self, inner: Streams) -> None:
-        super().__init__(inner)
-        self._segments: list[int] = []
-        self.shares: list[Tensor] = []
-
-    def prepare(
-        self,
-        blocks: Blocks,
-        references: Tensor | None,
-        objects: Tensor | None,
-        valid_objects: Tensor | None,
-    ) -> Prepared:
-        prepared = super().prepare(blocks, references, objects, valid_objects)
-        self._segments = [] if references is None else [references.shape[2]] * references.shape[1]
-        if objects is not None and (references is None or isinstance(prepared, JointTokens)):
-            self._segments = [objects.shape[1], *self._segments]
-        return prepared
-
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
-        if prepared is not None:
-            self.shares.append(attention_shares(blocks, tokens, prepared, self._segments).cpu())
-        return super().encode(blocks, tokens, prepared)
-
-
 class FrozenTemporal(VideoMemory):
     """A memory whose temporal part takes the frames that first give an object, and no others."""
 
@@ -181,7 +121,7 @@ def probe_streams(
     """
     watched = Watched(model.streams)
     plain = _probe("as trained", model, clips, config, lambda inner, clip: watched)
-    shares = _mean_shares(watched.shares)
+    shares = mean_shares(watched.shares)
     yield Probe(plain.name, plain.score, plain.cosine, shares)
 
     def next_to(clip: EvalClip) -> EvalClip:
@@ -208,16 +148,6 @@ def probe_streams(
     for name, cut in cuts:
         yield _probe(name, model, clips, config, cut)
     yield _probe("temporal memory never updated", model, clips, config, frozen=True)
-
-
-@contextmanager
-def cut(model: STMA, streams: Streams) -> Iterator[None]:
-    """The model runs with other streams meanwhile."""
-    original, model.streams = model.streams, streams
-    try:
-        yield
-    finally:
-        model.streams = original
 
 
 def frame_tokens(model: STMA, config: SegmenterConfig, clip: EvalClip, like: EvalClip) -> Tensor:
@@ -266,7 +196,7 @@ def _probe(
     scores: list[ObjectScore] = []
     try:
         for clip in clips:
-            with cut(model, change(model.streams, clip)):
+            with with_streams(model, change(model.streams, clip)):
                 scores += _score(model, clip, config, frozen=frozen)
     finally:
         handle.remove()
@@ -288,11 +218,3 @@ def _score(
         if index in scorer.indices:
             scorer.feed(index, result.mask, truth)
     return scorer.conclude()
-
-
-def _mean_shares(shares: Sequence[Tensor]) -> np.ndarray | None:
-    """Over the frames that read the usual number of groups."""
-    if not shares:
-        return None
-    usual, _ = Counter(each.shape[1] for each in shares).most_common(1)[0]
-    return torch.stack([each for each in shares if each.shape[1] == usual]).mean(dim=0).numpy()

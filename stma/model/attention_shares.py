@@ -1,13 +1,18 @@
-"""Where the test stream looks: the share of its attention that goes to each group of keys."""
+"""Where the test stream looks: the share of its attention that goes to each group of keys; and how
+to run a network with its streams watched or changed."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from stma.model.variants import Blocks, JointTokens, Others, Prepared
+from stma.model.stma import STMA
+from stma.model.variants import Blocks, JointTokens, Others, Prepared, Streams
 from stma.structures import KeyValue
 
 
@@ -56,3 +61,79 @@ def attention_shares(
         rows.append(torch.stack([part.sum() for part in received.split([own, *segments])]))
         tokens = block.update(sequence, query, keys, mask)
     return torch.stack(rows)
+
+
+class Cut(Streams):
+    """The streams of a model, with something changed on the way in."""
+
+    def __init__(self, inner: Streams) -> None:
+        self.inner = inner
+        self.reads_objects = inner.reads_objects
+        self.reads_references = inner.reads_references
+
+    def objects(self, objects: Tensor) -> Tensor:
+        """``F_o (B, N, C)`` as it enters the blocks."""
+        return objects
+
+    def references(self, references: Tensor) -> Tensor:
+        """``(B, R, L, C)`` as they enter the blocks."""
+        return references
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Prepared:
+        references = None if references is None else self.references(references)
+        objects = None if objects is None else self.objects(objects)
+        return self.inner.prepare(blocks, references, objects, valid_objects)
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        return self.inner.encode(blocks, tokens, prepared)
+
+
+class Watched(Cut):
+    """Nothing is changed; where the attention of every frame goes is noted."""
+
+    def __init__(self, inner: Streams) -> None:
+        super().__init__(inner)
+        self._segments: list[int] = []
+        self.shares: list[Tensor] = []
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Prepared:
+        prepared = super().prepare(blocks, references, objects, valid_objects)
+        self._segments = [] if references is None else [references.shape[2]] * references.shape[1]
+        if objects is not None and (references is None or isinstance(prepared, JointTokens)):
+            self._segments = [objects.shape[1], *self._segments]
+        return prepared
+
+    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+        if prepared is not None:
+            self.shares.append(attention_shares(blocks, tokens, prepared, self._segments).cpu())
+        return super().encode(blocks, tokens, prepared)
+
+
+@contextmanager
+def with_streams(model: STMA, streams: Streams) -> Iterator[None]:
+    """The model runs with other streams meanwhile."""
+    original, model.streams = model.streams, streams
+    try:
+        yield
+    finally:
+        model.streams = original
+
+
+def mean_shares(shares: Sequence[Tensor]) -> np.ndarray | None:
+    """Over the frames that read the usual number of groups."""
+    if not shares:
+        return None
+    usual, _ = Counter(each.shape[1] for each in shares).most_common(1)[0]
+    return torch.stack([each for each in shares if each.shape[1] == usual]).mean(dim=0).numpy()

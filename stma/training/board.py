@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from stma.model.attention_shares import Watched, mean_shares, with_streams
+from stma.model.stma import STMA
 from stma.pictures import contact_sheet, draw_overlay
 from stma.structures import ClipBatch, Prediction
 
@@ -45,6 +47,23 @@ class Board:
                     writer.add_scalar(name, value, iteration)
 
             self._try(write)
+
+    def attention(self, model: STMA, clip: ClipBatch, iteration: int) -> None:
+        """Show where the test stream's attention goes: to itself, then to each reference; in
+        evaluation mode, so that nothing is drawn or counted."""
+        if not self.is_open:
+            return
+        model.eval()
+        watched = Watched(model.streams)
+        with torch.no_grad(), with_streams(model, watched):
+            model(clip)
+        shares = mean_shares(watched.shares)
+        for block, row in enumerate([] if shares is None else shares.tolist()):
+            names = ["itself", *(f"reference{number}" for number in range(1, len(row)))]
+            self.scalars(
+                {f"attention/block{block}_{n}": x for n, x in zip(names, row, strict=True)},
+                iteration,
+            )
 
     def picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
         """Show a picture, ``(H, W, 3)`` uint8."""

@@ -281,6 +281,8 @@ class Trainer:
             if board.is_open and self.iteration % config.picture_every == 0:
                 picture = prediction_picture(parts[-1], prediction)
                 board.picture("prediction", picture, self.iteration)
+                with autocast(self.device, config.precision):
+                    board.attention(self.model, parts[-1], self.iteration)
             del parts, losses, prediction  # or the next step would have to fit beside them
             self.iteration += 1
             self.seconds = time.monotonic() - self._since
