@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import box, write_clip
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.errors import InputError
@@ -317,4 +319,22 @@ def test_settings_that_make_no_sense(root, tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"none\.safetensors: no such weights file"):
         evaluate(config(root, tmp_path / "out", method="stma", weights="none.safetensors"))
     assert not (tmp_path / "out").exists()
-    assert "WORLD_SIZE" not in os.environ
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    root, weights, tmp_path
+) -> None:
+    tensors = load_file(weights)
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata()
+    tensors.pop("decoder.head.weight")
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other, metadata)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:-100])
+    for path, message in ((other, r"missing: decoder\.head\.weight"), (cut, "not a whole")):
+        for workers in (1, 2):
+            settings = {"method": "stma", "weights": str(path), "workers": workers}
+            with pytest.raises(InputError, match=message):
+                evaluate(config(root, tmp_path / "out", **settings))
+    assert not (tmp_path / "out").exists()
