@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.problems import raise_first
-from stma.data.video_folder import VideoFolder, list_video, subfolders
+from stma.data.video_folder import open_video, subfolders
 from stma.errors import InputError, input_errors_end_the_program
 from stma.inference.benchmarks import BenchmarkConfig, EvalClip
 from stma.inference.results import Evaluation
@@ -36,9 +35,8 @@ def main() -> None:
     for folder in (arguments.truth, arguments.results):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
-    clips = [
-        EvalClip(masks_as_video(arguments.truth / n), rules) for n in subfolders(arguments.truth)
-    ]
+    folders = [arguments.truth / name for name in subfolders(arguments.truth)]
+    clips = [EvalClip(open_video(folder, folder), rules) for folder in folders]  # masks as frames
     if missing := [c.name for c in clips if not (arguments.results / c.name).is_dir()]:
         raise InputError(f"{arguments.results}: no results for {', '.join(missing)}")
     scores, faults = score_clips(clips, arguments.results, os.cpu_count() or 1)
@@ -51,14 +49,6 @@ def main() -> None:
         compare_with_official(arguments.truth, arguments.results, scores)
     if faults:
         raise SystemExit(1)
-
-
-def masks_as_video(folder: Path) -> VideoFolder:
-    """A clip of which only the masks are at hand."""
-    video, problems = list_video(folder, folder)
-    raise_first(problems)
-    assert video is not None
-    return video
 
 
 def compare_with_official(truth: Path, results: Path, scores: list[ObjectScore]) -> None:

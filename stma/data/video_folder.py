@@ -92,13 +92,7 @@ def find_videos(
     if names is not None:
         where = f"split {split}" if split is not None else str(mask_root)
         listed = select_names(listed, names, where)
-    videos = []
-    for name in listed:
-        video, problems = list_video(image_root / name, mask_root / name)
-        raise_first(problems)
-        assert video is not None
-        videos.append(video)
-    return videos
+    return [open_video(image_root / name, mask_root / name) for name in listed]
 
 
 def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
@@ -249,6 +243,18 @@ def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | Non
         np.array([os.fsencode(masks.get(stem, "")) for stem in stems]),
     )
     return video, problems
+
+
+def open_video(image_folder: Path, mask_folder: Path) -> VideoFolder:
+    """The video.
+
+    Raises:
+        InputError: the first of what :func:`list_video` finds wrong with it.
+    """
+    video, problems = list_video(image_folder, mask_folder)
+    raise_first(problems)
+    assert video is not None
+    return video
 
 
 def missing_masks(video: VideoFolder) -> list[Problem]:

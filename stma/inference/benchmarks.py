@@ -20,11 +20,10 @@ from stma.data.images import (
     read_mask,
     size_message,
 )
-from stma.data.problems import raise_first
 from stma.data.published import count_message
 from stma.data.video_folder import (
     VideoFolder,
-    list_video,
+    open_video,
     select_names,
     subfolders,
     video_folders,
@@ -176,8 +175,11 @@ class EvalClip:
                 ids |= set(np.unique(mask).tolist())
         return sorted(ids - {0})
 
-    def check(self) -> None:
+    def check(self) -> set[int]:
         """Look at the given masks before anything runs; of a full annotation, at the first.
+
+        Returns:
+            The IDs in the masks that were looked at.
 
         Raises:
             InputError: one cannot be used, or is missing where the benchmark is scored.
@@ -190,6 +192,7 @@ class EvalClip:
                 what = f"{len(bare)} frames have no mask, the first is {bare[0]}"
             if bare or len(self.video) < 3:
                 raise InputError(f"{what}; {self.rules.name} is scored on every clip as a whole")
+        given: set[int] = set()
         for stem in list(masks)[:1] if self.video.fully_annotated else masks:
             mask, _ = self.read_given(stem)
             if mask is None:
@@ -197,6 +200,8 @@ class EvalClip:
             size = image_size(self.video.frame(self._index(stem)))
             if not almost_equal_sizes(mask.shape, size):
                 raise InputError(f"{masks[stem]}: {size_message(mask.shape, size)}")
+            given |= set(np.unique(mask).tolist())
+        return given
 
     def _index(self, stem: str) -> int:
         return next(i for i, path in enumerate(self.video.frames) if path.stem == stem)
@@ -300,10 +305,10 @@ def list_clips(
     for name in listed:
         try:
             clip = _list_clip(rules, image_root / name, mask_root / name, (meta or {}).get(name))
-            clip.check()
+            given = clip.check()
             clips.append(clip)
             promised = [] if meta is None or clip.video.fully_annotated else meta[name]
-            if never := sorted(set(promised) - {str(i) for i in clip.given_ids()}):
+            if never := sorted(set(promised) - {str(i) for i in given}):
                 objects = ", ".join(never)
                 notes.append(f"{name}: {rules.meta} lists objects that no mask gives: {objects}")
         except InputError as error:
@@ -319,9 +324,7 @@ def _list_clip(
 ) -> EvalClip:
     if not images.is_dir() and not masks.is_dir():
         raise InputError(f"{images}: no such folder, though the benchmark lists this clip")
-    video, problems = list_video(images, masks)
-    raise_first(problems)
-    assert video is not None
+    video = open_video(images, masks)
     if rules.frame_step is not None:
         _check_numbers(video, rules.frame_step)
     clip = EvalClip(video, rules)
