@@ -1,6 +1,7 @@
 import argparse
 import logging
 import re
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from conftest import TINY
 from safetensors.torch import save_file
 from test_trainer import config, trainer_of
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from stma import InputError
@@ -64,7 +65,9 @@ MOCO = [
 DINOV2 = [*VIT, "{mask_token,register_tokens}", f"blocks.{TO_11}.{{ls1,ls2}}.gamma"]
 
 CONVVIT_MODEL = ModelConfig(dims=[4, 8, 16], depths=[2, 2, 11], num_heads=2)
-VIT_MODEL = ModelConfig(backbone="vit", dims=[4, 8, 16], depths=[0, 0, 12], num_heads=2)
+VIT_MODEL = ModelConfig(
+    backbone="vit", dims=[4, 8, 16], depths=[0, 0, 12], num_heads=2, class_token=True
+)
 
 
 def expanded(patterns: list[str]) -> list[str]:
@@ -155,9 +158,11 @@ def test_mae(tmp_path, decoder: list[str], caplog) -> None:
     backbone = build_backbone(VIT_MODEL)
     with caplog.at_level(logging.INFO):
         load_pretrained(backbone, saved(tmp_path / "mae.pth", {"model": state}))
-    expected = {name: state[name] for name in expanded(VIT) if name != "cls_token"}
-    assert_holds(backbone, expected | {"pos_embed": state["pos_embed"][:, 1:]})
-    assert "MAE ViT checkpoint: kept 149 of" in caplog.text
+    expected = {name: state[name] for name in expanded(VIT)}
+    expected["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+    expected["pos_embed"] = state["pos_embed"][:, 1:]
+    assert_holds(backbone, expected)
+    assert "MAE ViT checkpoint: kept 150 of" in caplog.text
     assert "new 8: to_stride8 4, to_stride4 4" in caplog.text
 
 
@@ -171,10 +176,12 @@ def test_moco_v3(tmp_path, encoder: str, caplog) -> None:
     backbone = build_backbone(VIT_MODEL)
     with caplog.at_level(logging.INFO):
         load_pretrained(backbone, saved(tmp_path / "moco.pth.tar", {"state_dict": state}))
-    expected = {name: state[prefix + name] for name in expanded(VIT) if name != "cls_token"}
-    expected["pos_embed"] = state[f"{prefix}pos_embed"][:, 1:]
+    expected = {name: state[prefix + name] for name in expanded(VIT)}
+    positions = state[f"{prefix}pos_embed"]
+    expected["cls_token"] = state[f"{prefix}cls_token"] + positions[:, :1]
+    expected["pos_embed"] = positions[:, 1:]
     assert_holds(backbone, expected)
-    assert f"kept 149 of {len(state)} tensors ({prefix}*)" in caplog.text
+    assert f"kept 150 of {len(state)} tensors ({prefix}*)" in caplog.text
     assert "predictor 10" in caplog.text
 
 
@@ -195,12 +202,41 @@ def test_dinov2(tmp_path, caplog) -> None:
         load_pretrained(backbone, path)
     assert_holds(backbone, {"blocks.7.attn.qkv.weight": state["blocks.7.attn.qkv.weight"]})
     for line in (
-        "dropped 3: cls_token 1, mask_token 1, register_tokens 1",
+        "dropped 2: mask_token 1, register_tokens 1",
         "folded 24",
         "pos_embed (1, 1370, 16) to (1, 196, 16)",
         "patch_embed.proj.weight (16, 3, 14, 14) to (16, 3, 16, 16)",
     ):
         assert line in caplog.text
+
+
+def test_features_are_those_of_timms_vit_with_its_class_token(tmp_path) -> None:
+    """MAE's and MoCo v3's code are subclasses of this network."""
+    torch.manual_seed(0)
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    theirs = VisionTransformer(embed_dim=16, depth=12, num_heads=2, norm_layer=norm).eval()
+    for parameter in theirs.parameters():  # none so small that its place would not matter
+        nn.init.normal_(parameter, std=0.3)
+    backbone = build_backbone(VIT_MODEL).eval()
+    load_pretrained(backbone, saved(tmp_path / "vit.pth", theirs.state_dict()))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        frame = backbone.embed(images)
+        ours = backbone.finish(encode_test(backbone.last_stage, frame.tokens, None))
+        expected = theirs.forward_features(images)
+    assert ours.shape == (2, 14 * 14, 16)
+    assert torch.allclose(ours, expected[:, 1:], atol=1e-4)
+    assert not torch.allclose(expected[:, :1].expand_as(ours), ours, atol=0.1)
+
+
+def test_a_class_token_may_be_left_out(tmp_path) -> None:
+    state = mae()
+    backbone = build_backbone(replace(VIT_MODEL, class_token=False))
+    load_pretrained(backbone, saved(tmp_path / "mae.pth", state))
+    assert "cls_token" not in backbone.state_dict()
+    path = saved(tmp_path / "none.pth", without(state, "cls_token"))
+    with pytest.raises(InputError, match=r"missing: cls_token \(model.class_token=false"):
+        load_pretrained(build_backbone(VIT_MODEL), path)
 
 
 def test_a_folded_layer_scale_gives_the_same_features() -> None:

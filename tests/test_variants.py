@@ -28,6 +28,7 @@ from stma.model.weights import load_model, save_weights
 from stma.training.losses import LossConfig, clip_loss
 
 DIM, TOKENS, REFERENCES, OBJECTS = 16, 6, 3, 4
+BASES = {"convvit": TINY, "vit": replace(TINY, backbone="vit", depths=[0, 0, 3], class_token=True)}
 
 
 @pytest.fixture
@@ -63,9 +64,9 @@ def run(streams: Streams, blocks, test=TEST, references=REFS, objects=OBJS, vali
     return streams.encode(blocks, test, prepared)
 
 
-def model_of(variant: str) -> STMA:
+def model_of(variant: str, base: ModelConfig = TINY) -> STMA:
     torch.manual_seed(0)
-    return perturbed(build_model(replace(TINY, variant=variant))).eval().double()
+    return perturbed(build_model(replace(base, variant=variant))).eval().double()
 
 
 @pytest.mark.parametrize("streams", [FullStreams(), WithoutReferences(), JointSelfAttention()])
@@ -129,9 +130,10 @@ def test_in_the_full_model_alone_nothing_flows_back(blocks) -> None:
     assert joint.tokens.shape == (2, OBJECTS + REFERENCES * TOKENS, DIM)  # nothing is computed yet
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_and_inference_run_the_same_network(variant: str) -> None:
-    model = model_of(variant)
+def test_training_and_inference_run_the_same_network(variant: str, base: str) -> None:
+    model = model_of(variant, BASES[base])
     clip = make_batch(num_frames=5, size=48)
     references = torch.zeros_like(clip.references)
     for t in range(2, 5):
@@ -147,10 +149,11 @@ def test_training_and_inference_run_the_same_network(variant: str) -> None:
         torch.testing.assert_close(result.probabilities, expected[t - 1], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_learns(variant: str) -> None:
+def test_every_parameter_learns(variant: str, base: str) -> None:
     """DistributedDataParallel waits for all of them; the full model has no others."""
-    model = model_of(variant).train()
+    model = model_of(variant, BASES[base]).train()
     clip = make_batch(batch=2, num_frames=4, size=48)
     loss = clip_loss(model(clip), clip, LossConfig(), 0)
     loss.total.backward()

@@ -19,7 +19,8 @@ class FrameEmbedding:
     """A frame before the last stage.
 
     Attributes:
-        tokens: ``(B, L, C)``, positions added, as they enter the first transformer block.
+        tokens: ``(B, L, C)``, positions added, as they enter the first transformer block; with a
+            class token ``(B, 1 + L, C)``, which goes through the blocks with its frame.
         grid: ``(h, w)``.
         fine: the features at strides 8 and 4, ``(B, C8, 2h, 2w)`` and ``(B, C4, 4h, 4w)``, or None
             where the backbone makes them from the last stage's output.
@@ -52,11 +53,13 @@ class Backbone(nn.Module, ABC):
         dim: width of a token, ``C``.
         fine_dims: channels of the features at strides 8 and 4.
         norm: the norm after the last block.
+        num_prefix: tokens before those of a frame's patches: its class token.
     """
 
     dim: int
     fine_dims: tuple[int, int]
     norm: nn.Module
+    num_prefix: int = 0
 
     @property
     @abstractmethod
@@ -66,6 +69,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def embed(self, images: Tensor) -> FrameEmbedding:
         """``(B, 3, H, W)`` normalised images, H and W multiples of 16."""
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """What leaves the last block, normalised, without the prefix: ``(B, L, C)``."""
+        return self.norm(tokens)[:, self.num_prefix :]
 
     @abstractmethod
     def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:

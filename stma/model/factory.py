@@ -35,6 +35,7 @@ class ModelConfig:
         decoder_widths: channels of the decoder at stride 16, and at strides 8 and 4.
         key_dim: width of the projected memory keys; null for no projection.
         similarity: ``dot`` or ``l2``.
+        class_token: a ViT's frames carry one, as in pretraining (ours).
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
     """
@@ -51,6 +52,7 @@ class ModelConfig:
     decoder_widths: list[int] = field(default_factory=lambda: [256, 128])
     key_dim: int | None = None
     similarity: str = "dot"
+    class_token: bool = False
     variant: str = "full"
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class ModelConfig:
             raise InputError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
         if self.backbone == "vit" and list(self.depths[:2]) != [0, 0]:
             raise InputError(f"model.depths is {list(self.depths)}; a ViT needs [0, 0, n]")
+        if self.backbone != "vit" and self.class_token:
+            raise InputError(f"model.class_token is true, but a {self.backbone} has none")
         if self.depths[2] < 2:
             raise InputError(
                 f"model.depths is {list(self.depths)}; the last needs 2 or more, as the objects "
@@ -109,6 +113,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
             fine_dims=(config.dims[1], config.dims[0]),
             mlp_ratio=config.mlp_ratio,
             drop_path=config.drop_path,
+            class_token=config.class_token,
         )
     return ConvViT(
         dims=config.dims,

@@ -7,6 +7,7 @@ values, Eq. 5).
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -58,8 +59,8 @@ class PerObjectSTMA(STMA):
         )
 
     def encode(self, frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
-        """The frame's own tokens: no key is needed, as there is no temporal memory."""
-        return frame.tokens
+        """Nothing: no key is needed, as there is no temporal memory."""
+        return frame.tokens[:, :0]
 
     def prepare(self, memory: VideoMemory) -> list:  # type: ignore[override]
         """Keys and values of the references, for every group of objects with the same ones."""
@@ -77,7 +78,7 @@ class PerObjectSTMA(STMA):
             memory.prepared = self.prepare(memory)
         logits = [self._logits(frame, count, keys) for count, keys in memory.prepared]
         together = at_least_fp32(torch.cat(logits, dim=1))
-        return Segmentation(frame.tokens, soft_aggregate(together, memory.valid_objects))
+        return Segmentation(frame.tokens[:, :0], soft_aggregate(together, memory.valid_objects))
 
     def _logits(self, frame: FrameEmbedding, count: int, keys: object) -> Tensor:
         """``(B, N', H, W)`` of a group of objects."""
@@ -88,7 +89,7 @@ class PerObjectSTMA(STMA):
         fine = None if frame.fine is None else (for_each(frame.fine[0]), for_each(frame.fine[1]))
         copies = FrameEmbedding(for_each(frame.tokens), frame.grid, fine)
         tokens = self.streams.encode(self.backbone.last_stage, copies.tokens, keys)  # type: ignore[arg-type]
-        features = self.backbone.norm(tokens)
+        features = self.backbone.finish(tokens)
         maps = tokens_to_map(features, frame.grid)
         logits = self.decoder(maps[:, None], maps, self.backbone.fine_features(copies, features))
         return rearrange(logits, "(b n) 1 h w -> b n h w", n=count)
@@ -105,4 +106,5 @@ class PerObjectSTMA(STMA):
     ) -> None:
         """Write a frame, once for each object with its mask, into the spatial memory."""
         embedded = map_to_tokens(self.value_encoder(images, masks))
+        embedded = F.pad(embedded, (0, 0, self.backbone.num_prefix, 0))
         memory.write_references(frame.tokens[:, None] + embedded, pinned=pinned)

@@ -1,8 +1,7 @@
 """Public pretrained backbones: ConvMAE, MAE, MoCo v3 and DINOv2 checkpoints, in our names.
 
 Each format has a pure function ``convert_*(state) -> state``. What a format is known to hold beside
-the backbone (decoders, heads, class and mask tokens) is dropped; anything else that does not fit is
-an error.
+the backbone (decoders, heads, mask tokens) is dropped; anything else that does not fit is an error.
 """
 
 import argparse
@@ -32,12 +31,14 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
+CLASS_TOKEN = "cls_token"
+WITHOUT_CLASS_TOKEN = "model.class_token=false is the network without it"
 FIRST_BLOCK = "blocks.0.attn.qkv.weight"
 # MoCo v3's own linear probe and conversion take the base encoder; a linear probe has "module.".
 MOCO_PREFIXES = ("module.base_encoder.", "module.momentum_encoder.", "module.")
 # The part of ConvMAE's decoder that reads stages 1 and 2: its fine-tuning leaves it out too.
 CONVMAE_DROPPED = re.compile(r"decoder_|mask_token$|stage[12]_output_decode\.|head\.|fc_norm\.")
-VIT_DROPPED = re.compile(r"decoder_|(cls|mask)_token$|register_tokens$|head\.|fc_norm\.")
+VIT_DROPPED = re.compile(r"decoder_|mask_token$|register_tokens$|head\.|fc_norm\.")
 OURS = re.compile(r"to_stride[48]\.")  # the pyramid of a plain ViT
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(ls[12])\.gamma")
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
@@ -65,7 +66,7 @@ def convert_convmae(state: Mapping[str, Tensor]) -> State:
 def convert_mae(state: Mapping[str, Tensor]) -> State:
     """MAE (He et al., 2022) with or without its decoder, fine-tuned, or any ViT with these names.
 
-    The class token is dropped, with its position.
+    The class token's position is added to it.
     """
     return _positions_resized(_without(state, VIT_DROPPED))
 
@@ -142,6 +143,8 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
         converted = kind.convert(state)
     except (InputError, RuntimeError) as error:  # shapes that no ViT has
         raise InputError(f"{path}: a {kind.name} checkpoint, but {error}") from error
+    if not backbone.num_prefix:
+        converted.pop(CLASS_TOKEN, None)
     new = check_fits(
         backbone,
         converted,
@@ -173,7 +176,7 @@ def check_fits(
         if name in own and own[name].shape != tensor.shape
     ]
     problems += [
-        f"missing: {name}"
+        f"missing: {name}" + (f" ({WITHOUT_CLASS_TOKEN})" if name == CLASS_TOKEN else "")
         for name in new
         if not OURS.match(name) and not (fine_tuned and name.startswith("norm."))
     ]
@@ -262,7 +265,7 @@ def _without(state: Mapping[str, Tensor], dropped: re.Pattern[str]) -> State:
 
 
 def _positions_resized(state: State) -> State:
-    """Without the class token's position, and bicubically at our grid: ``(1, 14 * 14, C)``."""
+    """Bicubically at our grid, ``(1, 14 * 14, C)``; the class token's own is added to it."""
     positions = state.get("pos_embed")
     if positions is None:
         return state
@@ -274,7 +277,10 @@ def _positions_resized(state: State) -> State:
             "without"
         )
     resized = resample_abs_pos_embed(positions, list(PRETRAINING_GRID), num_prefix_tokens=prefix)
-    return state | {"pos_embed": resized[:, prefix:]}
+    changed = {"pos_embed": resized[:, prefix:]}
+    if prefix and CLASS_TOKEN in state:
+        changed[CLASS_TOKEN] = state[CLASS_TOKEN] + positions[:, :1]
+    return state | changed
 
 
 def _moco_prefix(state: Mapping[str, Tensor]) -> str | None:

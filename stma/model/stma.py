@@ -121,7 +121,7 @@ class STMA(nn.Module):
         if memory.prepared is None and not memory.is_empty:
             memory.prepared = self.prepare(memory)
         tokens = self.streams.encode(self.backbone.last_stage, frame.tokens, memory.prepared)
-        return self.backbone.norm(tokens)
+        return self.backbone.finish(tokens)
 
     def prepare(self, memory: VideoMemory) -> Prepared:
         """What every frame until the next memory update will read of references and objects."""

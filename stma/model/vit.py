@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -32,7 +33,10 @@ class PatchProjection(nn.Module):
 
 
 class ViT(Backbone):
-    """ViT without class token and head.
+    """ViT without head.
+
+    A class token, if there is one, goes through the blocks with its frame and is left behind, so
+    that the other tokens are what they were in pretraining.
 
     It has no stages at strides 8 and 4: transposed convolutions on the last feature supply them,
     as ViTDet and SimVOS do (ours, not the paper's).
@@ -48,13 +52,18 @@ class ViT(Backbone):
         fine_dims: Sequence[int],
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
+        class_token: bool = True,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.num_prefix = int(class_token)
         stride8_dim, stride4_dim = fine_dims
         self.fine_dims = (stride8_dim, stride4_dim)
         self.patch_embed = PatchProjection(dim)
         self.register_buffer("pos_embed", sinusoidal_position_embedding(PRETRAINING_GRID, dim))
+        if class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+            nn.init.normal_(self.cls_token, std=0.02)
         rates = np.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, num_heads, mlp_ratio, rate) for rate in rates
@@ -79,6 +88,8 @@ class ViT(Backbone):
         x = self.patch_embed(images)
         grid = (x.shape[-2], x.shape[-1])
         tokens = map_to_tokens(x) + resample_positions(self.pos_embed, grid)
+        if self.num_prefix:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return FrameEmbedding(tokens, grid, None)
 
     def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:
