@@ -19,7 +19,7 @@ from stma.data.images import read_image
 from stma.inference.benchmarks import BenchmarkConfig
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
-from stma.model.factory import build_model
+from stma.model.factory import ModelConfig, build_backbone, build_model
 from stma.model.variants import VARIANTS
 from stma.model.weights import save_weights
 
@@ -155,36 +155,74 @@ def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> Non
     )
 
 
+def row_of(printed: str, start: str) -> dict[str, str]:
+    """A line of a table that is printed in Markdown, by its header."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    (row,) = (dict(zip(cells[0], each, strict=True)) for each in cells if each[0] == start)
+    return row
+
+
 def test_a_table_of_ablations(monkeypatch, capsys, tmp_path) -> None:
     """Two variants, the full one with two seeds, and a run that is not finished."""
     write_clip(tmp_path / "clips", "a", dict.fromkeys(range(4), box(8, 8, 16, 16)), frames=4)
     for name, variant, seed in (("a", "full", 0), ("b", "full", 1), ("c", "joint", 0)):
         torch.manual_seed(seed)
         config = replace(TINY, variant=variant)
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.yaml").touch()
-        save_weights(
-            tmp_path / "runs" / name / "weights.safetensors", build_model(config), config, {}
-        )
+        finished_run(tmp_path / "runs" / name, config, {"seed": seed, "output": name})
     (tmp_path / "runs" / "d").mkdir()
     (tmp_path / "runs" / "d" / "config.yaml").touch()
     arguments = [str(tmp_path / "runs"), str(tmp_path / "clips"), "--device=cpu"]
     script(monkeypatch, "ablation_table.py", *arguments)
     printed = capsys.readouterr().out
     assert f"not finished, left out: {tmp_path}/runs/d" in printed
-    joint, full = (
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in printed.splitlines()
-        if line.startswith(("| joint", "| full"))
-    )
-    assert (full[2], joint[2]) == ("2", "1")
-    assert "±" in full[3]
-    assert "±" not in joint[3]
-    assert (full[-2:], joint[-2:]) == (["88.9", "10.7"], ["87.8", "9.6"])
+    full, joint = row_of(printed, "full"), row_of(printed, "joint")
+    assert (full["runs"], joint["runs"]) == ("2", "1")
+    assert "±" in full["J&F"]
+    assert "±" not in joint["J&F"]
+    assert (full["J&F, Table 1"], full["FPS, Table 1"]) == ("88.9", "10.7")
+    assert (joint["J&F, Table 1"], joint["FPS, Table 1"]) == ("87.8", "9.6")
+    assert (full["from"], full["J&F, Table 2"], joint["J&F, Table 2"]) == ("scratch", "83.6", "")
+    assert "settings" not in full
     assert (tmp_path / "runs" / "table.csv").is_file()
     for wrong, message in (("nowhere", "no such folder"), ("clips", "holds no run")):
         with pytest.raises(SystemExit, match=message):
             script(monkeypatch, "ablation_table.py", str(tmp_path / wrong), str(tmp_path / "clips"))
+
+
+def finished_run(folder: Path, model: ModelConfig, settings: dict) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    weights = folder / "weights.safetensors"
+    save_weights(weights, build_model(model), model, {"config": settings})
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(
+    monkeypatch, capsys, tmp_path
+) -> None:
+    """Backbones, pretrained weights (by what is in the file) and any other setting."""
+    write_clip(tmp_path / "clips", "a", dict.fromkeys(range(3), box(8, 8, 16, 16)), frames=3)
+    vit = replace(TINY, backbone="vit", depths=[0, 0, 2], class_token=True)
+    mae = tmp_path / "mae.pth"
+    names = [name for name in build_backbone(vit).state_dict() if "to_stride" not in name]
+    torch.save({name: torch.zeros(1) for name in names}, mae)
+    runs = {
+        "plain": (TINY, {"pretrained": None, "ema": 0.0}),
+        "average": (TINY, {"pretrained": None, "ema": 0.9}),
+        "vit": (vit, {"pretrained": str(mae), "ema": 0.0}),
+    }
+    for name, (model, settings) in runs.items():
+        finished_run(tmp_path / "runs" / name, model, settings)
+    arguments = [str(tmp_path / "runs"), str(tmp_path / "clips"), "--device=cpu"]
+    script(monkeypatch, "ablation_table.py", *arguments)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| full")]
+    cells = sorted(tuple(cell.strip() for cell in line.split("|")[2:6]) for line in lines)
+    assert cells == [
+        ("convvit 16", "scratch", "ema=0.0", "1"),
+        ("convvit 16", "scratch", "ema=0.9", "1"),
+        ("vit 16", "MAE", "", "1"),
+    ]
+    assert [line.split("|")[-3].strip() for line in lines if "MAE" in line] == ["88.2"]
 
 
 def test_counting(monkeypatch, capsys) -> None:

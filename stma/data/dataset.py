@@ -53,7 +53,10 @@ class DataConfig:
         if self.limit is not None and self.limit < 1:
             raise InputError(f"data.limit is {self.limit}; give 1 or more, or null")
         if self.num_references < 1:
-            raise InputError(f"data.num_references is {self.num_references}; give 1 or more")
+            raise InputError(
+                f"data.num_references is {self.num_references}; give 1 or more "
+                "(model.variant=no_spatial_memory is the network without references)"
+            )
         if not 0 <= self.reverse <= 1:
             raise InputError(f"data.reverse is {self.reverse}; give a probability, 0 to 1")
         gaps, starts = self.max_gaps, self.max_gap_starts

@@ -127,12 +127,7 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
             or a checkpoint of another architecture or size. The backbone is unchanged.
     """
     state = read_public_checkpoint(path)
-    kind = next((kind for kind in FORMATS if kind.recognises(state)), None)
-    if kind is None:
-        raise InputError(
-            f"{path}: none of the known checkpoints ({', '.join(kind.name for kind in FORMATS)}); "
-            f"its {len(state)} tensors are {_first(state)}"
-        )
+    kind = _recognise(path, state)
     if not isinstance(backbone, kind.backbone):
         hint = "model=convvit_b" if kind.backbone is ConvViT else "model=vit_b"
         raise InputError(
@@ -154,6 +149,25 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
     backbone.load_state_dict(converted, strict=False)  # what is missing has been checked
     for line in summary(state, converted, new):
         log.info("%s: %s checkpoint: %s", path, kind.name, line)
+
+
+def kind_of(path: str | Path) -> str:
+    """Which of :data:`FORMATS` a file is, by name.
+
+    Raises:
+        InputError: as :func:`load_pretrained`.
+    """
+    return _recognise(path, read_public_checkpoint(path)).name
+
+
+def _recognise(path: str | Path, state: Mapping[str, Tensor]) -> Format:
+    kind = next((kind for kind in FORMATS if kind.recognises(state)), None)
+    if kind is None:
+        raise InputError(
+            f"{path}: none of the known checkpoints ({', '.join(kind.name for kind in FORMATS)}); "
+            f"its {len(state)} tensors are {_first(state)}"
+        )
+    return kind
 
 
 def check_fits(
