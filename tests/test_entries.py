@@ -416,3 +416,28 @@ def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> 
     assert len(list((tmp_path / "debug" / "checkpoints").glob("*.pt"))) == 1
     log = (tmp_path / "train.log").read_text()
     assert "told to leave: saved after iteration" in log
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_with_the_runs_that_are_left(tmp_path) -> None:
+    """Stopped after the first of two variants; then the first is not trained again."""
+    command = [sys.executable, "train.py", "-m", "experiment=debug", "resume=true", "device=cpu"]
+    command += [
+        f"output={tmp_path}/runs/${{model.variant}}",
+        f"hydra.sweep.dir={tmp_path}/multirun",
+    ]
+    command += ["model.variant=full,joint", "stages.debug.iterations=2", "log_every=1"]
+    command += ["stages.debug.data.height=32", "stages.debug.data.width=32"]
+    first, second = (tmp_path / "runs" / name / "weights.safetensors" for name in ("full", "joint"))
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not first.is_file():
+        time.sleep(0.01)
+    process.kill()
+    process.wait(60)
+    assert first.is_file()
+    assert not second.is_file()
+    before = first.stat().st_mtime_ns
+    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True, timeout=100)
+    assert first.stat().st_mtime_ns == before
+    assert second.is_file()
