@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=models, help=f"of {', '.join(models)}")
     parser.add_argument(
-        "--variants", nargs="+", default=["full"], choices=VARIANTS, help="rows of Table 1"
+        "--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="rows of Table 1"
     )
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=864)
