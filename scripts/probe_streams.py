@@ -41,6 +41,9 @@ def main() -> None:
         print("\nthe test stream's attention, by block: to itself, then to each reference")
         for number, row in enumerate(trained.shares):
             print(f"  block {number:2}: " + " ".join(f"{100 * share:5.1f} %" for share in row))
+    if trained.object_shares is not None:
+        row = " ".join(f"{100 * share:.1f} %" for share in trained.object_shares)
+        print(f"\nthe references' attention that goes to all objects together, by block: {row}")
     print(f"\nmean cosine between the tokens of two objects of one frame: {trained.cosine:.2f}")
 
 

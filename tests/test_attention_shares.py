@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stma.model.attention import TransformerBlock
-from stma.model.attention_shares import attention_shares
+from stma.model.attention_shares import attention_shares, object_shares
 from stma.model.variants import FullStreams, JointSelfAttention, Others, WithoutReferences
 
 
@@ -54,3 +54,30 @@ def test_in_joint_attention_the_frame_comes_first(blocks) -> None:
     flipped = JointSelfAttention().prepare(blocks, references.flip(1), objects, None)
     other = attention_shares(blocks, tokens, flipped, [3, 4, 4])
     torch.testing.assert_close(shares[:, [0, 1, 3, 2]], other)
+
+
+def test_the_references_attention_on_objects_by_hand(blocks) -> None:
+    """Queries of zero: 4 own keys and 2 objects, so a third; of which one is padding, a fifth."""
+    for block in blocks:
+        torch.nn.init.zeros_(block.attn.qkv.weight)
+    references, objects = torch.randn(2, 3, 4, 8), torch.randn(2, 2, 8)
+    shares = object_shares(blocks, references, objects, None)
+    torch.testing.assert_close(shares, torch.full((1,), 1 / 3))
+    valid = torch.tensor([[True, False], [False, True]])
+    torch.testing.assert_close(
+        object_shares(blocks, references, objects, valid), torch.full((1,), 1 / 5)
+    )
+
+
+def test_the_references_tokens_are_those_of_the_streams(blocks) -> None:
+    """What the second block's share is made of: the keys that the cache has for it."""
+    blocks = [*blocks, TransformerBlock(8, num_heads=2)]
+    references, objects = torch.randn(1, 2, 4, 8), torch.randn(1, 3, 8)
+    seen = []
+    project = blocks[1].project
+    blocks[1].project = lambda tokens: seen.append(tokens) or project(tokens)
+    FullStreams().prepare(blocks, references, objects, None)
+    object_shares(blocks, references, objects, None)
+    theirs, ours = seen[:2], seen[2:]
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(a, b)

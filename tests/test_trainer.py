@@ -416,6 +416,7 @@ def test_what_tensorboard_shows(tmp_path) -> None:
         "optimizer/skipped_steps",
         "time/share_waiting_for_data",
         "memory/peak_gigabytes",
+        "attention_of_references/block1_objects",
         "attention/block2_itself",
         "attention/block2_reference1",
     } <= set(events.Tags()["scalars"])

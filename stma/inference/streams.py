@@ -34,12 +34,15 @@ class Probe:
         shares: of the test stream's attention, ``(blocks, 1 + R)``: to itself, then to each
             reference from the oldest on, over the frames with the usual number of references (in
             variants that read object tokens directly, these first); None where not looked at.
+        object_shares: of the references' attention, what all objects together receive in every
+            block but the last; None where not looked at, or where references read no objects.
     """
 
     name: str
     score: Score
     cosine: float
     shares: np.ndarray | None = None
+    object_shares: np.ndarray | None = None
 
 
 class ObjectsZeroed(Cut):
@@ -122,7 +125,8 @@ def probe_streams(
     watched = Watched(model.streams)
     plain = _probe("as trained", model, clips, config, lambda inner, clip: watched)
     shares = mean_shares(watched.shares)
-    yield Probe(plain.name, plain.score, plain.cosine, shares)
+    received = mean_shares(watched.object_shares)
+    yield Probe(plain.name, plain.score, plain.cosine, shares, received)
 
     def next_to(clip: EvalClip) -> EvalClip:
         return clips[(list(clips).index(clip) + 1) % len(clips)]

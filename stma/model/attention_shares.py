@@ -1,5 +1,5 @@
-"""Where the test stream looks: the share of its attention that goes to each group of keys; and how
-to run a network with its streams watched or changed."""
+"""Where the streams look: the share of their attention that goes to each group of keys; and how to
+run a network with its streams watched or changed."""
 
 import math
 from collections import Counter
@@ -63,6 +63,42 @@ def attention_shares(
     return torch.stack(rows)
 
 
+@torch.no_grad()
+def object_shares(
+    blocks: Blocks, references: Tensor, objects: Tensor, valid_objects: Tensor | None
+) -> Tensor:
+    """Run the object and the reference streams (Eq. 2, 3), and add up the references' attention.
+
+    Args:
+        references, objects, valid_objects: as :meth:`stma.model.variants.Streams.prepare` has them.
+
+    Returns:
+        ``(blocks - 1,)``: what all objects together receive of it, a mean over clips, references,
+        heads and tokens. The last block's references read nothing.
+    """
+    count, length = references.shape[1:3]
+    tokens = references.flatten(0, 1)
+    mask = object_mask = None
+    if valid_objects is not None:
+        object_mask = rearrange(valid_objects, "b n -> b 1 1 n")
+        repeated = valid_objects.repeat_interleave(count, dim=0)
+        own = repeated.new_ones(repeated.shape[0], length)
+        mask = rearrange(torch.cat([own, repeated], dim=1), "b s -> b 1 1 s")
+    shares = []
+    for block in blocks[:-1]:
+        query, keys = block.project(tokens)
+        object_query, object_keys = block.project(objects)
+        each = KeyValue(*(x.repeat_interleave(count, dim=0) for x in object_keys))
+        keys = KeyValue.concatenate(keys, each)
+        scores = query @ keys.key.transpose(2, 3) / math.sqrt(query.shape[3])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        shares.append(scores.float().softmax(dim=3)[..., length:].sum(dim=3).mean())
+        tokens = block.update(tokens, query, keys, mask)
+        objects = block.update(objects, object_query, object_keys, object_mask)
+    return torch.stack(shares)
+
+
 class Cut(Streams):
     """The streams of a model, with something changed on the way in."""
 
@@ -95,12 +131,18 @@ class Cut(Streams):
 
 
 class Watched(Cut):
-    """Nothing is changed; where the attention of every frame goes is noted."""
+    """Nothing is changed; where the attention goes is noted.
+
+    Attributes:
+        shares: of every frame, :func:`attention_shares`.
+        object_shares: of every memory update, :func:`object_shares`, where references read objects.
+    """
 
     def __init__(self, inner: Streams) -> None:
         super().__init__(inner)
         self._segments: list[int] = []
         self.shares: list[Tensor] = []
+        self.object_shares: list[Tensor] = []
 
     def prepare(
         self,
@@ -113,6 +155,9 @@ class Watched(Cut):
         self._segments = [] if references is None else [references.shape[2]] * references.shape[1]
         if objects is not None and (references is None or isinstance(prepared, JointTokens)):
             self._segments = [objects.shape[1], *self._segments]
+        elif objects is not None and references is not None:
+            shares = object_shares(blocks, references, objects, valid_objects)
+            self.object_shares.append(shares.cpu())
         return prepared
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
@@ -135,5 +180,5 @@ def mean_shares(shares: Sequence[Tensor]) -> np.ndarray | None:
     """Over the frames that read the usual number of groups."""
     if not shares:
         return None
-    usual, _ = Counter(each.shape[1] for each in shares).most_common(1)[0]
-    return torch.stack([each for each in shares if each.shape[1] == usual]).mean(dim=0).numpy()
+    usual, _ = Counter(each.shape for each in shares).most_common(1)[0]
+    return torch.stack([each for each in shares if each.shape == usual]).mean(dim=0).numpy()

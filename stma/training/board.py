@@ -49,14 +49,18 @@ class Board:
             self._try(write)
 
     def attention(self, model: STMA, clip: ClipBatch, iteration: int) -> None:
-        """Show where the test stream's attention goes: to itself, then to each reference; in
-        evaluation mode, so that nothing is drawn or counted."""
+        """Show where the test stream's attention goes: to itself, then to each reference; and how
+        much of the references' goes to the objects. In evaluation mode, so that nothing is drawn or
+        counted."""
         if not self.is_open:
             return
         model.eval()
         watched = Watched(model.streams)
         with torch.no_grad(), with_streams(model, watched):
             model(clip)
+        received = mean_shares(watched.object_shares)
+        for block, share in enumerate([] if received is None else received.tolist()):
+            self.scalars({f"attention_of_references/block{block}_objects": share}, iteration)
         shares = mean_shares(watched.shares)
         for block, row in enumerate([] if shares is None else shares.tolist()):
             names = ["itself", *(f"reference{number}" for number in range(1, len(row)))]
