@@ -37,10 +37,12 @@ def main() -> None:
         change = score.jf - trained.score.jf
         print(f"{probe.name:32} {score.jf:5.1f} {change:+7.1f} {score.j:5.1f} {score.f:5.1f}")
     assert trained is not None
-    if trained.shares is not None:
-        print("\nthe test stream's attention, by block: to itself, then to each reference")
-        for number, row in enumerate(trained.shares):
-            print(f"  block {number:2}: " + " ".join(f"{100 * share:5.1f} %" for share in row))
+    if trained.shares is not None and trained.spreads is not None:
+        print("\nthe test stream's attention, by block: to itself, then to each reference; spread")
+        for number, (row, spread) in enumerate(zip(trained.shares, trained.spreads, strict=True)):
+            shares = " ".join(f"{100 * share:5.1f} %" for share in row)
+            print(f"  block {number:2}: {shares};  {spread:.2f}")
+        print("(spread: 1 where all keys receive the same, near 0 where one receives all)")
     if trained.object_shares is not None:
         row = " ".join(f"{100 * share:.1f} %" for share in trained.object_shares)
         print(f"\nthe references' attention that goes to all objects together, by block: {row}")

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from stma.model.attention import TransformerBlock
-from stma.model.attention_shares import attention_shares, object_shares
+from stma.model.attention_shares import (
+    attention_weights,
+    object_shares,
+    share_of_groups,
+    spread_of,
+)
 from stma.model.variants import FullStreams, JointSelfAttention, Others, WithoutReferences
 
 
@@ -10,6 +15,11 @@ from stma.model.variants import FullStreams, JointSelfAttention, Others, Without
 def blocks() -> list[TransformerBlock]:
     torch.manual_seed(0)
     return [TransformerBlock(8, num_heads=2) for _ in range(2)]
+
+
+def attention_shares(blocks, tokens, prepared, segments) -> torch.Tensor:
+    weights = attention_weights(blocks, tokens, prepared)
+    return torch.stack([share_of_groups(each, segments) for each in weights])
 
 
 def test_uniform_attention_by_hand(blocks) -> None:
@@ -81,3 +91,11 @@ def test_the_references_tokens_are_those_of_the_streams(blocks) -> None:
     theirs, ours = seen[:2], seen[2:]
     for a, b in zip(theirs, ours, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_spread_by_hand() -> None:
+    """All keys alike, two of four, one of four; and the mean over tokens."""
+    weights = torch.tensor([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    for row, expected in zip(weights, (1, 0.5, 0.25), strict=True):
+        assert spread_of(row.view(1, 1, 1, 4)) == pytest.approx(expected)
+    assert spread_of(weights[None, None]) == pytest.approx(1.75 / 3)

@@ -34,6 +34,8 @@ class Probe:
         shares: of the test stream's attention, ``(blocks, 1 + R)``: to itself, then to each
             reference from the oldest on, over the frames with the usual number of references (in
             variants that read object tokens directly, these first); None where not looked at.
+        spreads: over how many of its keys that attention spreads, ``(blocks,)``: 1 for all alike,
+            near 0 for one.
         object_shares: of the references' attention, what all objects together receive in every
             block but the last; None where not looked at, or where references read no objects.
     """
@@ -42,6 +44,7 @@ class Probe:
     score: Score
     cosine: float
     shares: np.ndarray | None = None
+    spreads: np.ndarray | None = None
     object_shares: np.ndarray | None = None
 
 
@@ -124,9 +127,8 @@ def probe_streams(
     """
     watched = Watched(model.streams)
     plain = _probe("as trained", model, clips, config, lambda inner, clip: watched)
-    shares = mean_shares(watched.shares)
-    received = mean_shares(watched.object_shares)
-    yield Probe(plain.name, plain.score, plain.cosine, shares, received)
+    looks = (watched.shares, watched.spreads, watched.object_shares)
+    yield Probe(plain.name, plain.score, plain.cosine, *map(mean_shares, looks))
 
     def next_to(clip: EvalClip) -> EvalClip:
         return clips[(list(clips).index(clip) + 1) % len(clips)]

@@ -17,26 +17,19 @@ from stma.structures import KeyValue
 
 
 @torch.no_grad()
-def attention_shares(
-    blocks: Blocks,
-    tokens: Tensor,
-    prepared: Prepared | None,
-    segments: Sequence[int],
-) -> Tensor:
-    """Run the test stream once more and add up its attention.
+def attention_weights(
+    blocks: Blocks, tokens: Tensor, prepared: Prepared | None
+) -> Iterator[Tensor]:
+    """Run the test stream once more and look at its attention, block by block.
 
     Args:
         tokens: ``(B, L, C)`` of the test frame as they enter the blocks.
         prepared: what it reads beside its own, see :mod:`stma.model.variants`.
-        segments: lengths of the groups of what is prepared, in its order (``L`` for each
-            reference).
 
-    Returns:
-        ``(blocks, 1 + groups)``: the share of the frame's own tokens first; a row adds up to 1.
-        Mean over clips, heads and tokens.
+    Yields:
+        ``(B, heads, L, S)``, over the frame's own tokens first, then over what is prepared.
     """
     own = tokens.shape[1]
-    rows = []
     for index, block in enumerate(blocks):
         if isinstance(prepared, JointTokens):
             # Its own tokens first here, so that the groups have one order everywhere.
@@ -57,10 +50,28 @@ def attention_shares(
         scores = query[:, :, :own] @ keys.key.transpose(2, 3) / math.sqrt(query.shape[3])
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        received = scores.float().softmax(dim=3).mean(dim=(0, 1, 2))  # (S,)
-        rows.append(torch.stack([part.sum() for part in received.split([own, *segments])]))
+        yield scores.float().softmax(dim=3)
         tokens = block.update(sequence, query, keys, mask)
-    return torch.stack(rows)
+
+
+def share_of_groups(weights: Tensor, segments: Sequence[int]) -> Tensor:
+    """What groups of keys receive of some attention ``(B, heads, L, S)``: ``(1 + groups,)``, a mean
+    over clips, heads and tokens, of the frame's own tokens first; it adds up to 1.
+
+    Args:
+        segments: lengths of the groups after those (``L`` for each reference).
+    """
+    received = weights.mean(dim=(0, 1, 2))
+    own = received.shape[0] - sum(segments)
+    return torch.stack([part.sum() for part in received.split([own, *segments])])
+
+
+def spread_of(weights: Tensor) -> Tensor:
+    """Over how many of its keys some attention ``(B, heads, L, S)`` spreads: the exponential of its
+    entropy over their number, 1 where all receive the same, ``1 / S`` where one receives all; a
+    mean over clips, heads and tokens."""
+    entropy = -torch.special.xlogy(weights, weights).sum(dim=3)
+    return entropy.exp().mean() / weights.shape[3]
 
 
 @torch.no_grad()
@@ -134,7 +145,9 @@ class Watched(Cut):
     """Nothing is changed; where the attention goes is noted.
 
     Attributes:
-        shares: of every frame, :func:`attention_shares`.
+        shares: of every frame that reads others, :func:`share_of_groups` of every block, ``(blocks,
+            1 + groups)``.
+        spreads: likewise :func:`spread_of`, ``(blocks,)``.
         object_shares: of every memory update, :func:`object_shares`, where references read objects.
     """
 
@@ -142,6 +155,7 @@ class Watched(Cut):
         super().__init__(inner)
         self._segments: list[int] = []
         self.shares: list[Tensor] = []
+        self.spreads: list[Tensor] = []
         self.object_shares: list[Tensor] = []
 
     def prepare(
@@ -162,7 +176,13 @@ class Watched(Cut):
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
         if prepared is not None:
-            self.shares.append(attention_shares(blocks, tokens, prepared, self._segments).cpu())
+            looks = [
+                (share_of_groups(weights, self._segments), spread_of(weights))
+                for weights in attention_weights(blocks, tokens, prepared)
+            ]
+            shares, spreads = zip(*looks, strict=True)
+            self.shares.append(torch.stack(shares).cpu())
+            self.spreads.append(torch.stack(spreads).cpu())
         return super().encode(blocks, tokens, prepared)
 
 
