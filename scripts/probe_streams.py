@@ -4,6 +4,7 @@ python scripts/probe_streams.py runs/demo/weights.safetensors runs/demo/clips --
 """
 
 import argparse
+import math
 
 from stma.data.video_folder import find_videos
 from stma.device import resolve_device
@@ -37,16 +38,20 @@ def main() -> None:
         change = score.jf - trained.score.jf
         print(f"{probe.name:32} {score.jf:5.1f} {change:+7.1f} {score.j:5.1f} {score.f:5.1f}")
     assert trained is not None
-    if trained.shares is not None and trained.spreads is not None:
-        print("\nthe test stream's attention, by block: to itself, then to each reference; spread")
-        for number, (row, spread) in enumerate(zip(trained.shares, trained.spreads, strict=True)):
-            shares = " ".join(f"{100 * share:5.1f} %" for share in row)
-            print(f"  block {number:2}: {shares};  {spread:.2f}")
+    if (look := trained.look) is not None:
+        print(
+            f"\nthe test stream's attention (in {look.frames} of {look.of} passes), and its spread:"
+        )
+        print(f"{'':12}" + " ".join(f"{name:>11}" for name in (*look.groups, "spread")))
+        for number, (row, spread) in enumerate(zip(look.shares, look.spreads, strict=True)):
+            shares = " ".join(f"{100 * share:9.1f} %" for share in row)
+            print(f"  block {number:2}:  {shares} {spread:11.2f}")
         print("(spread: 1 where all keys receive the same, near 0 where one receives all)")
     if trained.object_shares is not None:
         row = " ".join(f"{100 * share:.1f} %" for share in trained.object_shares)
         print(f"\nthe references' attention that goes to all objects together, by block: {row}")
-    print(f"\nmean cosine between the tokens of two objects of one frame: {trained.cosine:.2f}")
+    if not math.isnan(trained.cosine):
+        print(f"\nmean cosine between the tokens of two objects of one frame: {trained.cosine:.2f}")
 
 
 if __name__ == "__main__":

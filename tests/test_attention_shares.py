@@ -3,7 +3,9 @@ import torch
 
 from stma.model.attention import TransformerBlock
 from stma.model.attention_shares import (
+    Look,
     attention_weights,
+    mean_look,
     object_shares,
     share_of_groups,
     spread_of,
@@ -46,7 +48,7 @@ def test_a_key_like_the_query_draws_attention(blocks) -> None:
     prepared = FullStreams().prepare(blocks, torch.randn(1, 1, 4, 8), None, None)
     query, _ = blocks[0].project(tokens)
     keys = prepared.keys[0]._replace(key=100 * query)
-    drawn = Others([keys, prepared.keys[1]])
+    drawn = Others([keys, prepared.keys[1]], prepared.groups)
     assert attention_shares(blocks, tokens, drawn, [4])[0, 1] > 0.9
 
 
@@ -99,3 +101,36 @@ def test_spread_by_hand() -> None:
     for row, expected in zip(weights, (1, 0.5, 0.25), strict=True):
         assert spread_of(row.view(1, 1, 1, 4)) == pytest.approx(expected)
     assert spread_of(weights[None, None]) == pytest.approx(1.75 / 3)
+
+
+def look(*groups: str, share: float) -> Look:
+    return Look(groups, torch.full((2, len(groups)), share), torch.full((2,), share))
+
+
+def test_looks_at_unlike_frames_are_not_mixed() -> None:
+    one, two = ("itself", "reference1"), ("itself", "reference1", "reference2")
+    mean = mean_look([look(*one, share=0.5), look(*two, share=0.2), look(*two, share=0.4)])
+    assert (mean.groups, mean.frames, mean.of) == (two, 2, 3)
+    torch.testing.assert_close(mean.shares, torch.full((2, 3), 0.3))
+    torch.testing.assert_close(mean.spreads, torch.full((2,), 0.3))
+    # A clip of three frames has one of each: the larger.
+    assert mean_look([look(*one, share=0.5), look(*two, share=0.2)]).groups == two
+    assert mean_look([]) is None
+
+
+@pytest.mark.parametrize(
+    ("streams", "names"),
+    [
+        (FullStreams(), ("reference1", "reference2")),
+        (WithoutReferences(), ("objects",)),
+        (JointSelfAttention(), ("objects", "reference1", "reference2")),
+    ],
+)
+def test_groups_name_all_that_is_read(blocks, streams, names) -> None:
+    references, objects = torch.randn(1, 2, 4, 8), torch.randn(1, 3, 8)
+    prepared = streams.prepare(blocks, references, objects, None)
+    assert tuple(name for name, _ in prepared.groups) == names
+    read = (
+        prepared.keys[0].key.shape[2] if isinstance(prepared, Others) else prepared.tokens.shape[1]
+    )
+    assert sum(length for _, length in prepared.groups) == read

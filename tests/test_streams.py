@@ -5,8 +5,10 @@ import pytest
 import torch
 from conftest import TINY, make_batch, perturbed
 
+from stma.data.images import read_mask
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.data.video_folder import find_videos
+from stma.errors import InputError
 from stma.inference.benchmarks import EvalClip
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.inference.streams import (
@@ -21,7 +23,7 @@ from stma.model.attention_shares import Watched, with_streams
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.variants import FullStreams
-from stma.pictures import save_clip
+from stma.pictures import save_clip, save_mask
 
 
 @pytest.fixture
@@ -75,14 +77,18 @@ def test_objects_as_first_seen_stay_so_and_new_ones_join() -> None:
 @pytest.mark.parametrize(
     ("variant", "cuts", "groups"),
     [
-        ("full", 6, 3),
-        ("no_object", 3, 3),
-        ("no_spatial_memory", 4, 2),
-        ("joint", 6, 4),
-        ("no_temporal_memory", 3, None),
+        ("full", 6, ("itself", "reference1", "reference2")),
+        ("no_object", 3, ("itself", "reference1", "reference2")),
+        ("no_spatial_memory", 4, ("itself", "objects")),
+        ("joint", 6, ("itself", "objects", "reference1", "reference2")),
+        ("no_temporal_memory", 1, ("itself", "reference1", "reference2")),
     ],
 )
 def test_every_variant_is_probed_for_what_it_has(videos, variant, cuts, groups) -> None:
+    """In a clip where both objects are there from the start, and one where the second enters."""
+    first = videos[0].video.masks["00000"]
+    mask, _ = read_mask(first)
+    save_mask(first, np.where(mask == 2, 0, mask).astype(np.uint8))
     torch.manual_seed(0)
     model = perturbed(build_model(dataclasses.replace(TINY, variant=variant))).eval()
     config = SegmenterConfig(memory_interval=2)
@@ -92,9 +98,33 @@ def test_every_variant_is_probed_for_what_it_has(videos, variant, cuts, groups) 
     assert all(0 <= probe.score.jf <= 100 for probe in found.values())
     trained = found["as trained"]
     assert np.isnan(trained.cosine) == (not model.streams.reads_objects)
-    if groups is not None:
-        assert trained.shares.shape == (3, groups)
-        assert trained.shares.sum(axis=1) == pytest.approx(1)
+    assert trained.look is not None
+    assert trained.look.groups == groups
+    assert trained.look.shares.shape == (3, len(groups))
+    torch.testing.assert_close(trained.look.shares.sum(dim=1), torch.ones(3))
+    assert 1 < trained.look.frames <= trained.look.of
+    assert (trained.object_shares is not None) == (variant == "full")
+
+
+def test_a_clip_that_shows_no_object_is_named(videos, tiny_model: STMA) -> None:
+    for path in videos[1].video.masks.values():
+        save_mask(path, np.zeros((32, 48), np.uint8))
+    with pytest.raises(InputError, match="b: no mask shows an object"):
+        next(iter(probe_streams(tiny_model, videos, SegmenterConfig())))
+
+
+def test_in_joint_attention_the_objects_stay_where_references_are_removed() -> None:
+    torch.manual_seed(0)
+    joint = build_model(dataclasses.replace(TINY, variant="joint")).eval()
+    blocks, streams = joint.backbone.last_stage, ReferencesRemoved(joint.streams)
+    tokens, references = torch.randn(1, 5, 16), torch.randn(1, 2, 5, 16)
+    results = []
+    for objects in torch.randn(2, 1, 3, 16):
+        prepared = streams.prepare(blocks, references, objects, None)
+        results.append(streams.encode(blocks, tokens, prepared))
+    assert not torch.allclose(*results)
+    again = streams.prepare(blocks, references + 1, objects, None)
+    assert torch.equal(results[1], streams.encode(blocks, tokens, again))
 
 
 def test_cosine_by_hand() -> None:

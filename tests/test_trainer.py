@@ -419,6 +419,8 @@ def test_what_tensorboard_shows(tmp_path) -> None:
         "attention_of_references/block1_objects",
         "attention/block2_itself",
         "attention/block2_reference1",
+        "attention/block2_reference2",
+        "attention_spread/block0",
     } <= set(events.Tags()["scalars"])
     attention = [name for name in events.Tags()["scalars"] if name.startswith("attention/block2_")]
     assert sum(events.Scalars(name)[0].value for name in attention) == pytest.approx(1, abs=1e-4)

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stma.data.images import read_image
+from stma.errors import InputError
 from stma.inference.benchmarks import EvalClip, only_new_objects
 from stma.inference.scoring import ClipScorer, ObjectScore, Score, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
-from stma.model.attention_shares import Cut, Watched, mean_shares, with_streams
+from stma.model.attention_shares import Cut, Look, Watched, mean_look, mean_shares, with_streams
+from stma.model.per_object import PerObjectSTMA
 from stma.model.stma import STMA
-from stma.model.variants import Blocks, Prepared, Streams
+from stma.model.variants import Blocks, JointSelfAttention, JointTokens, Prepared, Streams
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,7 @@ class Probe:
         name: what was cut.
         score: J, F and J&F, means over the objects of all clips.
         cosine: mean cosine between ``F_o`` of two objects of one frame; NaN without such pairs.
-        shares: of the test stream's attention, ``(blocks, 1 + R)``: to itself, then to each
-            reference from the oldest on, over the frames with the usual number of references (in
-            variants that read object tokens directly, these first); None where not looked at.
-        spreads: over how many of its keys that attention spreads, ``(blocks,)``: 1 for all alike,
-            near 0 for one.
+        look: where the test stream's attention goes; None where not looked at.
         object_shares: of the references' attention, what all objects together receive in every
             block but the last; None where not looked at, or where references read no objects.
     """
@@ -43,9 +41,8 @@ class Probe:
     name: str
     score: Score
     cosine: float
-    shares: np.ndarray | None = None
-    spreads: np.ndarray | None = None
-    object_shares: np.ndarray | None = None
+    look: Look | None = None
+    object_shares: Tensor | None = None
 
 
 class ObjectsZeroed(Cut):
@@ -88,10 +85,23 @@ class ObjectsFrozen(Cut):
 
 
 class ReferencesRemoved(Cut):
-    """The test frame reads itself alone; the objects then reach nothing either."""
+    """The test frame reads itself alone; the objects, which reach it through the references, then
+    reach nothing either. In joint self-attention it still reads the objects."""
+
+    def prepare(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+    ) -> Prepared:
+        if references is not None and isinstance(self.inner, JointSelfAttention):
+            references = references[:, :0]
+        return super().prepare(blocks, references, objects, valid_objects)
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
-        return self.inner.encode(blocks, tokens, None)
+        read = prepared if isinstance(prepared, JointTokens) else None
+        return self.inner.encode(blocks, tokens, read)
 
 
 class ReferencesForeign(Cut):
@@ -122,13 +132,20 @@ def probe_streams(
 ) -> Iterator[Probe]:
     """Segment fully annotated clips as trained, then with one stream cut at a time.
 
-    Cuts of what a variant does not have are left out, and so are another clip's references where
-    there is one clip.
+    Cuts of what a variant does not have are left out, and so is what is taken from another clip
+    where there is one clip. Without temporal memory references carry the masks of objects, so those
+    of another clip would be another clip's objects too; they are left out.
+
+    Raises:
+        InputError: a clip shows no object.
     """
+    for clip in clips:
+        if not any(clip.read_mask(path.stem)[0].any() for path in clip.frames):
+            raise InputError(f"{clip.name}: no mask shows an object, so nothing can be segmented")
     watched = Watched(model.streams)
     plain = _probe("as trained", model, clips, config, lambda inner, clip: watched)
-    looks = (watched.shares, watched.spreads, watched.object_shares)
-    yield Probe(plain.name, plain.score, plain.cosine, *map(mean_shares, looks))
+    look, received = mean_look(watched.looks), mean_shares(watched.object_shares)
+    yield Probe(plain.name, plain.score, plain.cosine, look, received)
 
     def next_to(clip: EvalClip) -> EvalClip:
         return clips[(list(clips).index(clip) + 1) % len(clips)]
@@ -139,6 +156,7 @@ def probe_streams(
     def foreign_objects(inner: Streams, clip: EvalClip) -> Cut:
         return ObjectsForeign(inner, object_tokens(model, config, next_to(clip)))
 
+    per_object = isinstance(model, PerObjectSTMA)
     cuts: list[tuple[str, Callable[[Streams, EvalClip], Cut]]] = []
     if model.streams.reads_objects:
         cuts += [
@@ -149,11 +167,12 @@ def probe_streams(
             cuts.append(("another clip's objects", foreign_objects))
     if model.streams.reads_references:
         cuts.append(("references removed", lambda inner, clip: ReferencesRemoved(inner)))
-        if len(clips) > 1:
+        if len(clips) > 1 and not per_object:
             cuts.append(("another clip's references", foreign_references))
     for name, cut in cuts:
         yield _probe(name, model, clips, config, cut)
-    yield _probe("temporal memory never updated", model, clips, config, frozen=True)
+    if not per_object:
+        yield _probe("temporal memory never updated", model, clips, config, frozen=True)
 
 
 def frame_tokens(model: STMA, config: SegmenterConfig, clip: EvalClip, like: EvalClip) -> Tensor:

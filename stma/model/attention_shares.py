@@ -5,8 +5,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -141,21 +141,35 @@ class Cut(Streams):
         return self.inner.encode(blocks, tokens, prepared)
 
 
+@dataclass(frozen=True)
+class Look:
+    """Where the test stream's attention goes.
+
+    Attributes:
+        groups: names of what it reads: ``itself``, ``objects``, ``reference1`` (the oldest), ...
+        shares: what each of them receives, ``(blocks, groups)``; a row adds up to 1.
+        spreads: :func:`spread_of` every block, ``(blocks,)``.
+        frames: how many such frames there were, of ``of``.
+    """
+
+    groups: tuple[str, ...]
+    shares: Tensor
+    spreads: Tensor
+    frames: int = 1
+    of: int = 1
+
+
 class Watched(Cut):
     """Nothing is changed; where the attention goes is noted.
 
     Attributes:
-        shares: of every frame that reads others, :func:`share_of_groups` of every block, ``(blocks,
-            1 + groups)``.
-        spreads: likewise :func:`spread_of`, ``(blocks,)``.
+        looks: one of every pass of a frame that reads others.
         object_shares: of every memory update, :func:`object_shares`, where references read objects.
     """
 
     def __init__(self, inner: Streams) -> None:
         super().__init__(inner)
-        self._segments: list[int] = []
-        self.shares: list[Tensor] = []
-        self.spreads: list[Tensor] = []
+        self.looks: list[Look] = []
         self.object_shares: list[Tensor] = []
 
     def prepare(
@@ -166,23 +180,21 @@ class Watched(Cut):
         valid_objects: Tensor | None,
     ) -> Prepared:
         prepared = super().prepare(blocks, references, objects, valid_objects)
-        self._segments = [] if references is None else [references.shape[2]] * references.shape[1]
-        if objects is not None and (references is None or isinstance(prepared, JointTokens)):
-            self._segments = [objects.shape[1], *self._segments]
-        elif objects is not None and references is not None:
+        if objects is not None and references is not None and isinstance(prepared, Others):
             shares = object_shares(blocks, references, objects, valid_objects)
             self.object_shares.append(shares.cpu())
         return prepared
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
         if prepared is not None:
-            looks = [
-                (share_of_groups(weights, self._segments), spread_of(weights))
-                for weights in attention_weights(blocks, tokens, prepared)
-            ]
-            shares, spreads = zip(*looks, strict=True)
-            self.shares.append(torch.stack(shares).cpu())
-            self.spreads.append(torch.stack(spreads).cpu())
+            names, lengths = zip(*prepared.groups, strict=True)
+            shares, spreads = [], []
+            for weights in attention_weights(blocks, tokens, prepared):
+                shares.append(share_of_groups(weights, lengths))
+                spreads.append(spread_of(weights))
+            self.looks.append(
+                Look(("itself", *names), torch.stack(shares).cpu(), torch.stack(spreads).cpu())
+            )
         return super().encode(blocks, tokens, prepared)
 
 
@@ -196,9 +208,22 @@ def with_streams(model: STMA, streams: Streams) -> Iterator[None]:
         model.streams = original
 
 
-def mean_shares(shares: Sequence[Tensor]) -> np.ndarray | None:
-    """Over the frames that read the usual number of groups."""
-    if not shares:
+def mean_look(looks: Sequence[Look]) -> Look | None:
+    """Over the frames that read the same groups as most do (of two as frequent, the larger)."""
+    if not looks:
         return None
-    usual, _ = Counter(each.shape for each in shares).most_common(1)[0]
-    return torch.stack([each for each in shares if each.shape == usual]).mean(dim=0).numpy()
+    counts = Counter(look.groups for look in looks)
+    groups = max(counts, key=lambda names: (counts[names], len(names)))
+    chosen = [look for look in looks if look.groups == groups]
+    return Look(
+        groups,
+        torch.stack([look.shares for look in chosen]).mean(dim=0),
+        torch.stack([look.spreads for look in chosen]).mean(dim=0),
+        len(chosen),
+        len(looks),
+    )
+
+
+def mean_shares(shares: Sequence[Tensor]) -> Tensor | None:
+    """Of :attr:`Watched.object_shares`."""
+    return torch.stack(list(shares)).mean(dim=0) if shares else None

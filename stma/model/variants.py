@@ -19,16 +19,22 @@ from stma.model.stml import ReferenceCache, encode_references, encode_test
 Blocks = Sequence[TransformerBlock]
 
 
+Groups = tuple[tuple[str, int], ...]
+"""What a sequence of tokens is made of: names and lengths, in its order."""
+
+
 @dataclass(frozen=True)
 class Others:
     """Keys and values that the test frame reads beside its own.
 
     Attributes:
         keys: of every block, ``(B, heads, S, d)``.
+        groups: whose they are.
         mask: ``(B, S)`` bool, False where a batch pads; None where all are real.
     """
 
     keys: ReferenceCache
+    groups: Groups
     mask: Tensor | None = None
 
 
@@ -37,10 +43,21 @@ class JointTokens:
     """Tokens that go through the blocks together with the test frame's: ``(B, S, C)``."""
 
     tokens: Tensor
+    groups: Groups
     mask: Tensor | None = None
 
 
 Prepared = Others | JointTokens
+
+
+def reference_groups(references: Tensor) -> Groups:
+    """Of references ``(B, R, L, C)`` one after another."""
+    return tuple((f"reference{i + 1}", references.shape[2]) for i in range(references.shape[1]))
+
+
+def object_group(objects: Tensor) -> tuple[str, int]:
+    """Of objects ``(B, N, C)``."""
+    return ("objects", objects.shape[1])
 
 
 class Streams(ABC):
@@ -88,7 +105,8 @@ class FullStreams(Streams):
         valid_objects: Tensor | None,
     ) -> Others:
         assert references is not None
-        return Others(encode_references(blocks, references, objects, valid_objects))
+        keys = encode_references(blocks, references, objects, valid_objects)
+        return Others(keys, reference_groups(references))
 
 
 class WithoutObjects(FullStreams):
@@ -110,6 +128,7 @@ class WithoutReferences(Streams):
         valid_objects: Tensor | None,
     ) -> Others:
         assert objects is not None
+        groups = (object_group(objects),)
         mask = None if valid_objects is None else rearrange(valid_objects, "b n -> b 1 1 n")
         keys: ReferenceCache = []
         for index, block in enumerate(blocks):
@@ -117,7 +136,7 @@ class WithoutReferences(Streams):
             keys.append(own)
             if index + 1 < len(blocks):
                 objects = block.update(objects, query, own, mask)
-        return Others(keys, valid_objects)
+        return Others(keys, groups, valid_objects)
 
 
 class JointSelfAttention(Streams):
@@ -137,7 +156,8 @@ class JointSelfAttention(Streams):
         if valid_objects is not None:
             frames = valid_objects.new_ones(tokens.shape[0], tokens.shape[1] - objects.shape[1])
             mask = torch.cat([valid_objects, frames], dim=1)
-        return JointTokens(tokens, mask)
+        groups = (object_group(objects), *reference_groups(references))
+        return JointTokens(tokens, groups, mask)
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
         if prepared is None:

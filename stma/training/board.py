@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from stma.model.attention_shares import Watched, mean_shares, with_streams
+from stma.model.attention_shares import Watched, mean_look, mean_shares, with_streams
 from stma.model.stma import STMA
 from stma.pictures import contact_sheet, draw_overlay
 from stma.structures import ClipBatch, Prediction
@@ -49,25 +49,25 @@ class Board:
             self._try(write)
 
     def attention(self, model: STMA, clip: ClipBatch, iteration: int) -> None:
-        """Show where the test stream's attention goes: to itself, then to each reference; and how
-        much of the references' goes to the objects. In evaluation mode, so that nothing is drawn or
-        counted."""
+        """Show where the test stream's attention goes and how far it spreads, and how much of the
+        references' goes to the objects; in evaluation mode, so that nothing is drawn or counted."""
         if not self.is_open:
             return
         model.eval()
         watched = Watched(model.streams)
         with torch.no_grad(), with_streams(model, watched):
             model(clip)
-        received = mean_shares(watched.object_shares)
-        for block, share in enumerate([] if received is None else received.tolist()):
-            self.scalars({f"attention_of_references/block{block}_objects": share}, iteration)
-        shares = mean_shares(watched.shares)
-        for block, row in enumerate([] if shares is None else shares.tolist()):
-            names = ["itself", *(f"reference{number}" for number in range(1, len(row)))]
-            self.scalars(
-                {f"attention/block{block}_{n}": x for n, x in zip(names, row, strict=True)},
-                iteration,
-            )
+        scalars: dict[str, float] = {}
+        if (look := mean_look(watched.looks)) is not None:
+            for block, row in enumerate(look.shares.tolist()):
+                for name, share in zip(look.groups, row, strict=True):
+                    scalars[f"attention/block{block}_{name}"] = share
+            for block, spread in enumerate(look.spreads.tolist()):
+                scalars[f"attention_spread/block{block}"] = spread
+        if (received := mean_shares(watched.object_shares)) is not None:
+            for block, share in enumerate(received.tolist()):
+                scalars[f"attention_of_references/block{block}_objects"] = share
+        self.scalars(scalars, iteration)
 
     def picture(self, name: str, picture: np.ndarray, iteration: int) -> None:
         """Show a picture, ``(H, W, 3)`` uint8."""
