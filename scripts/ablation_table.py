@@ -1,37 +1,46 @@
-"""The paper's Tables 1 and 2 from finished runs: python scripts/ablation_table.py RUNS ROOT
+"""The paper's Tables 1 and 2 from finished runs: python scripts/ablation_table.py RUNS KEY=VALUE
 
-RUNS holds a folder for each run of train.py, as a sweep leaves them:
+RUNS holds runs of train.py, as a sweep leaves them, at any depth:
 
   python train.py -m experiment=demo 'model.variant=full,no_object,no_spatial_memory,\
 no_temporal_memory,joint' seed=0,1 'output=runs/table1/${model.variant}-${seed}'
 
-Every run is evaluated on ROOT (fully annotated clips in the DAVIS layout), unless it has been; runs
-that are alike but for their seed make one row, with mean and standard deviation over the seeds.
-Other settings in which runs differ have a column. Runs that are not finished are named and left
-out. Interrupted, the same command goes on.
+Every run is evaluated, unless it has been, as eval.py with the same keys would do it:
+benchmark=davis2017_val datasets=/data, or root=CLIPS segmenter.memory_interval=3. Results stay in
+the folder "table" of the run. Runs that are alike but for their seed make one row, with mean and
+standard deviation over the seeds; other settings in which runs differ have a column. Runs that are
+not finished, or whose weights cannot be read, are named and left out. Interrupted, the same command
+goes on.
 """
 
 import argparse
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from stma.compose import check_choices, load_resolved, quoted
+from stma.config import parse_config
 from stma.errors import InputError, input_errors_end_the_program
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
 from stma.inference.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
 from stma.inference.results import Evaluation
-from stma.inference.segmenter import SegmenterConfig
 from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
 from stma.model.weights import read_weights
+from stma.provenance import file_digest
 from stma.tables import Table, number
+from stma.training.run import RECORD
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 HEIGHT, WIDTH = 480, 864  # of the frames whose GFLOPs are counted, as the paper's
+NONE = str(None)
 # Settings of a run that change nothing of what it learns but by chance.
 INCIDENTAL = (
     "output",
@@ -53,17 +62,39 @@ INCIDENTAL = (
 )
 
 
+# Settings of an evaluation that change no figure but speed and memory.
+UNCOUNTED = ("output", "weights", "datasets", "overwrite", "report", "compare", "sheets", "videos")
+
+
 @dataclass
-class Row:
-    """Runs that are alike but for their seed.
+class Run:
+    """One finished run of train.py.
 
     Attributes:
-        settings: all that tells them from other rows, see :func:`settings_of`.
+        settings: all that tells it from runs of other rows, see :func:`settings_of`.
     """
 
+    folder: Path
+    weights: Path
     model: ModelConfig
     settings: dict[str, str]
+    seed: int
+
+
+@dataclass
+class Row:
+    """Runs that are alike but for their seed, and what became of them."""
+
+    runs: list[Run]
     results: list[Evaluation] = field(default_factory=list)
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.runs[0].model
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return self.runs[0].settings
 
 
 @input_errors_end_the_program()
@@ -72,43 +103,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
-    parser.add_argument("root", help="clips to evaluate on")
-    parser.add_argument("--split", help="a list in ImageSets; all clips without it")
-    parser.add_argument("--memory-interval", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", help="settings of eval.py: KEY=VALUE")
     parser.add_argument("--objects", type=int, default=1, help="of the GFLOPs")
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--ignore", nargs="+", default=[], metavar="KEY", help="settings that make no row (weights)"
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.objects < 1:
+        parser.error(f"--objects is {arguments.objects}; give 1 or more")
+    if others := [each for each in arguments.overrides if "=" not in each]:
+        parser.error(f"{', '.join(others)}: settings of eval.py are KEY=VALUE")
     if not arguments.runs.is_dir():
         raise InputError(f"{arguments.runs}: no such folder; give that of a sweep")
-    folders = sorted(path.parent for path in arguments.runs.glob("*/config.yaml"))
-    if not folders:
-        raise InputError(f"{arguments.runs}: holds no run of train.py (*/config.yaml)")
+    check_choices(CONFIGS, arguments.overrides)
+    rows = find_rows(arguments.runs, arguments.ignore)
+    configs = {
+        run.folder: evaluation_of(run, arguments.overrides) for row in rows for run in row.runs
+    }
+    for row in rows:
+        for run in row.runs:
+            result = evaluate(configs[run.folder])
+            if result is None or not result.ok or not result.scores:
+                raise InputError(f"{run.folder}: {result.text() if result else 'not evaluated'}")
+            row.results.append(result)
 
-    rows: dict[str, Row] = {}
-    for folder in folders:
-        weights = folder / "weights.safetensors"
-        if not weights.is_file():
-            print(f"not finished, left out: {folder}")
-            continue
-        model, provenance, _ = read_weights(weights)
-        config = EvalConfig(
-            root=arguments.root,
-            split=arguments.split,
-            weights=str(weights),
-            output=str(folder / "table"),
-            segmenter=SegmenterConfig(memory_interval=arguments.memory_interval),
-            device=arguments.device,
-            report=False,
-        )
-        result = evaluate(config)
-        if result is None or not result.ok or not result.scores:
-            raise InputError(f"{folder}: {result.text() if result else 'not evaluated'}")
-        row = Row(model, settings_of(model, provenance.get("config", {})))
-        rows.setdefault(repr(row.settings), row).results.append(result)
-    if not rows:
-        raise InputError(f"{arguments.runs}: no run is finished")
-
-    table = make_table(list(rows.values()), arguments.objects)
+    table = make_table(rows, arguments.objects)
     path = arguments.runs / "table"
     (path.with_suffix(".md")).write_text(table.markdown() + "\n", encoding="utf-8")
     table.write_csv(path.with_suffix(".csv"))
@@ -119,10 +138,83 @@ def main() -> None:
     )
 
 
-def settings_of(model: ModelConfig, run: Mapping[str, Any]) -> dict[str, str]:
-    """What tells two runs of different rows apart, by its dotted name."""
+def find_rows(folder: Path, ignored: Sequence[str]) -> list[Row]:
+    """All finished runs below a folder.
+
+    Raises:
+        InputError: there is none, or two of one row have the same seed.
+    """
+    # Evaluations and stages have no such pair of files.
+    folders = sorted(
+        path.parent for path in folder.rglob("config.yaml") if (path.parent / RECORD).is_file()
+    )
+    if not folders:
+        raise InputError(f"{folder}: holds no run of train.py (config.yaml, {RECORD})")
+    rows: dict[str, Row] = {}
+    for each in folders:
+        run = read_run(each, ignored)
+        if isinstance(run, str):
+            print(f"left out: {run}")
+            continue
+        row = rows.setdefault(repr(run.settings), Row([]))
+        for other in row.runs:
+            if other.seed == run.seed:
+                raise InputError(
+                    f"{other.folder} and {run.folder}: two runs with the same settings and the "
+                    f"same seed, {run.seed}; move one of them away"
+                )
+        row.runs.append(run)
+    if not rows:
+        raise InputError(f"{folder}: no run is finished")
+    return list(rows.values())
+
+
+def read_run(folder: Path, ignored: Sequence[str]) -> Run | str:
+    """A run, or what is wrong with it."""
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        return f"{folder} (not finished)"
+    try:
+        model, provenance, _ = read_weights(weights)
+    except InputError as error:
+        return str(error)
+    stages = list(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "stages"))
+    if provenance.get("stage") != stages[-1]:
+        return f"{folder} (not finished: its weights are of stage {provenance.get('stage')})"
+    trained = provenance.get("config", {})
+    settings = settings_of(model, trained, ignored)
+    return Run(folder, weights, model, settings, int(trained.get("seed", 0)))
+
+
+def evaluation_of(run: Run, overrides: Sequence[str]) -> EvalConfig:
+    """In a folder that no other evaluation of the run has."""
+    own = [f"weights={quoted(run.weights)}", f"output={quoted(run.folder / 'table')}"]
+    given = ["report=false", *overrides]
+    config = parse_config(
+        EvalConfig, load_resolved(CONFIGS, "eval", [*given, *own], ", ".join(overrides))
+    )
+    settings = {name: value for name, value in asdict(config).items() if name not in UNCOUNTED}
+    text = repr(settings) + file_digest(run.weights)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return replace(config, output=f"{config.output}/{config.benchmark.name}-{digest}")
+
+
+def settings_of(
+    model: ModelConfig, run: Mapping[str, Any], ignored: Sequence[str] = ()
+) -> dict[str, str]:
+    """What tells two runs of different rows apart, by its dotted name: not where data lie, and
+    files by what they are, however they are spelled."""
     theirs = {name: value for name, value in run.items() if name not in INCIDENTAL}
-    return dict(flattened(theirs | {"model": asdict(model)}))
+    settings = dict(flattened(theirs | {"model": asdict(model)}))
+    for name in ("weights", "pretrained"):
+        if settings.get(name, NONE) != NONE:
+            settings[name] = str(Path(settings[name]).resolve())
+    stages = {"stages": "+".join(run["stages"])} if run.get("stages") else {}
+    return stages | {
+        name: value
+        for name, value in settings.items()
+        if name not in ignored and not name.endswith(".root")
+    }
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -135,29 +227,49 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def distinctions(rows: Sequence[Row]) -> list[str]:
     """For each row, the settings in which it differs from others with the same backbone; variant
-    and pretrained weights have columns of their own."""
+    and starting point have columns of their own. Settings of a stage that only one of them has are
+    not told: its name is."""
     texts = []
     for row in rows:
         alike = [other.settings for other in rows if other.model.backbone == row.model.backbone]
         names = [
             name
-            for name in row.settings
-            if name not in ("model.variant", "pretrained")
-            and any(other.get(name) != row.settings[name] for other in alike)
+            for name, value in row.settings.items()
+            if name not in ("model.variant", "pretrained", "weights")
+            and any(other.get(name, value) != value for other in alike)
         ]
         texts.append(" ".join(f"{name}={row.settings[name]}" for name in names))
     return texts
 
 
-def starting_point(row: Row) -> str:
-    """In Table 2's words; the name of the file where that is gone or of another kind."""
-    if row.settings.get("weights", "None") != "None":
-        return Path(row.settings["weights"]).name
-    file = row.settings.get("pretrained", "None")
-    if file == "None":
+def starting_points(rows: Sequence[Row]) -> list[str]:
+    """In Table 2's words, with the file where these do not tell two rows apart."""
+    names = [starting_point(row.settings) for row in rows]
+    files = [file_of(row.settings) for row in rows]
+    return [
+        name
+        if all(files[j] == file for j, other in enumerate(names) if other == name)
+        else f"{name} ({file})"
+        for name, file in zip(names, files, strict=True)
+    ]
+
+
+def file_of(settings: Mapping[str, str]) -> str:
+    """That a run has started from."""
+    weights = settings.get("weights", NONE)
+    return weights if weights != NONE else settings.get("pretrained", NONE)
+
+
+def starting_point(settings: Mapping[str, str]) -> str:
+    """In Table 2's words; the file where it is gone or of another kind."""
+    file = file_of(settings)
+    if file == NONE:
         return SCRATCH
-    kind = kind_of(file) if Path(file).is_file() else ""
-    return {"ConvMAE": MAE, "MAE ViT": MAE, "MoCo v3 ViT": MOCO_V3}.get(kind, Path(file).name)
+    if settings.get("weights", NONE) != NONE or not Path(file).is_file():
+        return Path(file).name
+    return {"ConvMAE": MAE, "MAE ViT": MAE, "MoCo v3 ViT": MOCO_V3}.get(
+        kind_of(file), Path(file).name
+    )
 
 
 def make_table(rows: list[Row], objects: int) -> Table:
@@ -165,8 +277,9 @@ def make_table(rows: list[Row], objects: int) -> Table:
     order = list(TABLE_1)
     rows = sorted(rows, key=lambda row: order.index(row.model.variant))
     lines = []
-    for row, settings in zip(rows, distinctions(rows), strict=True):
-        model, start = row.model, starting_point(row)
+    starts = starting_points(rows)
+    for row, settings, start in zip(rows, distinctions(rows), starts, strict=True):
+        model = row.model
         means = [result.mean() for result in row.results]
         figures = []
         for name in ("jf", "j", "f"):
@@ -176,7 +289,11 @@ def make_table(rows: list[Row], objects: int) -> Table:
         speeds = [result.speed for result in row.results if result.speed is not None]
         parameters, parts = count_cost(model, HEIGHT, WIDTH, objects)
         table_1 = TABLE_1[model.variant] if model.backbone == "convvit" else None
-        table_2 = TABLE_2.get((model.backbone, start)) if model.variant == "full" else None
+        table_2 = (
+            TABLE_2.get((model.backbone, start.partition(" (")[0]))
+            if model.variant == "full"
+            else None
+        )
         lines.append(
             [
                 model.variant,

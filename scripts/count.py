@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 10])
     parser.add_argument("--memory-frames", type=int, default=5)
     arguments = parser.parse_args()
-    if arguments.height % STRIDE or arguments.width % STRIDE:
-        parser.error(f"height and width have to be multiples of {STRIDE}")
+    sizes = (arguments.height, arguments.width)
+    if min(sizes) < 1 or any(size % STRIDE for size in sizes):
+        parser.error(f"height and width have to be positive multiples of {STRIDE}")
     if min(arguments.memory_frames, *arguments.objects) < 1:
         parser.error("give 1 or more objects and memory frames")
 
     print(
-        f"{arguments.height} x {arguments.width}, 2 references, "
+        f"{arguments.height} x {arguments.width}, {min(2, arguments.memory_frames)} references, "
         f"{arguments.memory_frames} memory frames; GFLOPs\n"
     )
     columns = ["embed", "test stream", "readout", "decoder", "frame", "references", "recomputed"]

@@ -14,12 +14,36 @@ from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
+from stma.model.variants import VARIANTS
 
 
 def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose a configuration outside of ``hydra.main``."""
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(name, overrides=list(overrides))
+
+
+def load_resolved(
+    config_dir: Path, name: str, overrides: Sequence[str], shown: str | None = None
+) -> DictConfig:
+    """As :func:`load_config`, for overrides that a user has given.
+
+    Args:
+        shown: the overrides as the user has written them, where these are not they.
+
+    Raises:
+        InputError: an override is wrong; the message shows them.
+    """
+    try:
+        config = load_config(config_dir, name, overrides)
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
+        raise InputError(
+            f"{shown or ', '.join(overrides)}: {reason} (a value with spaces, brackets or an "
+            "equals sign is put in quotes: \"root='/my data'\")"
+        ) from error
+    return config
 
 
 def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
@@ -30,8 +54,15 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
         arguments: of the command line; those that are no choice are left to Hydra.
 
     Raises:
-        InputError: there is no such file; names those there are.
+        InputError: there is no such file, or no such variant of the model; names those there are.
     """
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        # In a sweep, Hydra would come to it when all runs before it are trained.
+        if name == "model.variant" and re.fullmatch(r"[\w,]+", value):
+            for variant in value.split(","):
+                if variant not in VARIANTS:
+                    raise InputError(f"{argument}: no variant {variant}; choose one of {VARIANTS}")
     elsewhere = ("--config", "-cd", "-cp", "-cn", "hydra.searchpath")
     if any(argument.startswith(elsewhere) for argument in arguments):
         return  # there may be more than config_dir holds
@@ -104,15 +135,7 @@ def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = 
             added.append(override)
         else:
             added.append(f"{data}.sources.{dataset}.{override}")
-    try:
-        config = load_config(config_dir, "train", added)
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
-        raise InputError(
-            f"{dataset}: {', '.join(overrides)}: {reason} (a value with spaces, brackets or an "
-            "equals sign is put in quotes: \"root='/my data'\")"
-        ) from error
+    config = load_resolved(config_dir, "train", added, f"{dataset}: {', '.join(overrides)}")
     return parse_config(DataConfig, config.stages.alone.data, dataset)
 
 

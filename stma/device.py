@@ -2,8 +2,9 @@
 
 import logging
 import resource
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -37,6 +38,16 @@ def resolve_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """Of the card, or CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def reset_peak(device: torch.device) -> None:
+    """What :func:`peak_gigabytes` tells counts from here on. On a CPU this is Linux's, where the
+    system lets a process do so; elsewhere it goes on counting from the start of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_gigabytes(device: torch.device) -> float:

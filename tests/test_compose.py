@@ -141,3 +141,9 @@ def test_choices_that_exist_or_are_none_pass(arguments: list[str]) -> None:
 def test_a_choice_that_does_not_exist_is_named(choice: str) -> None:
     with pytest.raises(InputError, match=r"no (stage|model) nope; there are .*(video|vit_b)"):
         check_choices(CONFIGS, [choice])
+
+
+def test_a_variant_that_does_not_exist_is_told_before_a_sweep_begins() -> None:
+    check_choices(CONFIGS, ["model.variant=full,joint", "model.variant=${oc.env:VARIANT}"])
+    with pytest.raises(InputError, match=r"no variant nosuch; .*no_spatial_memory"):
+        check_choices(CONFIGS, ["-m", "model.variant=full,nosuch,joint"])

@@ -155,74 +155,123 @@ def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> Non
     )
 
 
-def row_of(printed: str, start: str) -> dict[str, str]:
-    """A line of a table that is printed in Markdown, by its header."""
+def rows_of(printed: str) -> list[dict[str, str]]:
+    """A table that is printed in Markdown."""
     lines = [line for line in printed.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    (row,) = (dict(zip(cells[0], each, strict=True)) for each in cells if each[0] == start)
-    return row
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def test_a_table_of_ablations(monkeypatch, capsys, tmp_path) -> None:
-    """Two variants, the full one with two seeds, and a run that is not finished."""
+def finished_run(folder: Path, model: ModelConfig, **settings: object) -> None:
+    """What train.py leaves, as far as the table looks at it."""
+    folder.mkdir(parents=True)
+    stages = settings.setdefault("stages", {"demo": {"iterations": 3}})
+    (folder / "config.yaml").write_text(json.dumps({"stages": stages}))
+    (folder / "run.json").touch()
+    provenance = {"stage": list(stages)[-1], "config": settings}
+    torch.manual_seed(settings.get("seed", 0))
+    save_weights(folder / "weights.safetensors", build_model(model), model, provenance)
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """An empty folder for runs, with a clip to evaluate on beside it."""
     write_clip(tmp_path / "clips", "a", dict.fromkeys(range(4), box(8, 8, 16, 16)), frames=4)
-    for name, variant, seed in (("a", "full", 0), ("b", "full", 1), ("c", "joint", 0)):
-        torch.manual_seed(seed)
-        config = replace(TINY, variant=variant)
-        finished_run(tmp_path / "runs" / name, config, {"seed": seed, "output": name})
-    (tmp_path / "runs" / "d").mkdir()
-    (tmp_path / "runs" / "d" / "config.yaml").touch()
-    arguments = [str(tmp_path / "runs"), str(tmp_path / "clips"), "--device=cpu"]
-    script(monkeypatch, "ablation_table.py", *arguments)
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+def table_of(monkeypatch, capsys, runs: Path, *more: str) -> tuple[list[dict[str, str]], str]:
+    root = f"root={runs.parent}/clips"
+    script(monkeypatch, "ablation_table.py", str(runs), root, "device=cpu", *more)
     printed = capsys.readouterr().out
-    assert f"not finished, left out: {tmp_path}/runs/d" in printed
-    full, joint = row_of(printed, "full"), row_of(printed, "joint")
-    assert (full["runs"], joint["runs"]) == ("2", "1")
+    return rows_of(printed), printed
+
+
+def test_a_table_of_ablations(monkeypatch, capsys, runs) -> None:
+    """Two variants, the full one with two seeds, and what is left out."""
+    for name, variant, seed in (("a", "full", 0), ("deeper/b", "full", 1), ("c", "joint", 0)):
+        finished_run(runs / name, replace(TINY, variant=variant), seed=seed, output=name)
+    finished_run(runs / "d", TINY, seed=2)
+    (runs / "d" / "weights.safetensors").unlink()
+    finished_run(runs / "e", TINY, seed=3)
+    (runs / "e" / "weights.safetensors").write_bytes(b"half")
+    finished_run(runs / "f", TINY, seed=4, stages={"demo": {}})
+    (runs / "f" / "config.yaml").write_text("stages: {demo: {}, debug: {}}")
+    (joint, full), printed = table_of(monkeypatch, capsys, runs)
+    assert f"left out: {runs}/d (not finished)" in printed
+    assert f"left out: {runs}/e/weights.safetensors: not a whole" in printed
+    assert f"left out: {runs}/f (not finished: its weights are of stage demo)" in printed
+    assert (full["variant"], full["runs"], joint["runs"]) == ("full", "2", "1")
     assert "±" in full["J&F"]
     assert "±" not in joint["J&F"]
     assert (full["J&F, Table 1"], full["FPS, Table 1"]) == ("88.9", "10.7")
     assert (joint["J&F, Table 1"], joint["FPS, Table 1"]) == ("87.8", "9.6")
     assert (full["from"], full["J&F, Table 2"], joint["J&F, Table 2"]) == ("scratch", "83.6", "")
     assert "settings" not in full
-    assert (tmp_path / "runs" / "table.csv").is_file()
-    for wrong, message in (("nowhere", "no such folder"), ("clips", "holds no run")):
-        with pytest.raises(SystemExit, match=message):
-            script(monkeypatch, "ablation_table.py", str(tmp_path / wrong), str(tmp_path / "clips"))
+    assert (runs / "table.csv").is_file()
 
-
-def finished_run(folder: Path, model: ModelConfig, settings: dict) -> None:
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").touch()
-    weights = folder / "weights.safetensors"
-    save_weights(weights, build_model(model), model, {"config": settings})
+    # Again, by other rules, and with other weights: nothing stands in the way.
+    masks = (runs / "a" / "table").rglob("*.png")
+    times = {path: path.stat().st_mtime_ns for path in masks}
+    again, _ = table_of(monkeypatch, capsys, runs)
+    assert (again[1]["J&F"], again[0]["J&F"]) == (full["J&F"], joint["J&F"])
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    table_of(monkeypatch, capsys, runs, "segmenter.memory_interval=2")
+    finished_run(runs / "g", TINY, seed=9)
+    (runs / "g" / "weights.safetensors").replace(runs / "a" / "weights.safetensors")
+    (_, changed), _ = table_of(monkeypatch, capsys, runs)
+    assert changed["J&F"] != full["J&F"]
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(
-    monkeypatch, capsys, tmp_path
+    monkeypatch, capsys, runs
 ) -> None:
-    """Backbones, pretrained weights (by what is in the file) and any other setting."""
-    write_clip(tmp_path / "clips", "a", dict.fromkeys(range(3), box(8, 8, 16, 16)), frames=3)
+    """Backbones, pretrained weights (by what is in the file) and any other setting, but not where
+    the data lie, nor how a path is spelled."""
     vit = replace(TINY, backbone="vit", depths=[0, 0, 2], class_token=True)
-    mae = tmp_path / "mae.pth"
-    names = [name for name in build_backbone(vit).state_dict() if "to_stride" not in name]
-    torch.save({name: torch.zeros(1) for name in names}, mae)
-    runs = {
-        "plain": (TINY, {"pretrained": None, "ema": 0.0}),
-        "average": (TINY, {"pretrained": None, "ema": 0.9}),
-        "vit": (vit, {"pretrained": str(mae), "ema": 0.0}),
+    state = build_backbone(vit).state_dict()
+    state = {name: tensor for name, tensor in state.items() if "to_stride" not in name}
+    for name in ("mae", "other"):
+        torch.save(state, runs / f"{name}.pth")
+    stages = {"demo": {"data": {"root": "/here"}}}
+    moved = {"demo": {"data": {"root": "/there"}}}
+    finished_run(runs / "plain", TINY, ema=0.0, stages=stages)
+    finished_run(runs / "moved", TINY, ema=0.0, stages=moved, seed=1)
+    finished_run(runs / "average", TINY, ema=0.9, stages=stages)
+    finished_run(runs / "longer", TINY, ema=0.0, stages=moved | {"debug": {"batch_size": 7}})
+    finished_run(runs / "vit", vit, pretrained=str(runs / "mae.pth"), stages=stages)
+    spelled = f"{runs}/../runs/mae.pth"
+    finished_run(runs / "spelled", vit, pretrained=spelled, stages=stages, seed=1)
+    finished_run(runs / "vit2", vit, pretrained=str(runs / "other.pth"), stages=stages)
+    rows, _ = table_of(monkeypatch, capsys, runs)
+    found = {(row["backbone"], row["from"], row["settings"], row["runs"]) for row in rows}
+    assert found == {
+        ("convvit 16", "scratch", "stages=demo ema=0.0", "2"),
+        ("convvit 16", "scratch", "stages=demo ema=0.9", "1"),
+        ("convvit 16", "scratch", "stages=demo+debug ema=0.0", "1"),
+        ("vit 16", f"MAE ({runs}/mae.pth)", "", "2"),
+        ("vit 16", f"MAE ({runs}/other.pth)", "", "1"),
     }
-    for name, (model, settings) in runs.items():
-        finished_run(tmp_path / "runs" / name, model, settings)
-    arguments = [str(tmp_path / "runs"), str(tmp_path / "clips"), "--device=cpu"]
-    script(monkeypatch, "ablation_table.py", *arguments)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| full")]
-    cells = sorted(tuple(cell.strip() for cell in line.split("|")[2:6]) for line in lines)
-    assert cells == [
-        ("convvit 16", "scratch", "ema=0.0", "1"),
-        ("convvit 16", "scratch", "ema=0.9", "1"),
-        ("vit 16", "MAE", "", "1"),
-    ]
-    assert [line.split("|")[-3].strip() for line in lines if "MAE" in line] == ["88.2"]
+    assert {row["J&F, Table 2"] for row in rows if row["backbone"] == "vit 16"} == {"88.2"}
+
+
+def test_a_table_that_cannot_be_made_says_why(monkeypatch, capsys, runs) -> None:
+    def refused(message: str, *more: str, folder: Path = runs) -> None:
+        with pytest.raises(SystemExit) as error:
+            table_of(monkeypatch, capsys, folder, *more)
+        assert message in f"{error.value} {capsys.readouterr().err}"
+
+    refused("no such folder", folder=runs / "nowhere")
+    refused("holds no run of train.py")
+    finished_run(runs / "a", TINY, seed=1)
+    finished_run(runs / "copy", TINY, seed=1)
+    refused("two runs with the same settings and the same seed, 1")
+    shutil.rmtree(runs / "copy")
+    refused("--objects is 0", "--objects=0")
+    refused("there are davis2016_val", "benchmark=nope")
+    refused("nothing=1", "nothing=1")
+    refused("split: settings of eval.py are KEY=VALUE", "split")
 
 
 def test_counting(monkeypatch, capsys) -> None:

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import TINY
 
+from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.training.optimizer import (
     OptimizerConfig,
@@ -35,6 +39,13 @@ def test_norms_biases_and_the_position_vector_do_not_decay(tiny_model: STMA) -> 
     assert all(name.endswith(("weight", "bias", "position")) for name in spared)
     count = len(decaying["params"]) + len(others["params"])  # type: ignore[arg-type]
     assert count == len(list(tiny_model.parameters()))
+
+
+def test_a_class_token_does_not_decay() -> None:
+    vit = replace(TINY, backbone="vit", depths=[0, 0, 2], class_token=True)
+    groups = parameter_groups(model := build_model(vit), 0.05)
+    (spared,) = (group for group in groups if group["weight_decay"] == 0)
+    assert any(p is model.backbone.cls_token for p in spared["params"])
 
 
 def test_the_backbone_can_learn_at_a_rate_of_its_own(tiny_model: STMA) -> None:

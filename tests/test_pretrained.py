@@ -24,6 +24,7 @@ from stma.model.pretrained import (
     convert_dinov2,
     convert_mae,
     convert_moco_v3,
+    kind_of,
     load_pretrained,
 )
 from stma.model.stml import encode_test
@@ -86,8 +87,13 @@ def checkpoint(patterns: list[str], model: ModelConfig, prefix: str = "") -> dic
         inner = name.removeprefix(prefix)
         state[name] = torch.randn(own[inner].shape if inner in own else (2,))
         if inner == "pos_embed" and f"{prefix}cls_token" in state:
-            state[name] = torch.randn(1, 14 * 14 + 1, 16)
+            state[name] = with_class_token(own[inner])
     return state
+
+
+def with_class_token(positions: Tensor) -> Tensor:
+    """Of a class token too, a small random one."""
+    return torch.cat([0.1 * torch.randn_like(positions[:, :1]), positions], dim=1)
 
 
 def convmae() -> dict[str, Tensor]:
@@ -181,7 +187,7 @@ def test_moco_v3(tmp_path, encoder: str, caplog) -> None:
     expected["cls_token"] = state[f"{prefix}cls_token"] + positions[:, :1]
     expected["pos_embed"] = positions[:, 1:]
     assert_holds(backbone, expected)
-    assert f"kept 150 of {len(state)} tensors ({prefix}*)" in caplog.text
+    assert f"kept 150 of {len(state)} tensors ({encoder}_encoder.*)" in caplog.text
     assert "predictor 10" in caplog.text
 
 
@@ -191,6 +197,30 @@ def test_moco_v3_of_a_linear_probe() -> None:
     converted, expected = convert_moco_v3(probe), convert_mae(state)
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[name], expected[name]) for name in expected)
+
+
+def test_encoders_of_equal_names_are_told_apart_by_their_positions(tmp_path) -> None:
+    """MoCo v3's first half of channels is the row, MAE's the column."""
+    state = mae()
+    assert kind_of(saved(tmp_path / "a.pth", state)) == "MAE ViT"
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    assert kind_of(saved(tmp_path / "b.pth", parallel)) == "MAE ViT"
+    moco = state | {"pos_embed": state["pos_embed"].roll(8, dims=2)}
+    assert kind_of(saved(tmp_path / "c.pth", moco)) == "MoCo v3 ViT"
+    learned = state | {"pos_embed": torch.randn(1, 14 * 14 + 1, 16)}
+    assert kind_of(saved(tmp_path / "d.pth", learned)) == "ViT"
+    for name in "abcd":
+        load_pretrained(build_backbone(VIT_MODEL), tmp_path / f"{name}.pth")
+    parallel = {f"module.{name}": tensor for name, tensor in convmae().items()}
+    assert kind_of(saved(tmp_path / "e.pth", parallel)) == "ConvMAE"
+    load_pretrained(build_backbone(CONVVIT_MODEL), tmp_path / "e.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3])
+def test_tensors_that_are_no_finite_numbers_are_named(tmp_path, value: float) -> None:
+    state = changed(mae(), norm__weight=torch.full((16,), value))
+    with pytest.raises(InputError, match=r"norm.weight: not finite numbers"):
+        load_pretrained(build_backbone(VIT_MODEL), saved(tmp_path / "mae.pth", state))
 
 
 def test_dinov2(tmp_path, caplog) -> None:
@@ -302,8 +332,8 @@ def changed(state: dict[str, Tensor], **tensors: Tensor) -> dict[str, Tensor]:
             VIT_MODEL,
             r"another size.*norm\.weight: \(24,\) in the file, \(16,\) in the model",
         ),
-        (mae, ModelConfig("vit", [4, 8, 16], [0, 0, 14], 2), "missing: blocks.12.*and 16"),
-        (mae, ModelConfig("vit", [4, 8, 16], [0, 0, 11], 2), "unexpected: blocks.11"),
+        (mae, replace(VIT_MODEL, depths=[0, 0, 14]), "missing: blocks.12.*and 16"),
+        (mae, replace(VIT_MODEL, depths=[0, 0, 11]), "unexpected: blocks.11"),
         (lambda: without(mae(), "norm.bias"), VIT_MODEL, r"missing: norm\.bias"),
         (lambda: without(mae(), "pos_embed"), VIT_MODEL, "missing: pos_embed"),
         (lambda: changed(mae(), pos_embed=torch.zeros(1, 200, 16)), VIT_MODEL, "no square"),

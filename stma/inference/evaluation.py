@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from stma.data.images import read_image, read_mask
+from stma.device import reset_peak
 from stma.distributed import Processes, join_processes
 from stma.errors import InputError
 from stma.inference.archive import check_archive, write_archive
@@ -51,6 +52,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
         InputError: something that all clips need is wrong; the message names it.
     """
     with join_processes(config.device, backend="gloo") as (processes, device):
+        reset_peak(device)
         listing, worker = processes.together(lambda: _look(config, device, processes))
         if config.fps_only:
             return _measure(config, listing, device, worker, processes)

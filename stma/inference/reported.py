@@ -1,6 +1,6 @@
 """What the paper and its peers report, to stand beside a result. Nothing here is ours.
 
-STMA: Table 3 of the paper (Table 4 for LVOS, trained on video only and not on LVOS). Peers: the
+STMA: Table 3 of the paper (Table 4 for LVOS, which does not say by which weights). Peers: the
 tables in their own repositories, read in November 2026: XMem docs/RESULTS.md (f3b841d), STCN
 README.md (eb83102), aot-benchmark MODEL_ZOO.md (601c138; its own re-implementation), JointFormer
 docs/INFERENCE.md (b439094), OneVOS MODEL_ZOO.md (2d8b04b). Figures that are misprinted there are
@@ -113,8 +113,8 @@ REPORTED: dict[str, tuple[Reported, ...]] = {
         _row("OneVOS", STATIC, 86.1, None, None, None, None),
     ),
     "lvos_test": (
-        _row("STMA (paper)", VIDEO, 56.8, 52.7, 60.9),
-        _row("STMA (paper)", "video + LVOS", 57.4, 53.3, 61.5),
+        _row("STMA (paper)", "without LVOS", 56.8, 52.7, 60.9),
+        _row("STMA (paper)", "fine-tuned on LVOS", 57.4, 53.3, 61.5),
         _row("JointFormer", STATIC, 59.9, 55.8, 64.1),
         _row("JointFormer", BL30K, 60.4, 56.5, 64.2),
     ),

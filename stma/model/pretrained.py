@@ -22,7 +22,12 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from stma.errors import InputError
-from stma.model.backbone import PRETRAINING_GRID, STRIDE, Backbone
+from stma.model.backbone import (
+    PRETRAINING_GRID,
+    STRIDE,
+    Backbone,
+    sinusoidal_position_embedding,
+)
 from stma.model.convvit import ConvViT
 from stma.model.vit import ViT
 from stma.model.weights import FORMAT, is_pickle
@@ -34,8 +39,9 @@ State = dict[str, Tensor]
 CLASS_TOKEN = "cls_token"
 WITHOUT_CLASS_TOKEN = "model.class_token=false is the network without it"
 FIRST_BLOCK = "blocks.0.attn.qkv.weight"
-# MoCo v3's own linear probe and conversion take the base encoder; a linear probe has "module.".
-MOCO_PREFIXES = ("module.base_encoder.", "module.momentum_encoder.", "module.")
+PARALLEL = "module."
+# MoCo v3's own linear probe and conversion take the base encoder.
+MOCO_PREFIXES = ("base_encoder.", "momentum_encoder.")
 # The part of ConvMAE's decoder that reads stages 1 and 2: its fine-tuning leaves it out too.
 CONVMAE_DROPPED = re.compile(r"decoder_|mask_token$|stage[12]_output_decode\.|head\.|fc_norm\.")
 VIT_DROPPED = re.compile(r"decoder_|mask_token$|register_tokens$|head\.|fc_norm\.")
@@ -73,10 +79,11 @@ def convert_mae(state: Mapping[str, Tensor]) -> State:
 
 def convert_moco_v3(state: Mapping[str, Tensor]) -> State:
     """MoCo v3 (Chen et al., 2021): the base encoder, or the momentum encoder if there is no other,
-    or the encoder of a linear probe."""
+    or an encoder alone, as its linear probe and its conversion leave it."""
+    state = _unwrapped(state)
     prefix = _moco_prefix(state)
-    names = [name for name in state if prefix is not None and name.startswith(prefix)]
-    return convert_mae({name.removeprefix(prefix or ""): state[name] for name in names})
+    names = [name for name in state if name.startswith(prefix)]
+    return convert_mae({name.removeprefix(prefix): state[name] for name in names})
 
 
 def convert_dinov2(state: Mapping[str, Tensor]) -> State:
@@ -109,9 +116,12 @@ class Format:
 
 FORMATS = (
     Format("ConvMAE", lambda s: "blocks3.0.attn.qkv.weight" in s, convert_convmae, ConvViT),
-    Format("MoCo v3 ViT", lambda s: _moco_prefix(s) is not None, convert_moco_v3, ViT),
+    Format("MoCo v3 ViT", lambda s: _is_moco_v3(s), convert_moco_v3, ViT),
     Format("DINOv2 ViT", lambda s: "blocks.0.ls1.gamma" in s, convert_dinov2, ViT),
-    Format("MAE ViT", lambda s: FIRST_BLOCK in s, convert_mae, ViT),
+    Format(
+        "MAE ViT", lambda s: FIRST_BLOCK in s and _encodes(s, row_first=False), convert_mae, ViT
+    ),
+    Format("ViT", lambda s: FIRST_BLOCK in s, convert_mae, ViT),
 )
 
 
@@ -126,8 +136,7 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
         InputError: names the file and what is in it: no such file, damaged, none of the formats,
             or a checkpoint of another architecture or size. The backbone is unchanged.
     """
-    state = read_public_checkpoint(path)
-    kind = _recognise(path, state)
+    state, kind = _recognise(path)
     if not isinstance(backbone, kind.backbone):
         hint = "model=convvit_b" if kind.backbone is ConvViT else "model=vit_b"
         raise InputError(
@@ -146,6 +155,13 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
         fine_tuned="fc_norm.weight" in state,
         source=f"{path}: a {kind.name} checkpoint",
     )
+    damaged = [
+        name
+        for name, tensor in converted.items()
+        if not (tensor.is_floating_point() and tensor.isfinite().all())
+    ]
+    if damaged:
+        raise InputError(f"{path}: {_first(damaged)}: not finite numbers; the file is damaged")
     backbone.load_state_dict(converted, strict=False)  # what is missing has been checked
     for line in summary(state, converted, new):
         log.info("%s: %s checkpoint: %s", path, kind.name, line)
@@ -157,17 +173,18 @@ def kind_of(path: str | Path) -> str:
     Raises:
         InputError: as :func:`load_pretrained`.
     """
-    return _recognise(path, read_public_checkpoint(path)).name
+    return _recognise(path)[1].name
 
 
-def _recognise(path: str | Path, state: Mapping[str, Tensor]) -> Format:
+def _recognise(path: str | Path) -> tuple[State, Format]:
+    state = _unwrapped(read_public_checkpoint(path))
     kind = next((kind for kind in FORMATS if kind.recognises(state)), None)
     if kind is None:
         raise InputError(
             f"{path}: none of the known checkpoints ({', '.join(kind.name for kind in FORMATS)}); "
             f"its {len(state)} tensors are {_first(state)}"
         )
-    return kind
+    return state, kind
 
 
 def check_fits(
@@ -209,7 +226,7 @@ def summary(
     state: Mapping[str, Tensor], converted: Mapping[str, Tensor], new: Iterable[str]
 ) -> list[str]:
     """What became of a checkpoint, in a few lines: counts of tensors by the head of their names."""
-    prefix = _moco_prefix(state) or ""
+    prefix = _moco_prefix(state)
     sources = {prefix + name for name in converted}
     folded = [name for name in state if LAYER_SCALE.fullmatch(name)]
     dropped = [name for name in state if name not in sources and name not in folded]
@@ -274,8 +291,15 @@ def _safetensors(path: Path) -> State:
         ) from error
 
 
+def _unwrapped(state: Mapping[str, Tensor]) -> State:
+    """Without what DataParallel puts before every name."""
+    if not all(name.startswith(PARALLEL) for name in state):
+        return dict(state)
+    return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
+
+
 def _without(state: Mapping[str, Tensor], dropped: re.Pattern[str]) -> State:
-    return {name: tensor for name, tensor in state.items() if not dropped.match(name)}
+    return {n: tensor for n, tensor in _unwrapped(state).items() if not dropped.match(n)}
 
 
 def _positions_resized(state: State) -> State:
@@ -297,8 +321,31 @@ def _positions_resized(state: State) -> State:
     return state | changed
 
 
-def _moco_prefix(state: Mapping[str, Tensor]) -> str | None:
-    return next((prefix for prefix in MOCO_PREFIXES if prefix + FIRST_BLOCK in state), None)
+def _moco_prefix(state: Mapping[str, Tensor]) -> str:
+    return next((prefix for prefix in MOCO_PREFIXES if prefix + FIRST_BLOCK in state), "")
+
+
+def _is_moco_v3(state: Mapping[str, Tensor]) -> bool:
+    return _moco_prefix(state) != "" or (FIRST_BLOCK in state and _encodes(state, row_first=True))
+
+
+def _is_mae(state: Mapping[str, Tensor]) -> bool:
+    return FIRST_BLOCK in state and _encodes(state, row_first=False)
+
+
+def _encodes(state: Mapping[str, Tensor], *, row_first: bool) -> bool:
+    """Whether positions are the sine-cosine embedding, with MAE's column or MoCo v3's row in its
+    first half of channels: their encoders have the same names."""
+    positions = state.get("pos_embed")
+    if positions is None or positions.ndim != 3 or positions.shape[2] % 4:
+        return False
+    side = math.isqrt(positions.shape[1])
+    if positions.shape[1] - side**2 > 1:
+        return False
+    expected = sinusoidal_position_embedding((side, side), positions.shape[2])
+    if row_first:
+        expected = expected.roll(positions.shape[2] // 2, dims=2)
+    return torch.allclose(positions[:, -(side**2) :].float(), expected, atol=1e-2)
 
 
 def _first(names: Iterable[object]) -> str:
@@ -309,8 +356,5 @@ def _first(names: Iterable[object]) -> str:
 
 def _heads(names: list[str]) -> str:
     """``decoder_blocks.0.norm1.weight`` and the like by their first word, with counts."""
-    words = Counter(
-        name.removeprefix("module.").removeprefix("base_encoder.").partition(".")[0]
-        for name in names
-    )
+    words = Counter(name.removeprefix("base_encoder.").partition(".")[0] for name in names)
     return ", ".join(f"{word} {count}" for word, count in words.items())

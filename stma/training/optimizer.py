@@ -74,13 +74,14 @@ def learning_rate(config: OptimizerConfig, progress: float) -> float:
 def parameter_groups(
     model: nn.Module, weight_decay: float, backbone_rate: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Matrices and filters decay; norms, biases and the position vector do not. ``rate`` is the
-    factor on the learning rate of each group, the backbone's or 1."""
+    """Matrices and filters decay; norms, biases, the position vector and a class token do not.
+    ``rate`` is the factor on the learning rate of each group, the backbone's or 1."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = backbone_rate if name.startswith("backbone.") else 1.0
-            decay = weight_decay if parameter.ndim > 1 else 0.0
+            spared = parameter.ndim == 1 or name.endswith("cls_token")
+            decay = 0.0 if spared else weight_decay
             group = groups.setdefault(
                 (rate, decay), {"params": [], "weight_decay": decay, "rate": rate}
             )
