@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stma.compose import load_config
+from stma.compose import load_resolved
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.device import device_name, peak_gigabytes, resolve_device, resolve_precision
@@ -66,7 +66,8 @@ def main() -> None:
     if arguments.steps < 1:
         parser.error("give 1 step or more")
     overrides = ["output=runs/bench", *arguments.overrides]
-    config = parse_config(TrainConfig, load_config(CONFIGS, "train", overrides))
+    shown = ", ".join(arguments.overrides)
+    config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, shown))
     if len(config.stages) != 1:
         raise InputError(f"stages are {', '.join(config.stages)}; give one")
     name, stage = next(iter(config.stages.items()))

@@ -8,7 +8,7 @@ import argparse
 import os
 from pathlib import Path
 
-from stma.compose import benchmark_names, load_config
+from stma.compose import benchmark_names, load_resolved
 from stma.config import parse_config
 from stma.errors import InputError, input_errors_end_the_program
 from stma.inference.archive import check_archive
@@ -28,7 +28,7 @@ def main() -> None:
     if arguments.benchmark not in (known := benchmark_names(CONFIGS)):
         raise InputError(f"no benchmark {arguments.benchmark}; there are {', '.join(known)}")
     chosen = [f"benchmark={arguments.benchmark}", "method=copy", *arguments.overrides]
-    config = parse_config(EvalConfig, load_config(CONFIGS, "eval", chosen))
+    config = parse_config(EvalConfig, load_resolved(CONFIGS, "eval", chosen))
     listing = list_clips(config.benchmark, config.root, config.split)
     clips = listing.clips
     if listing.faults:
