@@ -1,9 +1,11 @@
 import logging
+import os
 
+import numpy as np
 import pytest
 import torch
 
-from stma.device import resolve_precision
+from stma.device import peak_gigabytes, reset_peak, resolve_precision
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -24,3 +26,17 @@ def test_auto_takes_bf16_where_the_card_computes_in_it(
 def test_a_precision_that_is_given_is_taken() -> None:
     assert resolve_precision(torch.device("cuda"), "fp16") == "fp16"
     assert resolve_precision(torch.device("cpu"), "auto") == "fp32"
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not reset peaks"
+)
+def test_the_peak_counts_from_where_it_was_reset() -> None:
+    cpu = torch.device("cpu")
+    np.ones(50_000_000)  # 0.4 GB, and gone
+    before = peak_gigabytes(cpu)
+    reset_peak(cpu)
+    assert peak_gigabytes(cpu) < before - 0.2
+    kept = np.ones(50_000_000)
+    assert peak_gigabytes(cpu) > before - 0.2
+    assert kept[0] == 1
