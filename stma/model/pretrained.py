@@ -118,9 +118,7 @@ FORMATS = (
     Format("ConvMAE", lambda s: "blocks3.0.attn.qkv.weight" in s, convert_convmae, ConvViT),
     Format("MoCo v3 ViT", lambda s: _is_moco_v3(s), convert_moco_v3, ViT),
     Format("DINOv2 ViT", lambda s: "blocks.0.ls1.gamma" in s, convert_dinov2, ViT),
-    Format(
-        "MAE ViT", lambda s: FIRST_BLOCK in s and _encodes(s, row_first=False), convert_mae, ViT
-    ),
+    Format("MAE ViT", lambda s: _is_mae(s), convert_mae, ViT),
     Format("ViT", lambda s: FIRST_BLOCK in s, convert_mae, ViT),
 )
 
