@@ -15,6 +15,8 @@ goes on.
 
 import argparse
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from stma.compose import check_choices, load_resolved, quoted
 from stma.config import parse_config
@@ -30,7 +34,7 @@ from stma.inference.benchmarks import list_clips
 from stma.inference.config import EvalConfig
 from stma.inference.evaluation import evaluate
 from stma.inference.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
-from stma.inference.results import Evaluation
+from stma.inference.results import RESULTS, Evaluation
 from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
@@ -42,6 +46,7 @@ from stma.training.run import RECORD
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 HEIGHT, WIDTH = 480, 864  # of the frames whose GFLOPs are counted, as the paper's
 NONE = str(None)
+NAMED = ("stages", "sources")  # settings that hold others by names of the user's
 # Settings of a run that change nothing of what it learns but by chance.
 INCIDENTAL = (
     "output",
@@ -107,7 +112,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of eval.py: KEY=VALUE")
     parser.add_argument("--objects", type=int, default=1, help="of the GFLOPs")
     parser.add_argument(
-        "--ignore", nargs="+", default=[], metavar="KEY", help="settings that make no row (weights)"
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a setting in which runs of one row may differ (weights); may be given again",
     )
     arguments = parser.parse_intermixed_args()
     if arguments.objects < 1:
@@ -116,12 +125,15 @@ def main() -> None:
         parser.error(f"{', '.join(others)}: settings of eval.py are KEY=VALUE")
     if not arguments.runs.is_dir():
         raise InputError(f"{arguments.runs}: no such folder; give that of a sweep")
+    own = ("output", "weights", "fps_only")
+    if others := [x for x in arguments.overrides if x.lstrip("+").partition("=")[0] in own]:
+        parser.error(f"{', '.join(others)}: the table itself sets {', '.join(own)}")
     check_choices(CONFIGS, arguments.overrides)
     rows = find_rows(arguments.runs, arguments.ignore)
     configs = {
         run.folder: evaluation_of(run, arguments.overrides) for row in rows for run in row.runs
     }
-    warm_up(list(configs.values()))
+    prepare(list(configs.values()))
     for row in rows:
         for run in row.runs:
             result = evaluate(configs[run.folder])
@@ -140,34 +152,41 @@ def main() -> None:
     )
 
 
-def warm_up(configs: Sequence[EvalConfig]) -> None:
-    """One clip for nothing, or the first row's FPS would pay for what a process does once."""
-    todo = [config for config in configs if not Path(config.output).exists()]
+def prepare(configs: Sequence[EvalConfig]) -> None:
+    """Segment one clip for nothing, or the first row's FPS would pay for what a process does once.
+
+    Raises:
+        InputError: the clips have no masks to score by.
+    """
+    some = configs[0]
+    clips = list_clips(some.benchmark, some.root, some.split, some.clips).clips
+    if not any(clip.can_be_scored for clip in clips):
+        raise InputError(f"{some.root}: no clip has all the masks that a score needs")
+    todo = [config for config in configs if not (Path(config.output) / RESULTS).exists()]
     if todo:
-        clips = list_clips(todo[0].benchmark, todo[0].root, todo[0].split, todo[0].clips).clips
-        if clips:
-            evaluate(replace(todo[0], fps_only=True, workers=1, clips=[clips[0].name]))
+        evaluate(replace(todo[0], fps_only=True, workers=1, clips=[clips[0].name]))
 
 
 def find_rows(folder: Path, ignored: Sequence[str]) -> list[Row]:
     """All finished runs below a folder.
 
     Raises:
-        InputError: there is none, or two of one row have the same seed.
+        InputError: there is none, two of one row have the same seed, or none has a setting that is
+            to be ignored.
     """
-    # Evaluations and stages have no such pair of files.
-    folders = sorted(
-        path.parent for path in folder.rglob("config.yaml") if (path.parent / RECORD).is_file()
-    )
+    folders = run_folders(folder)
     if not folders:
         raise InputError(f"{folder}: holds no run of train.py (config.yaml, {RECORD})")
     rows: dict[str, Row] = {}
+    known: set[str] = set()
     for each in folders:
-        run = read_run(each, ignored)
+        run = read_run(each)
         if isinstance(run, str):
             print(f"left out: {run}")
             continue
-        row = rows.setdefault(repr(run.settings), Row([]))
+        known.update(run.settings)
+        key = sorted(item for item in run.settings.items() if item[0] not in ignored)
+        row = rows.setdefault(repr(key), Row([]))
         for other in row.runs:
             if other.seed == run.seed:
                 raise InputError(
@@ -177,10 +196,25 @@ def find_rows(folder: Path, ignored: Sequence[str]) -> list[Row]:
         row.runs.append(run)
     if not rows:
         raise InputError(f"{folder}: no run is finished")
+    if unknown := [name for name in ignored if name not in known]:
+        raise InputError(f"--ignore {', '.join(unknown)}: no run has such a setting")
     return list(rows.values())
 
 
-def read_run(folder: Path, ignored: Sequence[str]) -> Run | str:
+def run_folders(folder: Path) -> list[Path]:
+    """Those with the two files that evaluations and stages have not both; links are followed."""
+    found, seen = [], set()
+    for path, subfolders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        if {"config.yaml", RECORD} <= set(files):
+            found.append(Path(path))
+    return sorted(found)
+
+
+def read_run(folder: Path) -> Run | str:
     """A run, or what is wrong with it."""
     weights = folder / "weights.safetensors"
     if not weights.is_file():
@@ -189,11 +223,17 @@ def read_run(folder: Path, ignored: Sequence[str]) -> Run | str:
         model, provenance, _ = read_weights(weights)
     except InputError as error:
         return str(error)
-    stages = list(OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "stages"))
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+        stages = list(OmegaConf.select(config, "stages") or [])
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        return f"{folder / 'config.yaml'}: {str(error).splitlines()[0]}"
+    if not stages:
+        return f"{folder / 'config.yaml'}: no stages"
     if provenance.get("stage") != stages[-1]:
         return f"{folder} (not finished: its weights are of stage {provenance.get('stage')})"
     trained = provenance.get("config", {})
-    settings = settings_of(model, trained, ignored)
+    settings = settings_of(model, trained)
     return Run(folder, weights, model, settings, int(trained.get("seed", 0)))
 
 
@@ -210,9 +250,7 @@ def evaluation_of(run: Run, overrides: Sequence[str]) -> EvalConfig:
     return replace(config, output=f"{config.output}/{config.benchmark.name}-{digest}")
 
 
-def settings_of(
-    model: ModelConfig, run: Mapping[str, Any], ignored: Sequence[str] = ()
-) -> dict[str, str]:
+def settings_of(model: ModelConfig, run: Mapping[str, Any]) -> dict[str, str]:
     """What tells two runs of different rows apart, by its dotted name: not where data lie, and
     files by what they are, however they are spelled."""
     theirs = {name: value for name, value in run.items() if name not in INCIDENTAL}
@@ -220,17 +258,14 @@ def settings_of(
     for name in ("weights", "pretrained"):
         if settings.get(name, NONE) != NONE:
             settings[name] = str(Path(settings[name]).resolve())
-    stages = {"stages": "+".join(run["stages"])} if run.get("stages") else {}
-    return stages | {
-        name: value
-        for name, value in settings.items()
-        if name not in ignored and not name.endswith(".root")
-    }
+    return {name: value for name, value in settings.items() if not name.endswith(".root")}
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
+            if name in NAMED:
+                yield prefix + name, "+".join(sorted(value))
             yield from flattened(value, f"{prefix}{name}.")
         else:
             yield prefix + name, str(value)
@@ -238,8 +273,8 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def distinctions(rows: Sequence[Row]) -> list[str]:
     """For each row, the settings in which it differs from others with the same backbone; variant
-    and starting point have columns of their own. Settings of a stage that only one of them has are
-    not told: its name is."""
+    and starting point have columns of their own. Of a stage or a source of data that only one of
+    them has, the name is told, and not its settings."""
     texts = []
     for row in rows:
         alike = [other.settings for other in rows if other.model.backbone == row.model.backbone]
@@ -247,16 +282,33 @@ def distinctions(rows: Sequence[Row]) -> list[str]:
             name
             for name, value in row.settings.items()
             if name not in ("model.variant", "pretrained", "weights")
-            and any(other.get(name, value) != value for other in alike)
+            and any(has_place_for(name, other) and other.get(name) != value for other in alike)
         ]
-        texts.append(" ".join(f"{name}={row.settings[name]}" for name in names))
+        lacking = {
+            name: None
+            for other in alike
+            for name in other
+            if name not in row.settings and has_place_for(name, row.settings)
+        }
+        told = [f"{name}={row.settings[name]}" for name in sorted(names)] + [
+            f"no {x}" for x in lacking
+        ]
+        texts.append(" ".join(told))
     return texts
+
+
+def has_place_for(name: str, settings: Mapping[str, str]) -> bool:
+    """Whether the stages and sources that a setting belongs to are there."""
+    return all(
+        match[2] in settings.get(name[: match.end(1)], "").split("+")
+        for match in re.finditer(rf"(?:^|\.)({'|'.join(NAMED)})\.([^.]+)\.", name)
+    )
 
 
 def starting_points(rows: Sequence[Row]) -> list[str]:
     """In Table 2's words, with the file where these do not tell two rows apart."""
-    names = [starting_point(row.settings) for row in rows]
-    files = [file_of(row.settings) for row in rows]
+    names = [starting_point(row) for row in rows]
+    files = [" ".join(files_of(row)) for row in rows]
     return [
         name
         if all(files[j] == file for j, other in enumerate(names) if other == name)
@@ -265,22 +317,26 @@ def starting_points(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def file_of(settings: Mapping[str, str]) -> str:
-    """That a run has started from."""
-    weights = settings.get("weights", NONE)
-    return weights if weights != NONE else settings.get("pretrained", NONE)
+def files_of(row: Row) -> list[str]:
+    """That its runs have started from, each once."""
+    given = [(run.settings.get("weights"), run.settings.get("pretrained")) for run in row.runs]
+    return sorted({next((x for x in pair if x not in (None, NONE)), NONE) for pair in given})
 
 
-def starting_point(settings: Mapping[str, str]) -> str:
-    """In Table 2's words; the file where it is gone or of another kind."""
-    file = file_of(settings)
+def starting_point(row: Row) -> str:
+    """In Table 2's words; a file's name, of weights or where it is gone or of another kind."""
+    file, *others = files_of(row)
+    if others:
+        return "several files"
     if file == NONE:
         return SCRATCH
-    if settings.get("weights", NONE) != NONE or not Path(file).is_file():
+    if row.settings.get("weights", NONE) != NONE:
         return Path(file).name
-    return {"ConvMAE": MAE, "MAE ViT": MAE, "MoCo v3 ViT": MOCO_V3}.get(
-        kind_of(file), Path(file).name
-    )
+    try:
+        kind = kind_of(file)
+    except InputError:
+        kind = ""
+    return {"ConvMAE": MAE, "MAE ViT": MAE, "MoCo v3 ViT": MOCO_V3}.get(kind, Path(file).name)
 
 
 def make_table(rows: list[Row], objects: int) -> Table:

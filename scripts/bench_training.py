@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stma.compose import load_resolved
+from stma.compose import check_choices, load_resolved
 from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.device import device_name, peak_gigabytes, resolve_device, resolve_precision
@@ -66,6 +66,7 @@ def main() -> None:
     if arguments.steps < 1:
         parser.error("give 1 step or more")
     overrides = ["output=runs/bench", *arguments.overrides]
+    check_choices(CONFIGS, arguments.overrides)
     shown = ", ".join(arguments.overrides)
     config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, shown))
     if len(config.stages) != 1:

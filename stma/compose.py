@@ -37,7 +37,7 @@ def load_resolved(
     try:
         config = load_config(config_dir, name, overrides)
         OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # group=null: the last
         reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
         raise InputError(
             f"{shown or ', '.join(overrides)}: {reason} (a value with spaces, brackets or an "
@@ -58,9 +58,10 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         name, _, value = argument.partition("=")
+        value = value.strip("'\"")
         # In a sweep, Hydra would come to it when all runs before it are trained.
-        if name == "model.variant" and re.fullmatch(r"[\w,]+", value):
-            for variant in value.split(","):
+        if name.lstrip("+") == "model.variant" and re.fullmatch(r"[\w, -]+", value):
+            for variant in filter(None, (each.strip() for each in value.split(","))):
                 if variant not in VARIANTS:
                     raise InputError(f"{argument}: no variant {variant}; choose one of {VARIANTS}")
     elsewhere = ("--config", "-cd", "-cp", "-cn", "hydra.searchpath")

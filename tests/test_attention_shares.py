@@ -101,6 +101,10 @@ def test_spread_by_hand() -> None:
     for row, expected in zip(weights, (1, 0.5, 0.25), strict=True):
         assert spread_of(row.view(1, 1, 1, 4)) == pytest.approx(expected)
     assert spread_of(weights[None, None]) == pytest.approx(1.75 / 3)
+    both = weights[1:].view(
+        2, 1, 1, 4
+    )  # two keys are hidden from the first, and none from the other
+    assert spread_of(both, torch.tensor([2, 0])) == pytest.approx((1 + 0.25) / 2)
 
 
 def look(*groups: str, share: float) -> Look:

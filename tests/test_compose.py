@@ -8,6 +8,7 @@ from stma.compose import (
     load_config,
     load_data_config,
     load_dataset_config,
+    load_resolved,
     quoted,
 )
 from stma.config import parse_config
@@ -145,5 +146,14 @@ def test_a_choice_that_does_not_exist_is_named(choice: str) -> None:
 
 def test_a_variant_that_does_not_exist_is_told_before_a_sweep_begins() -> None:
     check_choices(CONFIGS, ["model.variant=full,joint", "model.variant=${oc.env:VARIANT}"])
-    with pytest.raises(InputError, match=r"no variant nosuch; .*no_spatial_memory"):
-        check_choices(CONFIGS, ["-m", "model.variant=full,nosuch,joint"])
+    for written in ("model.variant=full,nosuch,joint", "+model.variant='full, nosuch'"):
+        with pytest.raises(InputError, match=r"no variant nosuch; .*no_spatial_memory"):
+            check_choices(CONFIGS, ["-m", written])
+    with pytest.raises(InputError, match="no variant no-object"):
+        check_choices(CONFIGS, ["model.variant=no-object"])
+
+
+def test_a_wrong_override_is_shown_as_it_was_written() -> None:
+    for override in ("nothing=1", "benchmark=null", "segmenter.[=2"):
+        with pytest.raises(InputError, match=r"^mine: "):
+            load_resolved(CONFIGS, "eval", ["root=x", override], "mine")

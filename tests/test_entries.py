@@ -244,12 +244,20 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(
     spelled = f"{runs}/../runs/mae.pth"
     finished_run(runs / "spelled", vit, pretrained=spelled, stages=stages, seed=1)
     finished_run(runs / "vit2", vit, pretrained=str(runs / "other.pth"), stages=stages)
+    both = {"a": {"repeats": 1}, "b": {"repeats": 1}}
+    swapped = {"b": {"repeats": 1}, "a": {"repeats": 1}}
+    finished_run(runs / "two", TINY, stages={"demo": {"data": {"sources": both}}}, ema=0.0)
+    finished_run(
+        runs / "swapped", TINY, stages={"demo": {"data": {"sources": swapped}}}, ema=0.0, seed=1
+    )
     rows, _ = table_of(monkeypatch, capsys, runs)
     found = {(row["backbone"], row["from"], row["settings"], row["runs"]) for row in rows}
+    none = "no stages.demo.data.sources"
     assert found == {
-        ("convvit 16", "scratch", "stages=demo ema=0.0", "2"),
-        ("convvit 16", "scratch", "stages=demo ema=0.9", "1"),
-        ("convvit 16", "scratch", "stages=demo+debug ema=0.0", "1"),
+        ("convvit 16", "scratch", f"ema=0.0 stages=demo {none}", "2"),
+        ("convvit 16", "scratch", f"ema=0.9 stages=demo {none}", "1"),
+        ("convvit 16", "scratch", f"ema=0.0 stages=debug+demo {none}", "1"),
+        ("convvit 16", "scratch", "ema=0.0 stages=demo stages.demo.data.sources=a+b", "2"),
         ("vit 16", f"MAE ({runs}/mae.pth)", "", "2"),
         ("vit 16", f"MAE ({runs}/other.pth)", "", "1"),
     }
@@ -272,6 +280,28 @@ def test_a_table_that_cannot_be_made_says_why(monkeypatch, capsys, runs) -> None
     refused("there are davis2016_val", "benchmark=nope")
     refused("nothing=1", "nothing=1")
     refused("split: settings of eval.py are KEY=VALUE", "split")
+    refused("the table itself sets output, weights, fps_only", "weights=x")
+    refused("--ignore wieghts: no run has such a setting", "--ignore=wieghts")
+    refused("benchmark=null", "benchmark=null")
+    for path in (runs.parent / "clips" / "Annotations" / "a").glob("*[1-9].png"):
+        path.unlink()
+    refused("no clip has all the masks")
+
+
+def test_runs_of_one_row_may_start_from_files_of_their_own(monkeypatch, capsys, runs) -> None:
+    """A link to a run counts; a folder whose config.yaml holds nothing does not."""
+    for seed in (0, 1):
+        folder = runs.parent / f"elsewhere{seed}"
+        finished_run(folder, TINY, seed=seed, weights=f"pre-{seed}/weights.safetensors")
+        (runs / f"link{seed}").symlink_to(folder)
+    finished_run(runs / "empty", TINY, seed=2)
+    (runs / "empty" / "config.yaml").write_text("a: 1")
+    rows, printed = table_of(monkeypatch, capsys, runs)
+    assert f"left out: {runs}/empty/config.yaml: no stages" in printed
+    assert sorted(row["from"].partition(" ")[0] for row in rows) == 2 * ["weights.safetensors"]
+    (row,), _ = table_of(monkeypatch, capsys, runs, "--ignore", "weights")
+    assert (row["from"], row["runs"]) == ("several files", "2")
+    assert "J&F, Table 2" not in row
 
 
 def test_counting(monkeypatch, capsys) -> None:

@@ -66,12 +66,19 @@ def share_of_groups(weights: Tensor, segments: Sequence[int]) -> Tensor:
     return torch.stack([part.sum() for part in received.split([own, *segments])])
 
 
-def spread_of(weights: Tensor) -> Tensor:
+def spread_of(weights: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Over how many of its keys some attention ``(B, heads, L, S)`` spreads: the exponential of its
     entropy over their number, 1 where all receive the same, ``1 / S`` where one receives all; a
-    mean over clips, heads and tokens."""
+    mean over clips, heads and tokens.
+
+    Args:
+        hidden: ``(B,)``, how many of the keys a mask hides; none without it.
+    """
+    keys = torch.full_like(weights[:, 0, 0, 0], weights.shape[3])
+    if hidden is not None:
+        keys = keys - hidden
     entropy = -torch.special.xlogy(weights, weights).sum(dim=3)
-    return entropy.exp().mean() / weights.shape[3]
+    return (entropy.exp().mean(dim=(1, 2)) / keys).mean()
 
 
 @torch.no_grad()
@@ -188,10 +195,11 @@ class Watched(Cut):
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
         if prepared is not None:
             names, lengths = zip(*prepared.groups, strict=True)
+            hidden = None if prepared.mask is None else (~prepared.mask).sum(dim=1)
             shares, spreads = [], []
             for weights in attention_weights(blocks, tokens, prepared):
                 shares.append(share_of_groups(weights, lengths))
-                spreads.append(spread_of(weights))
+                spreads.append(spread_of(weights, hidden))
             self.looks.append(
                 Look(("itself", *names), torch.stack(shares).cpu(), torch.stack(spreads).cpu())
             )
