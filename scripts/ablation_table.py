@@ -66,8 +66,6 @@ INCIDENTAL = (
     "validation",
     "model",  # as it is in the weights
 )
-
-
 # Settings of an evaluation that change no figure but speed and memory.
 UNCOUNTED = ("output", "weights", "datasets", "overwrite", "report", "compare", "sheets", "videos")
 
@@ -305,9 +303,8 @@ def has_place_for(name: str, settings: Mapping[str, str]) -> bool:
     )
 
 
-def starting_points(rows: Sequence[Row]) -> list[str]:
-    """In Table 2's words, with the file where these do not tell two rows apart."""
-    names = [starting_point(row) for row in rows]
+def told_apart(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Starting points, with the file where the name does not tell two rows apart."""
     files = [" ".join(files_of(row)) for row in rows]
     return [
         name
@@ -344,8 +341,9 @@ def make_table(rows: list[Row], objects: int) -> Table:
     order = list(TABLE_1)
     rows = sorted(rows, key=lambda row: order.index(row.model.variant))
     lines = []
-    starts = starting_points(rows)
-    for row, settings, start in zip(rows, distinctions(rows), starts, strict=True):
+    starts = [starting_point(row) for row in rows]
+    columns = (starts, told_apart(starts, rows), distinctions(rows))
+    for row, start, shown_start, settings in zip(rows, *columns, strict=True):
         model = row.model
         means = [result.mean() for result in row.results]
         figures = []
@@ -356,16 +354,12 @@ def make_table(rows: list[Row], objects: int) -> Table:
         speeds = [result.speed for result in row.results if result.speed is not None]
         parameters, parts = count_cost(model, HEIGHT, WIDTH, objects)
         table_1 = TABLE_1[model.variant] if model.backbone == "convvit" else None
-        table_2 = (
-            TABLE_2.get((model.backbone, start.partition(" (")[0]))
-            if model.variant == "full"
-            else None
-        )
+        table_2 = TABLE_2.get((model.backbone, start)) if model.variant == "full" else None
         lines.append(
             [
                 model.variant,
                 f"{model.backbone} {model.dims[2]}",
-                start,
+                shown_start,
                 settings,
                 str(len(row.results)),
                 *figures,

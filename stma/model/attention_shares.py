@@ -47,11 +47,16 @@ def attention_weights(
         if others_mask is not None:
             visible = others_mask.new_ones(others_mask.shape[0], own)
             mask = rearrange(torch.cat([visible, others_mask], dim=1), "b s -> b 1 1 s")
-        scores = query[:, :, :own] @ keys.key.transpose(2, 3) / math.sqrt(query.shape[3])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        yield scores.float().softmax(dim=3)
+        yield _softmax(query[:, :, :own], keys, mask)
         tokens = block.update(sequence, query, keys, mask)
+
+
+def _softmax(query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
+    """What scaled-dot-product attention never shows: its weights ``(B, heads, S', S)``, in fp32."""
+    scores = query @ keys.key.transpose(2, 3) / math.sqrt(query.shape[3])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.float().softmax(dim=3)
 
 
 def share_of_groups(weights: Tensor, segments: Sequence[int]) -> Tensor:
@@ -108,10 +113,7 @@ def object_shares(
         object_query, object_keys = block.project(objects)
         each = KeyValue(*(x.repeat_interleave(count, dim=0) for x in object_keys))
         keys = KeyValue.concatenate(keys, each)
-        scores = query @ keys.key.transpose(2, 3) / math.sqrt(query.shape[3])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        shares.append(scores.float().softmax(dim=3)[..., length:].sum(dim=3).mean())
+        shares.append(_softmax(query, keys, mask)[..., length:].sum(dim=3).mean())
         tokens = block.update(tokens, query, keys, mask)
         objects = block.update(objects, object_query, object_keys, object_mask)
     return torch.stack(shares)
