@@ -14,7 +14,8 @@ import torch
 from stma.compose import load_model_config
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig
-from stma.data.procedural import SceneConfig, procedural_clip
+from stma.data.procedural import procedural_clip
+from stma.data.scene import SceneConfig
 from stma.device import autocast, peak_gigabytes, resolve_device
 from stma.errors import input_errors_end_the_program
 from stma.inference.segmenter import Segmenter

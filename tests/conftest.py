@@ -13,7 +13,7 @@ import torch
 
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig
-from stma.data.procedural import SceneConfig
+from stma.data.scene import SceneConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.weights import save_weights

@@ -9,8 +9,8 @@ from test_sources import video
 
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig, clip_batches
-from stma.data.procedural import SceneConfig
 from stma.data.sampling import BatchNumbers
+from stma.data.scene import SceneConfig
 from stma.errors import InputError
 from stma.pictures import save_clip
 from stma.structures import Clip

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from stma.data.procedural import SceneConfig, procedural_clip
+from stma.data.procedural import procedural_clip
+from stma.data.scene import SceneConfig
 from stma.errors import InputError
 from stma.inference import spreading
 from stma.inference.archive import check_archive

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from stma.data.procedural import Scene, SceneConfig, procedural_clip, random_texture
+from stma.data.procedural import ProceduralScene, procedural_clip, random_texture
+from stma.data.scene import SceneConfig
 from stma.errors import InputError
 
 
@@ -48,7 +49,7 @@ def test_objects_occlude_one_another() -> None:
     config = SceneConfig(min_objects=3, max_objects=3, max_distractors=0)
     hidden = 0
     for seed in range(10):
-        scene = Scene(config, (64, 64), np.random.default_rng(seed))
+        scene = ProceduralScene(config, (64, 64), np.random.default_rng(seed))
         _, together = scene.render(0.0)
         labels = scene.labels
         for index in range(3):
@@ -65,7 +66,9 @@ def test_distractors_are_drawn_and_never_annotated() -> None:
     config = SceneConfig(min_objects=1, max_objects=1, max_distractors=2)
     scene = next(
         scene
-        for scene in (Scene(config, (64, 64), np.random.default_rng(seed)) for seed in range(50))
+        for scene in (
+            ProceduralScene(config, (64, 64), np.random.default_rng(seed)) for seed in range(50)
+        )
         if len(scene.shapes) == 3
     )
     assert scene.labels == [1, 0, 0]
@@ -78,7 +81,7 @@ def test_distractors_are_drawn_and_never_annotated() -> None:
 
 def test_scenes_that_never_show_an_object_end_with_an_error(monkeypatch) -> None:
     config = SceneConfig(max_radius=1.0)
-    monkeypatch.setattr("stma.data.procedural.MIN_PIXELS", 32 * 32 + 1)
+    monkeypatch.setattr("stma.data.scene.MIN_PIXELS", 32 * 32 + 1)
     with pytest.raises(InputError, match="1000 scenes"):
         procedural_clip(config, (32, 32), np.arange(2.0), np.random.default_rng(0))
 
@@ -135,7 +138,9 @@ def test_objects_leave_the_frame_and_come_back() -> None:
 def test_motion_blur_smears_edges_and_leaves_masks() -> None:
     """The same scene with the shutter shut at once: equal masks, and less contrast."""
     for seed in range(5):
-        scene = Scene(SceneConfig(blur=1.0, light=0.0), (64, 64), np.random.default_rng(seed))
+        scene = ProceduralScene(
+            SceneConfig(blur=1.0, light=0.0), (64, 64), np.random.default_rng(seed)
+        )
         assert scene.shutter > 0
         blurred, mask = scene.render(3.0)
         scene.shutter = 0.0
@@ -151,7 +156,9 @@ def test_motion_blur_smears_edges_and_leaves_masks() -> None:
 def test_light_changes_colours_and_not_masks() -> None:
     changes = []
     for seed in range(10):
-        scene = Scene(SceneConfig(blur=0.0, light=1.0), (64, 64), np.random.default_rng(seed))
+        scene = ProceduralScene(
+            SceneConfig(blur=0.0, light=1.0), (64, 64), np.random.default_rng(seed)
+        )
         lit, mask = scene.render(8.0)
         light, scene.light = scene.light, None
         plain, same = scene.render(8.0)
@@ -164,7 +171,9 @@ def test_light_changes_colours_and_not_masks() -> None:
 def test_long_clips_do_not_empty_themselves() -> None:
     shown = []
     for seed in range(10):
-        scene = Scene(SceneConfig(leave=0.0, blur=0.0), (48, 64), np.random.default_rng(seed))
+        scene = ProceduralScene(
+            SceneConfig(leave=0.0, blur=0.0), (48, 64), np.random.default_rng(seed)
+        )
         first, late = (len(np.unique(scene.render(t)[1])) - 1 for t in (0.0, 900.0))
         shown.append(late / max(first, 1))
     assert np.mean(shown) > 0.6

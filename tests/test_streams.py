@@ -6,7 +6,8 @@ import torch
 from conftest import TINY, make_batch, perturbed
 
 from stma.data.images import read_mask
-from stma.data.procedural import SceneConfig, procedural_clip
+from stma.data.procedural import procedural_clip
+from stma.data.scene import SceneConfig
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
 from stma.inference.benchmarks import EvalClip

@@ -4,8 +4,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from stma.data.image_folder import Layout
-from stma.data.procedural import SceneConfig
 from stma.data.published import published_count
+from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
 from stma.errors import InputError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.procedural import SceneConfig, procedural_clip
+from stma.data.procedural import procedural_clip
+from stma.data.scene import SceneConfig
 from stma.pictures import save_clip
 
 
