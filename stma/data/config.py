@@ -3,33 +3,37 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from stma.data.composite import CompositeConfig
 from stma.data.image_folder import Layout
 from stma.data.published import published_count
 from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
 from stma.errors import InputError
 
-KINDS = ("videos", "images", "procedural")
+KINDS = ("videos", "images", "procedural", "composite")
 MASK_VALUES = ("index", "binary")
+MADE = ("cut_from", "grounds", "composite", "scene")
+ON_DISK = (
+    "root",
+    "images",
+    "masks",
+    "parts",
+    "layouts",
+    "split",
+    "exclude",
+    "published",
+    "mask_values",
+    "annotation_stride",
+    "repeats",
+    "min_pixels",
+    "clear_pixels",
+    "transform",
+)
 NEEDLESS = {  # keys without a meaning
-    "videos": ("layouts", "scene"),
-    "images": ("images", "masks", "parts", "split", "annotation_stride", "scene"),
-    "procedural": (
-        "root",
-        "images",
-        "masks",
-        "parts",
-        "layouts",
-        "split",
-        "exclude",
-        "published",
-        "mask_values",
-        "annotation_stride",
-        "repeats",
-        "min_pixels",
-        "clear_pixels",
-        "transform",
-    ),
+    "videos": ("layouts", *MADE),
+    "images": ("images", "masks", "parts", "split", "annotation_stride", *MADE),
+    "procedural": (*ON_DISK, "cut_from", "grounds", "composite"),
+    "composite": (*ON_DISK, "scene"),
 }
 
 
@@ -38,15 +42,16 @@ class DatasetConfig:
     """One dataset.
 
     Attributes:
-        kind: ``videos`` (the DAVIS layout), ``images`` (a clip is one image, deformed) or
-            ``procedural`` (made on the fly).
-        root: its folder; ``procedural`` has none.
+        kind: ``videos`` (the DAVIS layout), ``images`` (a clip is one image, deformed),
+            ``procedural`` (drawn on the fly) or ``composite`` (cut from others on the fly).
+        root: its folder; the last two have none.
         images, masks: of videos: the two folders of clips, below the root or absolute.
         parts: of videos: sub-folders of the root that hold one such pair of folders each, where
             the set comes in parts.
         layouts: of images: where they lie; the first that finds an image counts.
         split: of videos: a list in ``ImageSets``; null takes every clip.
-        exclude: names of clips or images to leave out.
+        exclude: names of clips or images to leave out; a ``*`` stands for any text (``*7`` leaves
+            out a tenth of numbered pictures, to validate on).
         published: ``dataset:split`` of `stma/data/published.py`, whose count it has to have.
         mask_values: ``index`` (a pixel is the ID of its object) or ``binary`` (bright is object).
         annotation_stride: frames of the video from one annotated frame to the next; the largest
@@ -55,8 +60,13 @@ class DatasetConfig:
         weight: share of all samples, 0 to 1; null leaves it to the number of clips and repeats.
         min_pixels, clear_pixels: an object is followed if it shows ``min_pixels`` in the first
             frame, and either ``clear_pixels`` there or never more than four times as many.
-        transform: augmentation; procedural clips have none.
+        transform: augmentation; what is made on the fly has none.
         scene: what procedural clips show.
+        composite: what composite clips show.
+        cut_from: datasets that composite clips cut their objects from, each as likely as the
+            others.
+        grounds: datasets that they take their backgrounds from; those of ``cut_from`` where there
+            are none.
     """
 
     kind: str = "videos"
@@ -76,6 +86,9 @@ class DatasetConfig:
     clear_pixels: int = 0
     transform: TransformConfig = field(default_factory=TransformConfig)
     scene: SceneConfig = field(default_factory=SceneConfig)
+    composite: CompositeConfig = field(default_factory=CompositeConfig)
+    cut_from: dict[str, "DatasetConfig"] = field(default_factory=dict)
+    grounds: dict[str, "DatasetConfig"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -99,6 +112,12 @@ class DatasetConfig:
             published_count(self.published)
         if self.kind == "images" and not self.layouts:
             raise InputError("layouts is empty; say where images and masks lie below the root")
+        if self.kind == "composite" and not self.cut_from:
+            raise InputError("cut_from is empty; give a dataset to cut objects from")
+        for key in ("cut_from", "grounds"):
+            for name, block in getattr(self, key).items():
+                if block.kind not in ("videos", "images"):
+                    raise InputError(f"{key}.{name} is {block.kind}; give videos or images")
         for name in NEEDLESS[self.kind]:
             if getattr(self, name) != _default(name):
                 raise InputError(f"{name} is set, but means nothing for kind={self.kind}")

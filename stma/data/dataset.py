@@ -97,6 +97,8 @@ class ClipDataset(Dataset["Clip | InputError"]):
         for block in blocks.values():
             if block.kind == "procedural":
                 block.scene.check_size((config.height, config.width))
+            if block.kind == "composite":
+                block.composite.check_size((config.height, config.width))
         self.sources: list[Source] = [
             build_source(name, block, config.num_frames) for name, block in blocks.items()
         ]

@@ -1,8 +1,9 @@
 """Which clips or images a dataset has, and what is wrong with their files' names."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -97,18 +98,23 @@ def list_dataset(config: DatasetConfig) -> Listing:
         for images, masks in tqdm(
             folders, f"list {root}", unit="clip", disable=len(folders) < MANY
         ):
-            if images.name not in config.exclude:
+            if not excluded(images.name, config.exclude):
                 video, found = list_video(images, masks)
                 videos += [video] if video is not None else []
                 problems += found + (missing_masks(video) if video is not None else [])
     if not names and not any(problem.error for problem in problems):
         raise InputError(f"{root}: no clips")
-    if unknown := sorted(set(config.exclude) - set(names)):
+    if unknown := [e for e in config.exclude if not any(excluded(name, [e]) for name in names)]:
         raise InputError(f"{root}: exclude names {', '.join(unknown)}, which is not there")
     if config.published is not None and (wrong := count_message(config.published, len(names))):
         problems.insert(0, Problem(root, wrong))
-    pairs = [pair for pair in pairs if pair.name not in config.exclude]
+    pairs = [pair for pair in pairs if not excluded(pair.name, config.exclude)]
     return Listing(videos, pairs, problems)
+
+
+def excluded(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a clip or an image is to be left out."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _clip_folders(

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 
+from stma.data.composite import CompositeScene
 from stma.data.config import DatasetConfig
 from stma.data.images import (
     almost_equal_sizes,
@@ -27,6 +29,7 @@ from stma.data.sampling import (
     sample_frames,
     sample_times,
 )
+from stma.data.scene import draw_clip
 from stma.data.transforms import Warp, apply_colours, draw_colour, draw_warps, window
 from stma.data.video_folder import VideoFolder
 from stma.errors import InputError
@@ -34,6 +37,7 @@ from stma.structures import Clip
 
 TRIES = 8  # of frames and crops, until an object shows in the first frame
 NAMED = 5  # clips that a message lists
+CUT_SIDE = 512  # pictures to cut from are read at half the size while their short side stays above
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,36 @@ class ProceduralSource:
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
         times = sample_times(spec.num_frames, spec.max_gap, rng).astype(float)
         frames, masks, count = procedural_clip(self.config.scene, spec.size, times, rng)
+        ids = np.arange(1, count + 1)
+        return _clip(f"{self.name}: clip {item}", frames, masks, ids, spec, rng)
+
+
+class CompositeSource:
+    """Objects cut out of other sources, on pictures of others; the item counts clips and means
+    nothing else.
+
+    Raises:
+        InputError: names the source that there is nothing to cut from, or that cannot be read.
+    """
+
+    def __init__(self, name: str, config: DatasetConfig) -> None:
+        self.name = name
+        self.config = config
+        self.size: int | None = None
+        self.cut_from = self._files("cut_from", config.cut_from)
+        self.grounds = self._files("grounds", config.grounds) or self.cut_from
+        self.notes = [note for source in (*self.cut_from, *self.grounds) for note in source.notes]
+
+    def _files(self, key: str, blocks: dict[str, DatasetConfig]) -> "list[FileSource]":
+        return [FileSource(f"{self.name}.{key}.{n}", block, 1) for n, block in blocks.items()]
+
+    def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
+        config = self.config.composite
+        times = sample_times(spec.num_frames, spec.max_gap, rng).astype(float)
+        frames, masks, count = draw_clip(
+            lambda: CompositeScene(config, spec.size, times, self.cut_from, self.grounds, rng),
+            times,
+        )
         ids = np.arange(1, count + 1)
         return _clip(f"{self.name}: clip {item}", frames, masks, ids, spec, rng)
 
@@ -155,6 +189,33 @@ class FileSource:
         numbers = ", ".join(frames.image(i).stem for i in dict.fromkeys(drawn.indices))
         name = f"{self.name}: {frames.name} ({numbers})"
         return _clip(name, np.stack(warped), drawn.masks, drawn.ids, spec, rng)
+
+    def pictures(
+        self, times: np.ndarray, rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """See :class:`stma.data.composite.Pictures`; a short video plays to and fro."""
+        assert self.size is not None
+        frames = self._frames(int(rng.integers(self.size)))
+        length = len(frames.mask_files)
+        if self.pairs:
+            times = times[:1]
+        steps = np.round((times - times[0]) / self.config.annotation_stride).astype(int)
+        walk = walk_from(int(rng.integers(length)), length, int(steps[-1]) + 1)
+        masks: dict[int, np.ndarray] = {}
+        indices = [walk[step] for step in steps]
+        self._read_masks(frames, indices, masks)
+        size = masks[indices[0]].shape
+        reduce = next(n for n in (8, 4, 2, 1) if n == 1 or min(size) >= n * CUT_SIDE)
+        images = []
+        for index in indices:
+            image = read_image(frames.image(index), reduce)
+            _check_size(frames, index, image, size, reduce)
+            images.append(image)
+        shape = images[0].shape[1::-1]
+        return images, [
+            cv2.resize(masks[index], shape, interpolation=cv2.INTER_NEAREST_EXACT)
+            for index in indices
+        ]
 
     def _frames(self, item: int) -> Frames:
         """The annotated frames of an item: one of a still image, many of a video."""
@@ -236,6 +297,8 @@ def build_source(name: str, config: DatasetConfig, num_frames: int) -> Source:
     """
     if config.kind == "procedural":
         return ProceduralSource(name, config)
+    if config.kind == "composite":
+        return CompositeSource(name, config)
     return FileSource(name, config, num_frames)
 
 

@@ -6,6 +6,7 @@ and from the nearest pixel for masks. Points are (x, y) in pixels, and the centr
 is (0, 0), as in OpenCV.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -142,22 +143,31 @@ class Warp:
         )
 
     def map(self) -> np.ndarray:
-        """``(*size, 2)`` float32: the original point of every output pixel.
+        """``(*size, 2)`` float32: the original point of every output pixel."""
+        unit = np.array(self.size[::-1])
 
-        The thin plate is smooth, so it is computed on a coarse grid; the matrix is applied there
-        too, since linear interpolation commutes with it.
-        """
-        height, width = self.size
-        x, y = (_coarse(side) for side in (width, height))
-        points = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
-        if self.thin_plate is not None:
-            unit = np.array([width, height])
-            points = points + self.thin_plate((points + 0.5) / unit) * unit
-        points = points @ self.matrix[:2, :2].T + self.matrix[:2, 2]
-        coarse = points.reshape(len(y), len(x), 2).astype(np.float32)
-        fine = cv2.resize(coarse, None, fx=THIN_PLATE_SPACING, fy=THIN_PLATE_SPACING)
-        margin = THIN_PLATE_SPACING
-        return np.ascontiguousarray(fine[margin : margin + height, margin : margin + width])
+        def source(points: np.ndarray) -> np.ndarray:
+            if self.thin_plate is not None:
+                points = points + self.thin_plate((points + 0.5) / unit) * unit
+            return points @ self.matrix[:2, :2].T + self.matrix[:2, 2]
+
+        return smooth_map(source, self.size)
+
+
+def smooth_map(source: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """``(*size, 2)`` float32: where every output pixel comes from, for `cv2.remap`.
+
+    Args:
+        source: output points ``(P, 2)`` to original points. It is smooth, so it is asked on a
+            coarse grid alone; matrices may be in it, since linear interpolation commutes with them.
+    """
+    height, width = size
+    x, y = (_coarse(side) for side in (width, height))
+    points = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    coarse = source(points).reshape(len(y), len(x), 2).astype(np.float32)
+    fine = cv2.resize(coarse, None, fx=THIN_PLATE_SPACING, fy=THIN_PLATE_SPACING)
+    margin = THIN_PLATE_SPACING
+    return np.ascontiguousarray(fine[margin : margin + height, margin : margin + width])
 
 
 def _coarse(side: int) -> np.ndarray:
