@@ -2,7 +2,8 @@
 
 ROOT has the DAVIS layout; with --dataset, any block of configs/dataset (procedural needs no ROOT).
 Clips of 5 frames of 384 x 384 with DAVIS's augmentation, unless settings say otherwise:
-data.num_frames=3 split=val ...
+data.num_frames=3 split=val ... Composite clips are told what to cut from:
+--dataset composite cut_from.videos=davis2017 cut_from.pictures=ecssd datasets=/data
 """
 
 import argparse
@@ -15,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stma.compose import dataset_names, load_data_config, quoted
+from stma.data.composite import CompositeScene, cut_out, shrunk
 from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.images import read_binary_mask, read_image, read_mask
-from stma.data.procedural import procedural_clip
+from stma.data.procedural import ProceduralScene
 from stma.data.sampling import BatchNumbers
 from stma.data.transforms import Warp, apply_colours
 from stma.errors import input_errors_end_the_program
@@ -30,7 +32,9 @@ PARTS: dict[str, list[Callable]] = {
     "decode masks": [read_mask, read_binary_mask],
     "warp": [Warp.image, Warp.mask],
     "colour": [apply_colours],
-    "draw scenes": [procedural_clip],
+    "draw scenes": [ProceduralScene.draw_at],
+    "cut out": [cut_out, shrunk],
+    "paste": [CompositeScene.draw_at],
 }
 WARM_UP = 4  # clips
 PREFETCH = 2  # of DataLoader, batches a worker
@@ -69,20 +73,21 @@ def one_process(clips: ClipDataset, count: int, rounds: int) -> None:
     """The speed of one core, and the shares of the parts."""
     one_thread()
 
-    def load(first: int, number: int) -> float:
-        start = time.perf_counter()
+    def load(first: int, number: int) -> tuple[float, float]:
+        """Seconds of the processor, and of the clock."""
+        start = time.process_time(), time.perf_counter()
         for index in range(first, first + number):
             ClipBatch.collate([clips.sample(index)])
-        return time.perf_counter() - start
+        return time.process_time() - start[0], time.perf_counter() - start[1]
 
     load(0, WARM_UP)
     seconds = sorted(load(WARM_UP + count * r, count) for r in range(rounds))
-    median = seconds[rounds // 2]
+    median, by_the_clock = seconds[rounds // 2]
     frames = clips.config.num_frames
     print(
-        f"one core: {count / median:.1f} clips/s, {count * frames / median:.0f} frames/s "
-        f"(median of {rounds}; {count * frames / seconds[-1]:.0f} to "
-        f"{count * frames / seconds[0]:.0f})"
+        f"one core: {count / median:.1f} clips/s, {count * frames / median:.0f} frames/s of CPU "
+        f"time (median of {rounds}; {count * frames / seconds[-1][0]:.0f} to "
+        f"{count * frames / seconds[0][0]:.0f}), {count * frames / by_the_clock:.0f} by the clock"
     )
     with cProfile.Profile() as profile:
         load(WARM_UP, count)

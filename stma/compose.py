@@ -119,7 +119,8 @@ def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = 
     """The data of a training on ``dataset/<dataset>.yaml`` alone.
 
     Args:
-        overrides: ``key=value`` of the dataset's block, ``data.key=value`` of all data, or
+        overrides: ``key=value`` of the dataset's block, ``data.key=value`` of all data,
+            ``cut_from.NAME=DATASET`` (``grounds`` alike), another block to cut from, or
             ``datasets=...``, the folder of all.
 
     Raises:
@@ -134,6 +135,8 @@ def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = 
             added.append(f"stages.alone.{override}")
         elif override.startswith("datasets="):
             added.append(override)
+        elif re.match(r"(cut_from|grounds)\.\w+=", override):
+            added.append(f"+dataset@{data}.sources.{dataset}.{override}")
         else:
             added.append(f"{data}.sources.{dataset}.{override}")
     config = load_resolved(config_dir, "train", added, f"{dataset}: {', '.join(overrides)}")

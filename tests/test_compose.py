@@ -24,7 +24,7 @@ STAGES = sorted(path.stem for path in (CONFIGS / "stage").glob("*.yaml"))
 @pytest.mark.parametrize("dataset", dataset_names(CONFIGS))
 def test_every_dataset_composes(dataset: str) -> None:
     block = load_dataset_config(CONFIGS, dataset, ["datasets=/data"])
-    assert block.root.startswith("/data/") or dataset in ("folder", "procedural")
+    assert block.root.startswith("/data/") or dataset in ("folder", "procedural", "composite")
 
 
 def test_the_base_of_all_datasets_is_the_dataclass() -> None:
@@ -157,3 +157,14 @@ def test_a_wrong_override_is_shown_as_it_was_written() -> None:
     for override in ("nothing=1", "benchmark=null", "segmenter.[=2"):
         with pytest.raises(InputError, match=r"^mine: "):
             load_resolved(CONFIGS, "eval", ["root=x", override], "mine")
+
+
+def test_what_composites_are_cut_from_is_chosen_by_name() -> None:
+    config = load_data_config(
+        CONFIGS,
+        "composite",
+        ["cut_from.a=davis2017", "cut_from.a.split=2017/val", "grounds.b=ecssd", "datasets=/d"],
+    )
+    block = config.sources["composite"]
+    assert (block.cut_from["a"].root, block.cut_from["a"].split) == ("/d/DAVIS", "2017/val")
+    assert block.grounds["b"].kind == "images"

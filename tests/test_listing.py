@@ -123,3 +123,18 @@ def test_counts_are_compared_with_the_published_ones() -> None:
     }
     with pytest.raises(InputError, match="no dataset 'kitti'; there are davis2016"):
         count_message("kitti:train", 1)
+
+
+def test_what_is_excluded_may_be_a_pattern(tmp_path: Path) -> None:
+    for name in ("a7", "a17", "a8", "b[7]"):
+        save_clip(tmp_path, name, *video(1), ".png")
+
+    def names(*exclude: str) -> list[str]:
+        block = load_dataset_config(CONFIGS, "folder", [f"root={tmp_path}"])
+        block.exclude = list(exclude)
+        return [clip.name for clip in list_dataset(block).videos]
+
+    assert names("*7") == ["a8", "b[7]"]
+    assert names("b[7]", "a8") == ["a17", "a7"]  # its own name, though it reads as a pattern
+    with pytest.raises(InputError, match=r"exclude names c\*"):
+        names("a*", "c*")

@@ -18,12 +18,13 @@ import numpy as np
 
 from stma.data.images import count_ids
 from stma.data.scene import Motion, Scene, SceneConfig, random_motion
-from stma.data.thin_plate import ThinPlate, random_thin_plate
+from stma.data.thin_plate import random_thin_plate
 from stma.data.transforms import ColourConfig, apply_colours, draw_colour, smooth_map
 from stma.errors import InputError
 
 BEND_SPEED = (0.05, 0.35)  # radians a frame, of the two deformations of a layer
 MAX_PICTURES = 50  # to look through for an object that is large enough
+BEND_GRID = 9  # points along a side where a deformation is computed; it is linear between
 LARGEST_ZOOM = 2.5  # of a cut-out: beyond it only blur is seen
 GROUND_ZOOM = (1.05, 1.6)  # the ground's shorter side in shorter sides of the frame
 MARGIN = 3  # pixels kept around a cut-out, for its soft edge
@@ -51,7 +52,7 @@ class CompositeConfig(SceneConfig):
     speed: float = 0.03
     spin: float = 0.04
     light: float = 0.2
-    blur: float = 0.15
+    blur: float = 0.1
     tilt: float = 0.35
     min_cut: int = 300
     edge: float = 0.8
@@ -108,16 +109,36 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Bend:
-    """Two smooth deformations that come and go, each at its own speed."""
+    """Two smooth deformations that come and go, each at its own speed.
 
-    plates: tuple[ThinPlate, ThinPlate]
+    Attributes:
+        fields: displacements at a grid of points of the unit square, ``(G, G, 2)`` float32 each.
+    """
+
+    fields: tuple[np.ndarray, np.ndarray]
     speeds: np.ndarray
     phases: np.ndarray
 
     def __call__(self, points: np.ndarray, t: float) -> np.ndarray:
-        """Displacements ``(P, 2)`` of points of the unit square at time ``t``."""
-        shares = np.sin(self.speeds * t + self.phases)
-        return sum(s * plate(points) for s, plate in zip(shares, self.plates, strict=True))
+        """Displacements ``(P, 2)`` of points ``(P, 2)`` of the unit square at time ``t``; outside
+        of it, those of its edge."""
+        first, second = np.sin(self.speeds * t + self.phases)
+        field = cv2.addWeighted(self.fields[0], first, self.fields[1], second, 0.0)
+        places = ((BEND_GRID - 1) * points).astype(np.float32)[None]
+        return cv2.remap(  # type: ignore[call-overload]  # no second map is None
+            field, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )[0]
+
+
+def random_bend(strength: float, rng: np.random.Generator) -> Bend:
+    """Args: strength: standard deviation of the control points, as a share of the sides."""
+    grid = np.linspace(0, 1, BEND_GRID)
+    points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
+    fields = [
+        random_thin_plate(strength, rng)(points).reshape(BEND_GRID, BEND_GRID, 2) for _ in range(2)
+    ]
+    first, second = (field.astype(np.float32) for field in fields)
+    return Bend((first, second), rng.uniform(*BEND_SPEED, 2), rng.uniform(0, 2 * np.pi, 2))
 
 
 @dataclass(frozen=True)
@@ -227,8 +248,7 @@ class CompositeScene(Scene):
             sprites = self._new_sprites(motion)
         bend = None
         if rng.random() < config.bend:
-            plates = [random_thin_plate(config.bend_strength, rng) for _ in range(2)]
-            bend = Bend((plates[0], plates[1]), rng.uniform(*BEND_SPEED, 2), rng.uniform(0, 6.3, 2))
+            bend = random_bend(config.bend_strength, rng)
         return Layer(sprites, motion, mirrored=bool(rng.random() < 0.5), bend=bend)
 
     def _new_sprites(self, motion: Motion) -> list[Sprite]:
@@ -296,6 +316,7 @@ class CompositeScene(Scene):
         frame = cv2.warpAffine(
             ground, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
         )
+        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA)  # four channels, as what is pasted
         if self.ground_masks:
             ground_mask = self.ground_masks[min(index, len(self.ground_masks) - 1)]
             mask = cv2.warpAffine(ground_mask, matrix, size, flags=cv2.INTER_NEAREST)
@@ -306,7 +327,7 @@ class CompositeScene(Scene):
             sprite = layer.sprites[min(index, len(layer.sprites) - 1)]
             matrix = camera @ layer.matrix(index, t, self.unit)
             paste(frame, mask, sprite.pixels, matrix, layer.bend, t, self.labels[place])
-        return frame, mask
+        return cv2.cvtColor(frame, cv2.COLOR_RGBA2RGB), mask
 
 
 def paste(
@@ -321,6 +342,7 @@ def paste(
     """Paint a sprite over ``frame`` and ``mask``, in place, within its bounding box.
 
     Args:
+        frame: ``(H, W, 4)`` uint8; what is in the fourth channel means nothing.
         pixels: ``(h, w, 4)`` uint8, RGB times alpha and alpha.
         matrix: ``(3, 3)``, pixels of the sprite to those of the frame.
     """
@@ -344,14 +366,13 @@ def paste(
 
         def source(points: np.ndarray) -> np.ndarray:
             points = points @ inverse[:2, :2].T + inverse[:2, 2]
-            # Far outside a spline runs away; nothing is read there.
-            return points + bend((points / sides).clip(-0.5, 1.5), t) * sides
+            return points + bend(points / sides, t) * sides
 
         drawn = cv2.remap(  # type: ignore[call-overload]  # no second map is None
             pixels, smooth_map(source, size[::-1]), None, cv2.INTER_LINEAR
         )
     alpha = drawn[..., 3]
     box = (slice(top, bottom), slice(left, right))
-    under = cv2.multiply(frame[box], cv2.merge([255 - alpha] * 3), scale=1 / 255)
-    frame[box] = cv2.add(under, drawn[..., :3])
+    under = cv2.multiply(frame[box], cv2.merge([255 - alpha] * 4), scale=1 / 255)
+    frame[box] = cv2.add(under, drawn)
     mask[box][alpha > 127] = label

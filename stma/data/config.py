@@ -112,8 +112,6 @@ class DatasetConfig:
             published_count(self.published)
         if self.kind == "images" and not self.layouts:
             raise InputError("layouts is empty; say where images and masks lie below the root")
-        if self.kind == "composite" and not self.cut_from:
-            raise InputError("cut_from is empty; give a dataset to cut objects from")
         for key in ("cut_from", "grounds"):
             for name, block in getattr(self, key).items():
                 if block.kind not in ("videos", "images"):

@@ -108,6 +108,11 @@ class CompositeSource:
         self.name = name
         self.config = config
         self.size: int | None = None
+        if not config.cut_from:
+            raise InputError(
+                f"sources.{name}.cut_from is empty; give a dataset to cut objects from: "
+                f"+dataset@stages.STAGE.data.sources.{name}.cut_from.mine=folder"
+            )
         self.cut_from = self._files("cut_from", config.cut_from)
         self.grounds = self._files("grounds", config.grounds) or self.cut_from
         self.notes = [note for source in (*self.cut_from, *self.grounds) for note in source.notes]
