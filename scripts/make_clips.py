@@ -1,22 +1,26 @@
-"""Write procedural clips in the DAVIS layout: python scripts/make_clips.py OUTPUT --clips 16
+"""Write sampled clips in the DAVIS layout: python scripts/make_clips.py OUTPUT --clips 16
 
-Any setting of a scene can be changed: scene.max_objects=8 scene.blur=1.0 ...
+Procedural ones, unless --dataset names another block of configs/dataset. Any setting of the block
+can be changed: scene.max_objects=8 scene.blur=1.0; --dataset composite cut_from.mine=davis2017 ...
 """
 
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from stma.compose import load_dataset_config
+from stma.compose import dataset_names, load_data_config
+from stma.data.dataset import ClipDataset
 from stma.data.writing import ClipWriter
 from stma.errors import InputError, input_errors_end_the_program
 from stma.workers import worker_map
 
-RECORD = "scene.yaml"  # beside the clips: what they show
+RECORD = "clips.yaml"  # beside the clips: what they were made of
+STREAM = 2**32  # added to the seed: a stream apart from those of training
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -26,7 +30,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path, help="root folder to make")
-    parser.add_argument("overrides", nargs="*", help="settings of the scene: scene.KEY=VALUE")
+    parser.add_argument("overrides", nargs="*", help="settings of the dataset: KEY=VALUE")
+    parser.add_argument("--dataset", default="procedural", choices=dataset_names(CONFIGS))
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=14, help="of each clip")
     parser.add_argument("--height", type=int, default=128)
@@ -41,11 +46,17 @@ def main() -> None:
         parser.error("give 1 or more clips, frames and workers")
     if arguments.seed < 0 or Path(arguments.split).name != arguments.split:
         parser.error("give a seed of 0 or more, and a split that is a plain name")
-    if others := [each for each in arguments.overrides if not each.startswith("scene.")]:
-        parser.error(f"{', '.join(others)}: only settings of the scene (scene.KEY=VALUE)")
-    scene = load_dataset_config(CONFIGS, "procedural", arguments.overrides).scene
-    size = (arguments.height, arguments.width)
-    scene.check_size(size)
+    config = replace(
+        load_data_config(CONFIGS, arguments.dataset, arguments.overrides),
+        num_frames=arguments.frames,
+        height=arguments.height,
+        width=arguments.width,
+        max_objects=255,
+        max_gaps=[1],
+        max_gap_starts=[0.0],
+        reverse=0.0,
+    )
+    dataset = ClipDataset(config, arguments.clips, STREAM + arguments.seed)
     output: Path = arguments.output
     for folder in ("JPEGImages", "Annotations", "ImageSets"):
         if (output / folder).exists():
@@ -56,7 +67,7 @@ def main() -> None:
             shutil.rmtree(output / folder)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(scene), output / RECORD)
+        OmegaConf.save(OmegaConf.structured(config), output / RECORD)
     except OSError as error:
         raise InputError(f"{output}: cannot be written to ({error})") from error
 
@@ -65,7 +76,7 @@ def main() -> None:
         for index in range(arguments.clips)
     ]
     suffix = ".png" if arguments.png else ".jpg"
-    write = ClipWriter(output, scene, size, arguments.frames, arguments.seed, suffix)
+    write = ClipWriter(output, dataset, suffix)
     with worker_map(min(arguments.workers, len(names))) as spread:
         work = spread(write, enumerate(names))
         for _ in tqdm(work, desc="clips", total=len(names), unit="clip"):
