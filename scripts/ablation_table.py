@@ -30,11 +30,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from stma.compose import check_choices, load_resolved, quoted
 from stma.config import parse_config
 from stma.errors import InputError, input_errors_end_the_program
-from stma.inference.benchmarks import list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
-from stma.inference.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
-from stma.inference.results import RESULTS, Evaluation
+from stma.evaluation.benchmarks import list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
+from stma.evaluation.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
+from stma.evaluation.results import RESULTS, Evaluation
 from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of

@@ -7,8 +7,8 @@ from conftest import box, write_clip
 from PIL import Image
 
 from stma.errors import InputError
-from stma.inference.archive import check_archive, write_archive
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
+from stma.evaluation.archive import check_archive, write_archive
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
 from stma.pictures import save_mask
 
 BOX = box(10, 10, 12, 12, 3)

@@ -8,14 +8,14 @@ from conftest import box, write_clip
 from stma.compose import benchmark_names, load_config
 from stma.config import parse_config
 from stma.errors import InputError
-from stma.inference.benchmarks import (
+from stma.evaluation.benchmarks import (
     BenchmarkConfig,
     EvalClip,
     FrameRange,
     list_clips,
     only_new_objects,
 )
-from stma.inference.config import EvalConfig
+from stma.evaluation.config import EvalConfig
 from stma.pictures import save_mask, save_picture
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -8,7 +8,7 @@ from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
-from stma.inference.config import EvalConfig
+from stma.evaluation.config import EvalConfig
 from stma.model.factory import build_model
 from stma.training.config import StageConfig, TrainConfig
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.errors import InputError
-from stma.inference import spreading
-from stma.inference.archive import check_archive
+from stma.evaluation import spreading
+from stma.evaluation.archive import check_archive
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
 from stma.inference.augmentation import AugmentConfig
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
 from stma.inference.segmenter import SegmenterConfig
 from stma.pictures import save_clip, save_mask
 

@@ -5,8 +5,8 @@ from vos_benchmark.benchmark import benchmark
 from vos_benchmark.evaluator import Evaluator
 
 from stma.errors import InputError
-from stma.inference.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
-from stma.inference.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
+from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
+from stma.evaluation.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
 from stma.pictures import save_mask
 
 DAVIS = BenchmarkConfig(objects="first_mask", void=255)

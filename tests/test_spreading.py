@@ -11,11 +11,11 @@ import torch
 from conftest import box, write_clip
 
 from stma.distributed import Processes
-from stma.inference import spreading
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.running import ClipRun
-from stma.inference.spreading import ClipWorker, Failure, own_share, run_clips
+from stma.evaluation import spreading
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.running import ClipRun
+from stma.evaluation.spreading import ClipWorker, Failure, own_share, run_clips
 
 CPU = torch.device("cpu")
 

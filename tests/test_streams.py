@@ -9,9 +9,8 @@ from stma.data.images import read_mask
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
-from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.inference.streams import (
+from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.streams import (
     ObjectsForeign,
     ObjectsFrozen,
     ObjectsZeroed,
@@ -19,6 +18,7 @@ from stma.inference.streams import (
     pairwise_cosine,
     probe_streams,
 )
+from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.attention_shares import Watched, with_streams
 from stma.model.factory import build_model
 from stma.model.stma import STMA

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stma.data.images import UNREADABLE, image_size
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
+from stma.evaluation.benchmarks import EvalClip
 from stma.outputs import replacing
 from stma.workers import worker_map
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from stma.inference.reported import columns, reported
-from stma.inference.running import ClipRun
-from stma.inference.scoring import ObjectScore, Score, summarize
+from stma.evaluation.reported import columns, reported
+from stma.evaluation.running import ClipRun
+from stma.evaluation.scoring import ObjectScore, Score, summarize
 from stma.outputs import replacing
 from stma.tables import Table, number
 

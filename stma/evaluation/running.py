@@ -16,7 +16,7 @@ import torch
 from stma.data.images import read_image
 from stma.device import device_name, peak_gigabytes
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip, given_mask
+from stma.evaluation.benchmarks import EvalClip, given_mask
 from stma.inference.segmenter import VideoSegmenter
 from stma.outputs import PARTIAL
 from stma.pictures import save_mask
