@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stma.compose import load_dataset_config
 from stma.data.writing import ClipWriter
 from stma.errors import InputError, input_errors_end_the_program
-from stma.workers import worker_map
+from stma.runtime.workers import worker_map
 
 RECORD = "scene.yaml"  # beside the clips: what they show
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -6,7 +6,7 @@ import pytest
 from conftest import box, write_clip
 
 from stma.compose import benchmark_names, load_config
-from stma.config import parse_config
+from stma.data.pictures import save_mask, save_picture
 from stma.errors import InputError
 from stma.evaluation.benchmarks import (
     BenchmarkConfig,
@@ -16,7 +16,7 @@ from stma.evaluation.benchmarks import (
     only_new_objects,
 )
 from stma.evaluation.config import EvalConfig
-from stma.pictures import save_mask, save_picture
+from stma.runtime.config import parse_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BOX = box(10, 10, 12, 12)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.errors import InputError
 from stma.evaluation import spreading
@@ -23,7 +24,6 @@ from stma.evaluation.config import EvalConfig
 from stma.evaluation.evaluation import evaluate
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
-from stma.pictures import save_clip, save_mask
 
 BOX = box(10, 10, 12, 12)
 

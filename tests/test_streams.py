@@ -6,6 +6,7 @@ import torch
 from conftest import TINY, make_batch, perturbed
 
 from stma.data.images import read_mask
+from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import SceneConfig, procedural_clip
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
@@ -23,7 +24,6 @@ from stma.model.attention_shares import Watched, with_streams
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.variants import FullStreams
-from stma.pictures import save_clip, save_mask
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import torch
 from conftest import TINY
 from test_sources import video
 
+from stma.data.pictures import save_clip
 from stma.errors import InputError
 from stma.evaluation.validation import build_validation
 from stma.model.factory import build_model
-from stma.pictures import save_clip
 from stma.training.config import ValidationConfig
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stma.data.pictures import save_clip
 from stma.data.procedural import SceneConfig, procedural_clip
-from stma.pictures import save_clip
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from stma.evaluation.reported import columns, reported
 from stma.evaluation.running import ClipRun
 from stma.evaluation.scoring import ObjectScore, Score, summarize
-from stma.outputs import replacing
-from stma.tables import Table, number
+from stma.evaluation.tables import Table, number
+from stma.runtime.outputs import replacing
 
 RESULTS = "results.json"
 FRAME_SCORES = "frame_scores.json"

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from stma.distributed import Processes
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.evaluation.config import EvalConfig
@@ -25,7 +24,8 @@ from stma.inference.augmentation import AugmentedSegmenter
 from stma.inference.baselines import CopyFirstMask, FlowWarp
 from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.model.weights import load_model
-from stma.workers import end_with_parent, process_context
+from stma.runtime.distributed import Processes
+from stma.runtime.workers import end_with_parent, process_context
 
 log = logging.getLogger(__name__)
 
