@@ -7,11 +7,11 @@ import hydra
 from omegaconf import DictConfig
 
 from stma.compose import check_choices
-from stma.config import parse_config
-from stma.distributed import told_once
 from stma.errors import input_errors_end_the_program
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
+from stma.runtime.config import parse_config
+from stma.runtime.distributed import told_once
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 

@@ -7,12 +7,12 @@ import hydra
 from omegaconf import DictConfig
 
 from stma.compose import check_choices
-from stma.config import parse_config
-from stma.distributed import told_once
 from stma.errors import input_errors_end_the_program
+from stma.evaluation.validation import build_validation
+from stma.runtime.config import parse_config
+from stma.runtime.distributed import told_once
 from stma.training.config import TrainConfig
 from stma.training.run import train
-from stma.validation import build_validation
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 

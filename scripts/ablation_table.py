@@ -28,19 +28,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from stma.compose import check_choices, load_resolved, quoted
-from stma.config import parse_config
 from stma.errors import InputError, input_errors_end_the_program
-from stma.inference.benchmarks import list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
-from stma.inference.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
-from stma.inference.results import RESULTS, Evaluation
+from stma.evaluation.benchmarks import list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
+from stma.evaluation.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
+from stma.evaluation.results import RESULTS, Evaluation
+from stma.evaluation.tables import Table, number
 from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
 from stma.model.weights import read_weights
-from stma.provenance import file_digest
-from stma.tables import Table, number
+from stma.runtime.config import parse_config
+from stma.runtime.provenance import file_digest
 from stma.training.run import RECORD
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

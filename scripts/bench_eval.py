@@ -18,14 +18,14 @@ import torch
 
 from stma.data.images import read_image
 from stma.data.video_folder import find_videos
-from stma.device import device_name, peak_gigabytes, resolve_device
 from stma.errors import input_errors_end_the_program
-from stma.inference.benchmarks import EvalClip, only_new_objects
-from stma.inference.running import run_clip
-from stma.inference.scoring import score_clips
+from stma.evaluation.benchmarks import EvalClip, only_new_objects
+from stma.evaluation.running import run_clip
+from stma.evaluation.scoring import score_clips
 from stma.inference.segmenter import Segmenter
 from stma.model.stma import STMA
 from stma.model.weights import load_model
+from stma.runtime.device import device_name, peak_gigabytes, resolve_device
 
 WINDOWS = 10  # of a long video, printed one by one
 

@@ -23,8 +23,8 @@ from stma.data.procedural import ProceduralScene
 from stma.data.sampling import BatchNumbers
 from stma.data.transforms import Warp, apply_colours
 from stma.errors import input_errors_end_the_program
+from stma.runtime.workers import one_thread
 from stma.structures import ClipBatch
-from stma.workers import one_thread
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PARTS: dict[str, list[Callable]] = {

@@ -16,12 +16,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stma.compose import check_choices, load_resolved
-from stma.config import parse_config
 from stma.data.config import DatasetConfig
-from stma.device import device_name, peak_gigabytes, resolve_device, resolve_precision
 from stma.errors import InputError, input_errors_end_the_program
 from stma.model.factory import build_model
 from stma.model.stma import STMA
+from stma.runtime.config import parse_config
+from stma.runtime.device import device_name, peak_gigabytes, resolve_device, resolve_precision
 from stma.structures import ClipBatch
 from stma.training.config import TrainConfig
 from stma.training.dry_run import random_batch

@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 from stma.compose import benchmark_names, load_resolved
-from stma.config import parse_config
 from stma.errors import InputError, input_errors_end_the_program
-from stma.inference.archive import check_archive
-from stma.inference.benchmarks import list_clips
-from stma.inference.config import EvalConfig
+from stma.evaluation.archive import check_archive
+from stma.evaluation.benchmarks import list_clips
+from stma.evaluation.config import EvalConfig
+from stma.runtime.config import parse_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

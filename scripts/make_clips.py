@@ -17,7 +17,7 @@ from stma.compose import dataset_names, load_data_config
 from stma.data.dataset import ClipDataset
 from stma.data.writing import ClipWriter
 from stma.errors import InputError, input_errors_end_the_program
-from stma.workers import worker_map
+from stma.runtime.workers import worker_map
 
 RECORD = "clips.yaml"  # beside the clips: what they were made of
 STREAM = 2**32  # added to the seed: a stream apart from those of training

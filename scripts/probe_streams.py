@@ -7,12 +7,12 @@ import argparse
 import math
 
 from stma.data.video_folder import find_videos
-from stma.device import resolve_device
 from stma.errors import InputError, input_errors_end_the_program
-from stma.inference.benchmarks import EvalClip
+from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.streams import probe_streams
 from stma.inference.segmenter import SegmenterConfig
-from stma.inference.streams import probe_streams
 from stma.model.weights import load_model
+from stma.runtime.device import resolve_device
 
 
 @input_errors_end_the_program()

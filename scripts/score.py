@@ -14,9 +14,9 @@ import numpy as np
 
 from stma.data.video_folder import open_video, subfolders
 from stma.errors import InputError, input_errors_end_the_program
-from stma.inference.benchmarks import BenchmarkConfig, EvalClip
-from stma.inference.results import Evaluation
-from stma.inference.scoring import ObjectScore, score_clips
+from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip
+from stma.evaluation.results import Evaluation
+from stma.evaluation.scoring import ObjectScore, score_clips
 
 DAVIS = BenchmarkConfig(name="davis", objects="first_mask", void=255)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from stma.compose import dataset_names, load_data_config
 from stma.data.dataset import ClipDataset
+from stma.data.pictures import contact_sheet, draw_overlay, save_picture
 from stma.errors import input_errors_end_the_program
-from stma.pictures import contact_sheet, draw_overlay, save_picture
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -16,11 +16,11 @@ from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
-from stma.device import autocast, peak_gigabytes, resolve_device
 from stma.errors import input_errors_end_the_program
 from stma.inference.segmenter import Segmenter
 from stma.model.factory import build_model
 from stma.model.stma import STMA
+from stma.runtime.device import autocast, peak_gigabytes, resolve_device
 from stma.structures import ClipBatch
 from stma.training.losses import LossConfig, clip_loss
 

@@ -9,13 +9,12 @@ Segmenting a video of your own::
     result = segmenter.step(next_frame)    # result.mask: (H, W) uint8 IDs
 """
 
-__version__ = "0.1.0"
-
 from stma.errors import InputError
 from stma.inference.segmenter import FrameResult, Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.weights import load_model, save_weights
+from stma.version import __version__
 
 __all__ = [
     "STMA",
@@ -24,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "Segmenter",
     "SegmenterConfig",
+    "__version__",
     "build_model",
     "load_model",
     "save_weights",

@@ -9,12 +9,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
 from stma.model.variants import VARIANTS
+from stma.runtime.config import parse_config
 
 
 def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:

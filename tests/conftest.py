@@ -13,11 +13,11 @@ import torch
 
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig
+from stma.data.pictures import save_mask, save_picture
 from stma.data.scene import SceneConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.weights import save_weights
-from stma.pictures import save_mask, save_picture
 from stma.structures import ClipBatch
 
 

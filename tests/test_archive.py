@@ -6,10 +6,10 @@ import pytest
 from conftest import box, write_clip
 from PIL import Image
 
+from stma.data.pictures import save_mask
 from stma.errors import InputError
-from stma.inference.archive import check_archive, write_archive
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
-from stma.pictures import save_mask
+from stma.evaluation.archive import check_archive, write_archive
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
 
 BOX = box(10, 10, 12, 12, 3)
 

@@ -6,17 +6,17 @@ import pytest
 from conftest import box, write_clip
 
 from stma.compose import benchmark_names, load_config
-from stma.config import parse_config
+from stma.data.pictures import save_mask, save_picture
 from stma.errors import InputError
-from stma.inference.benchmarks import (
+from stma.evaluation.benchmarks import (
     BenchmarkConfig,
     EvalClip,
     FrameRange,
     list_clips,
     only_new_objects,
 )
-from stma.inference.config import EvalConfig
-from stma.pictures import save_mask, save_picture
+from stma.evaluation.config import EvalConfig
+from stma.runtime.config import parse_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BOX = box(10, 10, 12, 12)

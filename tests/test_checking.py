@@ -9,10 +9,10 @@ from test_sources import video
 from stma.data.checking import check_dataset, check_root, recognise
 from stma.data.config import DatasetConfig
 from stma.data.image_folder import Layout
+from stma.data.pictures import save_clip, save_mask
 from stma.data.problems import Problem
 from stma.data.sources import FileSource
 from stma.errors import InputError
-from stma.pictures import save_clip, save_mask
 
 LAYOUTS = [
     Layout("images/*.jpg", "masks/*.png"),

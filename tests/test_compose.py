@@ -11,10 +11,10 @@ from stma.compose import (
     load_resolved,
     quoted,
 )
-from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.published import PUBLISHED
 from stma.errors import InputError
+from stma.runtime.config import parse_config
 from stma.training.config import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

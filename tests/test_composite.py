@@ -14,9 +14,9 @@ from stma.data.composite import (
 )
 from stma.data.config import DatasetConfig
 from stma.data.image_folder import Layout
+from stma.data.pictures import save_clip, save_mask, save_picture
 from stma.data.sources import ClipSpec, build_source
 from stma.errors import InputError
-from stma.pictures import save_clip, save_mask, save_picture
 from stma.structures import Clip
 
 SPEC = ClipSpec(

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from stma.compose import load_config, load_model_config, model_names
-from stma.config import parse_config
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
-from stma.inference.config import EvalConfig
+from stma.evaluation.config import EvalConfig
 from stma.model.factory import build_model
+from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -9,10 +9,10 @@ from test_sources import video
 
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig, clip_batches
+from stma.data.pictures import save_clip
 from stma.data.sampling import BatchNumbers
 from stma.data.scene import SceneConfig
 from stma.errors import InputError
-from stma.pictures import save_clip
 from stma.structures import Clip
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from stma.device import peak_gigabytes, reset_peak, resolve_precision
+from stma.runtime.device import peak_gigabytes, reset_peak, resolve_precision
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])

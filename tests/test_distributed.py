@@ -11,9 +11,9 @@ import pytest
 import torch
 from test_trainer import config, trained, trainer_of
 
-from stma.distributed import Launch, Processes, join_processes, read_launch
 from stma.errors import InputError, ToldByAnother
 from stma.model.weights import read_weights
+from stma.runtime.distributed import Launch, Processes, join_processes, read_launch
 from stma.training.run import train
 
 TESTS = Path(__file__).parent
@@ -24,7 +24,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from test_trainer import config
-from stma.distributed import join_processes
+from stma.runtime.distributed import join_processes
 from stma.errors import input_errors_end_the_program
 from stma.training.run import train
 from stma.training.trainer import Trainer

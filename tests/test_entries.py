@@ -16,9 +16,9 @@ import torch
 from conftest import TINY, box, write_clip
 
 from stma.data.images import read_image
-from stma.inference.benchmarks import BenchmarkConfig
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
+from stma.evaluation.benchmarks import BenchmarkConfig
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
 from stma.model.factory import ModelConfig, build_backbone, build_model
 from stma.model.variants import VARIANTS
 from stma.model.weights import save_weights

@@ -14,17 +14,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
 from stma.errors import InputError
-from stma.inference import spreading
-from stma.inference.archive import check_archive
+from stma.evaluation import spreading
+from stma.evaluation.archive import check_archive
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
 from stma.inference.augmentation import AugmentConfig
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
 from stma.inference.segmenter import SegmenterConfig
-from stma.pictures import save_clip, save_mask
 
 BOX = box(10, 10, 12, 12)
 

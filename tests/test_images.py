@@ -16,8 +16,8 @@ from stma.data.images import (
     read_image,
     read_mask,
 )
+from stma.data.pictures import save_mask, save_picture
 from stma.errors import InputError
-from stma.pictures import save_mask, save_picture
 
 
 def test_an_unreadable_or_truncated_image_is_named(tmp_path: Path) -> None:

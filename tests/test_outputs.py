@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from stma.errors import InputError
-from stma.outputs import PARTIAL, full_disks_told, holding, prepare_output, replacing
+from stma.runtime.outputs import PARTIAL, full_disks_told, holding, prepare_output, replacing
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:

@@ -2,7 +2,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from stma.pictures import contact_sheet, davis_palette, draw_overlay, save_mask, write_video
+from stma.data.pictures import contact_sheet, davis_palette, draw_overlay, save_mask, write_video
 
 
 def test_the_palette_is_that_of_davis() -> None:

@@ -15,9 +15,9 @@ from stma.data import preparing
 from stma.data.checking import check_dataset
 from stma.data.config import DatasetConfig
 from stma.data.images import read_image, read_mask
+from stma.data.pictures import save_clip, save_mask
 from stma.data.preparing import prepare, resized
 from stma.errors import InputError
-from stma.pictures import save_clip, save_mask
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from conftest import box, write_clip
 from PIL import Image
 
 from stma.errors import InputError
-from stma.inference import report
-from stma.inference.config import EvalConfig
-from stma.inference.evaluation import evaluate
-from stma.inference.report import PLOT_HEIGHT, PLOT_WIDTH, Result, plot
+from stma.evaluation import report
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.evaluation import evaluate
+from stma.evaluation.report import PLOT_HEIGHT, PLOT_WIDTH, Result, plot
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stma.compose import benchmark_names
-from stma.inference.reported import REPORTED, TABLE_1, columns, reported
+from stma.evaluation.reported import REPORTED, TABLE_1, columns, reported
 from stma.model.variants import VARIANTS
 
 CONFIGS = Path(__file__).parent.parent / "configs"

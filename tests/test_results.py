@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from stma.inference.results import Evaluation, Speed, write_results
-from stma.inference.running import ClipRun
-from stma.inference.scoring import Measure, ObjectScore
+from stma.evaluation.results import Evaluation, Speed, write_results
+from stma.evaluation.running import ClipRun
+from stma.evaluation.scoring import Measure, ObjectScore
 
 RUNS = [ClipRun("a", [0.1, 0.1, 0.3], 1.0, "CPU"), ClipRun("b", [0.5], 2.0, "CPU")]
 

@@ -16,7 +16,7 @@ from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.weights import load_model, read_weights
-from stma.outputs import holding
+from stma.runtime.outputs import holding
 from stma.training.config import TrainConfig
 from stma.training.leaving import Preempted
 from stma.training.run import train

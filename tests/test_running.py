@@ -9,10 +9,10 @@ from PIL import Image
 
 from stma.data.images import read_image
 from stma.errors import InputError
-from stma.inference import running
+from stma.evaluation import running
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
+from stma.evaluation.running import run_clip
 from stma.inference.baselines import CopyFirstMask
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
-from stma.inference.running import run_clip
 
 CPU = torch.device("cpu")
 BOX = box(10, 10, 12, 12)

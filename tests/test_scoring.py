@@ -4,10 +4,10 @@ from conftest import box, write_clip
 from vos_benchmark.benchmark import benchmark
 from vos_benchmark.evaluator import Evaluator
 
+from stma.data.pictures import save_mask
 from stma.errors import InputError
-from stma.inference.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
-from stma.inference.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
-from stma.pictures import save_mask
+from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
+from stma.evaluation.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
 
 DAVIS = BenchmarkConfig(objects="first_mask", void=255)
 

@@ -7,10 +7,10 @@ from PIL import Image
 
 from stma.data.config import DatasetConfig
 from stma.data.image_folder import Layout
+from stma.data.pictures import save_clip, save_mask
 from stma.data.sources import ClipSpec, FileSource, build_source, walk_from
 from stma.data.transforms import ColourConfig, TransformConfig
 from stma.errors import InputError
-from stma.pictures import save_clip, save_mask
 
 SPEC = ClipSpec(
     num_frames=3, size=(32, 32), max_objects=3, max_gap=2, reverse=0.5, num_references=2

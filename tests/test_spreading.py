@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import box, write_clip
 
-from stma.distributed import Processes
-from stma.inference import spreading
-from stma.inference.benchmarks import BenchmarkConfig, list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.running import ClipRun
-from stma.inference.spreading import ClipWorker, Failure, own_share, run_clips
+from stma.evaluation import spreading
+from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.running import ClipRun
+from stma.evaluation.spreading import ClipWorker, Failure, own_share, run_clips
+from stma.runtime.distributed import Processes
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_workers_end_with_the_process_that_started_them(clips, tmp_path) -> None
     """However it ends; they would go on writing to an output that nobody holds."""
     program = (
         "import os, time, multiprocessing\n"
-        "from stma.workers import worker_map\n"
+        "from stma.runtime.workers import worker_map\n"
         "if __name__ == '__main__':\n"
         "    with worker_map(2) as spread:\n"
         "        list(spread(print, [1, 2]))\n"

@@ -6,13 +6,13 @@ import torch
 from conftest import TINY, make_batch, perturbed
 
 from stma.data.images import read_mask
+from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
-from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.inference.streams import (
+from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.streams import (
     ObjectsForeign,
     ObjectsFrozen,
     ObjectsZeroed,
@@ -20,11 +20,11 @@ from stma.inference.streams import (
     pairwise_cosine,
     probe_streams,
 )
+from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.attention_shares import Watched, with_streams
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.variants import FullStreams
-from stma.pictures import save_clip, save_mask
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import csv
 
-from stma.tables import Table, number
+from stma.evaluation.tables import Table, number
 
 TABLE = Table(["method", "J&F"], [["a|b", "90.1"], ["longer", ""]])
 

@@ -15,13 +15,13 @@ import torch._dynamo
 from conftest import TINY, procedural_data
 
 from stma.compose import load_config
-from stma.config import parse_config
 from stma.data.dataset import ClipDataset
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.weights import load_model, read_weights
+from stma.runtime.config import parse_config
 from stma.training.board import prediction_picture
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted
@@ -271,7 +271,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[4])
 from test_trainer import config
-import stma.outputs
+import stma.runtime.outputs
 from stma.training.run import train
 from stma.training.trainer import Trainer
 where, count, calls = sys.argv[1], int(sys.argv[2]), 0
@@ -286,7 +286,7 @@ def kill_at(function, moment):
     return called
 
 if where == "write":  # half of the file is there
-    stma.outputs._flush = kill_at(stma.outputs._flush, "write")
+    stma.runtime.outputs._flush = kill_at(stma.runtime.outputs._flush, "write")
 if where == "step":
     Trainer.step = kill_at(Trainer.step, "step")
 if where == "backward":

@@ -5,11 +5,11 @@ import torch
 from conftest import TINY
 from test_sources import video
 
+from stma.data.pictures import save_clip
 from stma.errors import InputError
+from stma.evaluation.validation import build_validation
 from stma.model.factory import build_model
-from stma.pictures import save_clip
 from stma.training.config import ValidationConfig
-from stma.validation import build_validation
 
 
 def test_a_model_is_scored_on_a_folder(tmp_path: Path) -> None:

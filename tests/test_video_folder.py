@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stma.data.pictures import save_mask, save_picture
 from stma.data.video_folder import find_videos, list_video, missing_masks, subfolders
 from stma.errors import InputError
-from stma.pictures import save_mask, save_picture
 
 
 def make_video(root: Path, name: str, frames: int, masks: list[int], middle: str = "") -> None:

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from stma.workers import worker_map
+from stma.runtime.workers import worker_map
 
 
 def identify(number: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from stma.data.video_folder import (
     video_folders,
 )
 from stma.errors import InputError
-from stma.workers import worker_map
+from stma.runtime.workers import worker_map
 
 # What a folder is by its whole name: the first that fits counts, and where the version does not
 # show, each will do. DAVIS keeps its splits in lists, which are compared by themselves.

@@ -12,8 +12,8 @@ from stma.data.config import DatasetConfig
 from stma.data.sampling import BatchNumbers, Epochs, Share, max_gap_at
 from stma.data.sources import ClipSpec, Source, build_source
 from stma.errors import InputError
+from stma.runtime.workers import one_thread
 from stma.structures import Clip, ClipBatch
-from stma.workers import one_thread
 
 
 @dataclass

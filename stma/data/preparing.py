@@ -17,8 +17,8 @@ from stma.data.images import IMAGE_SUFFIXES, UNREADABLE
 from stma.data.problems import Problem
 from stma.data.video_folder import PREPARED, is_hidden
 from stma.errors import InputError
-from stma.outputs import PARTIAL, replacing
-from stma.workers import worker_map
+from stma.runtime.outputs import PARTIAL, replacing
+from stma.runtime.workers import worker_map
 
 JPEG_QUALITY = 95
 DRAFT = 2  # a JPEG is decoded at this many times the size it is resized to, at least

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stma.data.dataset import ClipDataset
-from stma.pictures import save_clip
+from stma.data.pictures import save_clip
 
 
 @dataclass(frozen=True)

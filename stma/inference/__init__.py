@@ -1,1 +1,1 @@
-""""""
+"""What an application imports: a video, frame by frame."""

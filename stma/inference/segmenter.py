@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stma.device import autocast, check_precision
 from stma.errors import InputError
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
 from stma.model.backbone import STRIDE, pad_to_stride
 from stma.model.stma import STMA
+from stma.runtime.device import autocast, check_precision
 
 MAX_SCALE = 4.0
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stma.device import without_autocast
 from stma.memory.temporal import TemporalMemory
+from stma.runtime.device import without_autocast
 from stma.structures import at_least_fp32
 
 SIMILARITIES = ("dot", "l2")

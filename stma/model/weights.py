@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from stma.config import parse_config
 from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
-from stma.outputs import replacing
+from stma.runtime.config import parse_config
+from stma.runtime.outputs import replacing
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stma.errors import InputError
-from stma.outputs import replacing
+from stma.runtime.outputs import replacing
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from stma.data.dataset import DataConfig
-from stma.device import check_precision
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
+from stma.runtime.device import check_precision
 from stma.training.losses import LossConfig
 from stma.training.optimizer import OptimizerConfig
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from stma.device import peak_gigabytes
-from stma.distributed import Processes
+from stma.runtime.device import peak_gigabytes
+from stma.runtime.distributed import Processes
 from stma.structures import ClipBatch
 from stma.training.trainer import Trainer
 

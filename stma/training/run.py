@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from stma.distributed import Processes, join_processes
 from stma.errors import InputError
-from stma.outputs import full_disks_told, holding, prepare_output, remove_partials, replacing
-from stma.provenance import versions
+from stma.runtime.distributed import Processes, join_processes
+from stma.runtime.outputs import (
+    full_disks_told,
+    holding,
+    prepare_output,
+    remove_partials,
+    replacing,
+)
+from stma.runtime.provenance import versions
 from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
 from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stma.provenance import file_digest
+from stma.runtime.provenance import file_digest
 from stma.training.config import TrainConfig
 
 # Beside the stage itself and the weights that it starts from. The rest may change from one start

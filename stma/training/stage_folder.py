@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stma.errors import InputError
-from stma.outputs import full_disks_told, replacing
+from stma.runtime.outputs import full_disks_told, replacing
 from stma.training.checkpoint import Checkpoints
 
 # Attributes of a trainer that a checkpoint holds as they are.

@@ -18,8 +18,6 @@ from tqdm import tqdm
 
 from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.sampling import BatchNumbers
-from stma.device import autocast, peak_gigabytes, resolve_precision, uses_fp16
-from stma.distributed import Processes
 from stma.errors import InputError
 from stma.model.factory import build_backbone, build_model
 from stma.model.pretrained import load_pretrained
@@ -31,8 +29,10 @@ from stma.model.weights import (
     read_weights,
     save_weights,
 )
-from stma.outputs import full_disks_told
-from stma.provenance import versions
+from stma.runtime.device import autocast, peak_gigabytes, resolve_precision, uses_fp16
+from stma.runtime.distributed import Processes
+from stma.runtime.outputs import full_disks_told
+from stma.runtime.provenance import versions
 from stma.structures import ClipBatch, Prediction
 from stma.training.averaging import build_average, update_average
 from stma.training.board import Board, prediction_picture

@@ -15,8 +15,8 @@ from vos_benchmark.evaluator import Evaluator
 
 from stma.data.images import count_ids, fit_mask, read_mask
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
-from stma.workers import worker_map
+from stma.evaluation.benchmarks import EvalClip
+from stma.runtime.workers import worker_map
 
 BOUNDARY = 0.008
 RECALL_THRESHOLD = 0.5

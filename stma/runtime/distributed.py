@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stma.device import resolve_device
 from stma.errors import InputError, ToldByAnother
+from stma.runtime.device import resolve_device
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)  # the others wait while the first one validates

@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from stma.distributed import Processes
 from stma.errors import InputError
+from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.running import ClipRun, run_clip
 from stma.inference.augmentation import AugmentedSegmenter
 from stma.inference.baselines import CopyFirstMask, FlowWarp
-from stma.inference.benchmarks import EvalClip
-from stma.inference.config import EvalConfig
-from stma.inference.running import ClipRun, run_clip
 from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.model.weights import load_model
-from stma.workers import end_with_parent, process_context
+from stma.runtime.distributed import Processes
+from stma.runtime.workers import end_with_parent, process_context
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def _run_in_processes(
     workers: int,
 ) -> Iterator[tuple[EvalClip, Outcome | None]]:
     """None for the clips that were not done when a process was killed."""
-    context = process_context("stma.inference.spreading")
+    context = process_context("stma.evaluation.spreading")
     started = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, _start_worker, (config, device, started)) as pool:
         futures = {

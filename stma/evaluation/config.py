@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from stma.errors import InputError
+from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.inference.augmentation import AugmentConfig
-from stma.inference.benchmarks import BenchmarkConfig
 from stma.inference.segmenter import SegmenterConfig
 
 METHODS = ("stma", "copy", "flow")

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from stma.data.images import read_image
-from stma.device import device_name, peak_gigabytes
+from stma.data.pictures import save_mask
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip, given_mask
+from stma.evaluation.benchmarks import EvalClip, given_mask
 from stma.inference.segmenter import VideoSegmenter
-from stma.outputs import PARTIAL
-from stma.pictures import save_mask
+from stma.runtime.device import device_name, peak_gigabytes
+from stma.runtime.outputs import PARTIAL
 
 log = logging.getLogger(__name__)
 

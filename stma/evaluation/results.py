@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from stma.inference.reported import columns, reported
-from stma.inference.running import ClipRun
-from stma.inference.scoring import ObjectScore, Score, summarize
-from stma.outputs import replacing
-from stma.tables import Table, number
+from stma.evaluation.reported import columns, reported
+from stma.evaluation.running import ClipRun
+from stma.evaluation.scoring import ObjectScore, Score, summarize
+from stma.evaluation.tables import Table, number
+from stma.runtime.outputs import replacing
 
 RESULTS = "results.json"
 FRAME_SCORES = "frame_scores.json"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
-from stma.inference.running import run_clip
-from stma.inference.scoring import score_clips, summarize
+from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.running import run_clip
+from stma.evaluation.scoring import score_clips, summarize
 from stma.inference.segmenter import Segmenter
 from stma.model.stma import STMA
 from stma.training.config import ValidationConfig

@@ -16,21 +16,21 @@ import torch
 from tqdm import tqdm
 
 from stma.data.images import read_image, read_mask
-from stma.device import reset_peak
-from stma.distributed import Processes, join_processes
+from stma.data.pictures import contact_sheet, draw_overlay, save_picture, write_video
 from stma.errors import InputError
-from stma.inference.archive import check_archive, write_archive
-from stma.inference.benchmarks import EvalClip, Listing, identity, list_clips
-from stma.inference.config import EvalConfig
-from stma.inference.report import Result, spaced, write_report
-from stma.inference.results import FRAME_SCORES, RESULTS, Evaluation, Speed, write_results
-from stma.inference.running import ClipRun
-from stma.inference.scoring import score_clips
-from stma.inference.spreading import ClipWorker, Failure, run_clips
+from stma.evaluation.archive import check_archive, write_archive
+from stma.evaluation.benchmarks import EvalClip, Listing, identity, list_clips
+from stma.evaluation.config import EvalConfig
+from stma.evaluation.report import Result, spaced, write_report
+from stma.evaluation.results import FRAME_SCORES, RESULTS, Evaluation, Speed, write_results
+from stma.evaluation.running import ClipRun
+from stma.evaluation.scoring import score_clips
+from stma.evaluation.spreading import ClipWorker, Failure, run_clips
 from stma.model.weights import load_model
-from stma.outputs import holding, prepare_output, replacing
-from stma.pictures import contact_sheet, draw_overlay, save_picture, write_video
-from stma.provenance import file_digest, versions
+from stma.runtime.device import reset_peak
+from stma.runtime.distributed import Processes, join_processes
+from stma.runtime.outputs import holding, prepare_output, replacing
+from stma.runtime.provenance import file_digest, versions
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stma.data.images import read_image
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip, only_new_objects
-from stma.inference.scoring import ClipScorer, ObjectScore, Score, summarize
+from stma.evaluation.benchmarks import EvalClip, only_new_objects
+from stma.evaluation.scoring import ClipScorer, ObjectScore, Score, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
 from stma.model.attention_shares import Cut, Look, Watched, mean_look, mean_shares, with_streams

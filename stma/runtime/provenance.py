@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stma import __version__
+from stma.version import __version__
 
 
 def file_digest(path: str | Path) -> str:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from stma.data.images import UNREADABLE, image_size
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
-from stma.outputs import replacing
-from stma.workers import worker_map
+from stma.evaluation.benchmarks import EvalClip
+from stma.runtime.outputs import replacing
+from stma.runtime.workers import worker_map
 
 PNG = b"\x89PNG\r\n\x1a\n"
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold

@@ -17,12 +17,12 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from stma.data.images import read_image, read_mask
+from stma.data.pictures import draw_overlay
 from stma.errors import InputError
-from stma.inference.benchmarks import EvalClip
-from stma.inference.results import FRAME_SCORES, RESULTS
-from stma.outputs import replacing
-from stma.pictures import draw_overlay
-from stma.workers import worker_map
+from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.results import FRAME_SCORES, RESULTS
+from stma.runtime.outputs import replacing
+from stma.runtime.workers import worker_map
 
 MAX_CLIPS = 40  # that have pictures: the worst ones
 STRIP_FRAMES, STRIP_HEIGHT = 6, 150
@@ -125,7 +125,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
                 "drawn": drawn,
             }
         )
-    environment = Environment(loader=PackageLoader("stma.inference", "."), autoescape=True)
+    environment = Environment(loader=PackageLoader("stma.evaluation", "."), autoescape=True)
     page = environment.get_template("report.html.jinja").render(
         first=first,
         results=results,

@@ -1,0 +1,1 @@
+"""From a network to the scores, tables and submissions of benchmarks."""

@@ -1,0 +1,1 @@
+"""What serves a run: devices, processes, files, settings."""
