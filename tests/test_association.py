@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from stma.memory.temporal import TemporalMemory
-from stma.model.association import Association, affinity_scores, keep_top_k
+from stma.model import association as module
+from stma.model.association import Association, affinity_scores, read_all, read_top_k
 
 
 def test_dot_and_l2_scores_by_hand() -> None:
@@ -15,10 +16,65 @@ def test_dot_and_l2_scores_by_hand() -> None:
     assert affinity_scores(query, keys, "l2").flatten().tolist() == [0, -4 / 2]
 
 
-def test_top_k_keeps_the_largest() -> None:
-    scores = torch.tensor([[[0.1, 3.0, 2.0, -1.0]]])
-    assert keep_top_k(scores, 2).tolist() == [[[-math.inf, 3.0, 2.0, -math.inf]]]
-    assert torch.equal(keep_top_k(scores, 9), scores)
+def masked_below_top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
+    threshold = scores.topk(k, dim=-1).values[..., -1:]
+    return scores.masked_fill(scores < threshold, -math.inf)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 20])
+def test_top_k_reads_what_a_softmax_over_the_k_largest_would(k: int) -> None:
+    """Gathered and dense, with the gradients of queries, keys and values."""
+    torch.manual_seed(0)
+    query = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    keys = torch.randn(2, 7, 4, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(2, 7, 3, 6, dtype=torch.float64, requires_grad=True)
+    scores = query @ keys.transpose(1, 2)
+    scores = scores.masked_fill(torch.tensor([False] * 5 + [True] * 2), -math.inf)
+
+    gathered, received = read_top_k(scores, values, k)
+    dense, dense_received = read_all(masked_below_top_k(scores, min(k, 7)), values)
+    assert torch.allclose(gathered, dense, atol=1e-12)
+    assert torch.allclose(received, dense_received, atol=1e-12)
+    assert not received.requires_grad
+    weight = torch.randn_like(dense)
+    for a, b in zip(
+        torch.autograd.grad((gathered * weight).sum(), (query, keys, values), retain_graph=True),
+        torch.autograd.grad((dense * weight).sum(), (query, keys, values)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "l2"])
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_queries_read_a_few_at_a_time_read_the_same(
+    similarity: str, top_k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups of objects, of which the second knows the second frame only."""
+    torch.manual_seed(0)
+    association = Association(dim=4, similarity=similarity)
+    query = torch.randn(2, 9, 4)
+    frames = [(torch.randn(2, 5, 4), torch.randn(2, objects, 5, 6)) for objects in (1, 3)]
+    readouts, uses = [], []
+    for at_once in (9, 4, 1):
+        monkeypatch.setattr(module, "CPU_QUERIES", at_once)
+        memory = TemporalMemory(capacity=10, top_k=top_k)
+        for keys, values in frames:
+            memory.write(keys, values, torch.zeros(2, values.shape[1], 4), pinned=True)
+        readouts.append(association(query, memory))
+        uses.append((memory._usage, memory._age))
+    for readout, (usage, age) in zip(readouts[1:], uses[1:], strict=True):
+        assert torch.allclose(readout, readouts[0], atol=1e-6)
+        assert torch.allclose(usage, uses[0][0], atol=1e-5)
+        assert torch.equal(age, torch.ones(2, 10))
+    assert uses[0][0].sum() == pytest.approx(2 * 9, abs=1e-4)  # every query gives a weight of 1
+
+
+def test_a_long_memory_is_read_by_few_queries_at_a_time() -> None:
+    cpu = torch.device("cpu")
+    assert module.queries_at_once(1, 10_000, cpu) == module.CPU_QUERIES
+    assert module.queries_at_once(1, 486_000, cpu) * 486_000 <= module.CPU_SCORES
+    assert module.queries_at_once(16, 10**9, cpu) == 1
 
 
 def test_readout_is_the_affinity_weighted_mean_of_values() -> None:

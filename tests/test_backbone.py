@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from stma.model.backbone import (
     FrameEmbedding,
+    ResampledPositions,
     map_to_tokens,
     resample_positions,
     sinusoidal_position_embedding,
@@ -30,6 +32,23 @@ def test_positions_are_kept_at_the_pretraining_size_and_resampled_elsewhere() ->
     embedding = sinusoidal_position_embedding((14, 14), dim=8)
     assert torch.equal(resample_positions(embedding, (14, 14)), embedding)
     assert resample_positions(embedding, (3, 29)).shape == (1, 87, 8)
+
+
+def test_kept_positions_are_the_resampled_ones_and_follow_what_is_loaded() -> None:
+    embedding = sinusoidal_position_embedding((14, 14), dim=8)
+    positions = ResampledPositions()
+    with torch.inference_mode():
+        first = positions.at(embedding, (3, 29))
+    assert torch.equal(first, resample_positions(embedding, (3, 29)))
+    assert positions.at(embedding, (3, 29)) is first
+    weight = torch.ones(1, requires_grad=True)
+    (weight * first).sum().backward()  # a training step after a validation
+    assert positions.at(embedding, (2, 2)).shape == (1, 4, 8)
+
+    embedding.copy_(2 * embedding)  # as load_state_dict does
+    assert torch.equal(positions.at(embedding, (3, 29)), 2 * first)
+    assert torch.equal(positions.at(embedding.double(), (3, 29)).float(), 2 * first)
+    assert copy.deepcopy(positions).at(first.new_zeros(1, 196, 8), (3, 29)).abs().max() == 0
 
 
 def test_tokens_and_maps_are_inverse() -> None:

@@ -320,7 +320,9 @@ def test_counting(monkeypatch, capsys) -> None:
     }
     assert set(costs) == set(VARIANTS)
     assert costs["no_spatial_memory"] < costs["full"] < costs["joint"]
-    with pytest.raises(SystemExit, match="there are convvit_b, convvit_s, convvit_t, vit_b"):
+    with pytest.raises(
+        SystemExit, match="there are convvit_b, convvit_s, convvit_t, convvit_xs, vit_b"
+    ):
         script(monkeypatch, "count.py", "convvit_x")
 
 

@@ -23,7 +23,7 @@ def write(
 
 
 def use(memory: TemporalMemory, *weights: float) -> None:
-    memory.count_use(torch.tensor(weights)[None, None], ObjectGroup(WHOLE, None))
+    memory.count_use(torch.tensor(weights)[None], ObjectGroup(WHOLE, None))
 
 
 def held(memory: TemporalMemory) -> list[float]:
@@ -88,7 +88,7 @@ def test_late_objects_survive_eviction() -> None:
         write(memory, number, objects=2)
         for group in memory.groups:
             present = torch.ones(1, len(memory)) if group.present is None else group.present
-            memory.count_use((present / present.sum())[:, None], group)
+            memory.count_use(present / present.sum(), group)
     assert {1.0, 2.0, 19.0} <= set(held(memory))
     late = memory.groups[1].present
     assert late is not None
@@ -105,7 +105,7 @@ def test_capacity_and_buffers_never_grow_over_500_frames() -> None:
         assert len(memory) <= 50
         for group in memory.groups:
             weights = torch.rand(1, 3, len(memory), generator=generator)
-            memory.count_use(weights / weights.sum(-1, keepdim=True), group)
+            memory.count_use((weights / weights.sum(-1, keepdim=True)).sum(1), group)
         if number in (60, 499):
             buffers.append([tuple(memory.__dict__[name].shape) for name in ("_keys", "_tokens")])
     assert held(memory).count(0.0) == 7
@@ -172,8 +172,8 @@ def test_batches_evict_each_on_its_own() -> None:
             torch.zeros(2, 1, 1),
             pinned=False,
         )
-    weights = torch.tensor([[0.9, 0.8, 0.1, 0.2], [0.1, 0.2, 0.9, 0.8]])[:, None]
-    memory.count_use(weights, ObjectGroup(WHOLE, None))
+    received = torch.tensor([[0.9, 0.8, 0.1, 0.2], [0.1, 0.2, 0.9, 0.8]])
+    memory.count_use(received, ObjectGroup(WHOLE, None))
     memory.write(
         torch.full((2, 2, 1), 5.0), torch.zeros(2, 1, 2, 1), torch.zeros(2, 1, 1), pinned=False
     )

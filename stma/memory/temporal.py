@@ -125,18 +125,18 @@ class TemporalMemory:
         gone = self._elements_per_frame() == 0
         return self._tokens.masked_fill(gone[:, :, None, None], float("-inf")).amax(dim=1)
 
-    def count_use(self, weights: Tensor, group: ObjectGroup) -> None:
+    def count_use(self, received: Tensor, group: ObjectGroup) -> None:
         """Record a read, for the eviction.
 
         Args:
-            weights: ``(B, L, M)`` softmax affinity of the objects in ``group``, which counts by
-                their share of all objects.
+            received: ``(B, M)``, the softmax affinity of all queries to each element, as the
+                objects in ``group`` have read it; it counts by their share of all objects.
         """
         if self.capacity is None:
             return
         objects = group.objects
         share = (objects.stop - objects.start) / self.num_objects
-        self._usage[:, : self.size] += share * weights.detach().sum(dim=1)
+        self._usage[:, : self.size] += share * received
         if objects.start == 0:  # once per read
             self._age[:, : self.size] += 1
 

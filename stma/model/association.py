@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stma.memory.temporal import TemporalMemory
@@ -10,6 +11,12 @@ from stma.runtime.device import without_autocast
 from stma.structures import at_least_fp32
 
 SIMILARITIES = ("dot", "l2")
+
+# Queries are read a few at a time: their scores stay in a CPU's cache between the product, the
+# softmax and the next product, and a long video's never fill the machine. A GPU wants more at once.
+CPU_QUERIES = 256
+CPU_SCORES = 2**24
+GPU_SCORES = 2**28
 
 
 def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
@@ -26,18 +33,50 @@ def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
         ``(B, L, M)``. Never under autocast: rounded to bf16, a score of 28 is off by 6 %.
     """
     with without_autocast(query.device):
-        scores = query @ keys.transpose(1, 2)
+        scale = 1 / math.sqrt(query.shape[-1])  # of the queries, which are fewer than the scores
         if similarity == "l2":
-            scores = 2 * scores - keys.square().sum(dim=2)[:, None]
-        return scores / math.sqrt(query.shape[-1])
+            norms = scale * keys.square().sum(dim=2)[:, None]
+            return (2 * scale * query) @ keys.transpose(1, 2) - norms
+        return (scale * query) @ keys.transpose(1, 2)
 
 
-def keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """All but the ``k`` largest scores of each query set to ``-inf``; ``(B, L, M)``."""
-    if k >= scores.shape[-1]:
-        return scores
-    threshold = scores.topk(k, dim=-1).values[..., -1:]
-    return scores.masked_fill(scores < threshold, float("-inf"))
+def queries_at_once(batch: int, elements: int, device: torch.device) -> int:
+    """How many queries of each clip read a memory of so many elements together."""
+    if device.type == "cpu":
+        return min(CPU_QUERIES, max(1, CPU_SCORES // (batch * elements)))
+    return max(1, GPU_SCORES // (batch * elements))
+
+
+def read_all(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Every query's mean of the values, weighted by the softmax of its scores.
+
+    Args:
+        scores: ``(B, L, M)``, ``-inf`` where an element does not exist for these objects.
+        values: ``(B, M, N, C)``.
+
+    Returns:
+        ``(B, L, N, C)``, and the weight that each element has received of all queries, ``(B, M)``.
+    """
+    weights = scores.softmax(dim=-1)
+    readout = weights.to(values.dtype) @ values.flatten(2)
+    return readout.unflatten(2, values.shape[2:]), weights.detach().sum(dim=1)
+
+
+def read_top_k(scores: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As :func:`read_all`, each query reading only the ``k`` elements of the largest scores."""
+    batch, elements = scores.shape[0], scores.shape[2]
+    top = scores.topk(min(k, elements), dim=-1, sorted=False)
+    weights = top.values.softmax(dim=-1)  # (B, L, K)
+    first = torch.arange(batch, device=scores.device)[:, None, None] * elements
+    readout = F.embedding_bag(
+        (top.indices + first).flatten(0, 1),
+        values.flatten(2).flatten(0, 1),
+        per_sample_weights=weights.flatten(0, 1).to(values.dtype),
+        mode="sum",
+    )
+    received = torch.zeros_like(scores[:, 0], requires_grad=False)
+    received.scatter_add_(1, top.indices.flatten(1), weights.detach().flatten(1))
+    return readout.view(batch, -1, *values.shape[2:]), received
 
 
 class Association(nn.Module):
@@ -78,18 +117,25 @@ class Association(nn.Module):
         Returns:
             ``(B, N, L, C)``.
         """
-        scores = affinity_scores(self.key(features), memory.keys, self.similarity)
-        values = memory.values
-        readouts = []
-        for group in memory.groups:
-            visible = scores
-            if group.present is not None:
-                visible = scores.masked_fill(~group.present[:, None], float("-inf"))
-            if memory.top_k is not None:
-                visible = keep_top_k(visible, memory.top_k)
-            weights = visible.softmax(dim=-1)
-            memory.count_use(weights, group)
-            group_values = values[:, :, group.objects]  # (B, M, N', C)
-            readout = weights.to(values.dtype) @ group_values.flatten(2)
-            readouts.append(readout.unflatten(2, group_values.shape[2:]))
-        return torch.cat(readouts, dim=2).transpose(1, 2)
+        query = self.key(features)
+        keys, values, groups = memory.keys, memory.values, memory.groups
+        readouts: list[Tensor] = []
+        received: list[list[Tensor]] = []
+        at_once = queries_at_once(keys.shape[0], keys.shape[1], keys.device)
+        for some in query.split(at_once, dim=1):
+            scores = affinity_scores(some, keys, self.similarity)
+            reads = []
+            for group in groups:
+                visible = scores
+                if group.present is not None:
+                    visible = scores.masked_fill(~group.present[:, None], float("-inf"))
+                group_values = values[:, :, group.objects]  # (B, M, N', C)
+                if memory.top_k is None:
+                    reads.append(read_all(visible, group_values))
+                else:
+                    reads.append(read_top_k(visible, group_values, memory.top_k))
+            readouts.append(torch.cat([readout for readout, _ in reads], dim=2))
+            received.append([used for _, used in reads])
+        for group, used in zip(groups, zip(*received, strict=True), strict=True):
+            memory.count_use(torch.stack(used).sum(dim=0), group)
+        return torch.cat(readouts, dim=1).transpose(1, 2)

@@ -12,6 +12,7 @@ from stma.model.attention import TransformerBlock
 
 STRIDE = 16
 PRETRAINING_GRID = (14, 14)  # 224 / 16
+MAX_GRIDS = 16
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,33 @@ def resample_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
     return resample_abs_pos_embed(
         embedding, list(grid), old_size=list(PRETRAINING_GRID), num_prefix_tokens=0
     )
+
+
+class ResampledPositions:
+    """Position embeddings of the grids seen lately, as every frame of a video has the same.
+
+    It notices when the embedding is replaced or written to; a copy or a pickle starts empty.
+    """
+
+    def __init__(self) -> None:
+        self._source: tuple[Tensor, int] | None = None
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def __reduce__(self) -> tuple:
+        return ResampledPositions, ()
+
+    def at(self, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+        """See :func:`resample_positions`."""
+        version = -1 if embedding.is_inference() else embedding._version
+        source = self._source
+        if source is None or source[0] is not embedding or source[1] != version:
+            self._source, self._kept = (embedding, version), {}
+        if grid not in self._kept:
+            if len(self._kept) == MAX_GRIDS:
+                self._kept.clear()
+            with torch.inference_mode(False), torch.no_grad():  # a training may follow
+                self._kept[grid] = resample_positions(embedding, grid)
+        return self._kept[grid]
 
 
 def init_transformer_weights(module: nn.Module) -> None:

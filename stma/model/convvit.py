@@ -15,9 +15,9 @@ from stma.model.backbone import (
     PRETRAINING_GRID,
     Backbone,
     FrameEmbedding,
+    ResampledPositions,
     init_transformer_weights,
     map_to_tokens,
-    resample_positions,
     sinusoidal_position_embedding,
 )
 from stma.model.drop_path import DropPath
@@ -94,6 +94,7 @@ class ConvViT(Backbone):
         self.patch_embed3 = PatchEmbed(dim2, dim3, patch_size=2)
         self.patch_embed4 = nn.Linear(dim3, dim3)
         self.register_buffer("pos_embed", sinusoidal_position_embedding(PRETRAINING_GRID, dim3))
+        self.positions = ResampledPositions()
         self.blocks3 = nn.ModuleList(
             TransformerBlock(dim3, num_heads, mlp_ratio, rate) for rate in rates3
         )
@@ -112,7 +113,7 @@ class ConvViT(Backbone):
         grid = (stride16.shape[-2], stride16.shape[-1])
         tokens = self.patch_embed4(map_to_tokens(stride16))
         return FrameEmbedding(
-            tokens + resample_positions(self.pos_embed, grid), grid, (stride8, stride4)
+            tokens + self.positions.at(self.pos_embed, grid), grid, (stride8, stride4)
         )
 
     def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from stma.model.backbone import (
     STRIDE,
     Backbone,
     FrameEmbedding,
+    ResampledPositions,
     init_transformer_weights,
     map_to_tokens,
-    resample_positions,
     sinusoidal_position_embedding,
     tokens_to_map,
 )
@@ -61,6 +61,7 @@ class ViT(Backbone):
         self.fine_dims = (stride8_dim, stride4_dim)
         self.patch_embed = PatchProjection(dim)
         self.register_buffer("pos_embed", sinusoidal_position_embedding(PRETRAINING_GRID, dim))
+        self.positions = ResampledPositions()
         if class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
             nn.init.normal_(self.cls_token, std=0.02)
@@ -87,7 +88,7 @@ class ViT(Backbone):
         """See :meth:`stma.model.backbone.Backbone.embed`."""
         x = self.patch_embed(images)
         grid = (x.shape[-2], x.shape[-1])
-        tokens = map_to_tokens(x) + resample_positions(self.pos_embed, grid)
+        tokens = map_to_tokens(x) + self.positions.at(self.pos_embed, grid)
         if self.num_prefix:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return FrameEmbedding(tokens, grid, None)
