@@ -8,9 +8,8 @@ from omegaconf import DictConfig
 
 from stma.compose import check_choices
 from stma.errors import input_errors_end_the_program
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.config import parse_eval_config
 from stma.evaluation.evaluation import evaluate
-from stma.runtime.config import parse_config
 from stma.runtime.distributed import told_once
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -20,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 @input_errors_end_the_program()
 def main(config: DictConfig) -> None:
     with told_once():
-        parsed = parse_config(EvalConfig, config)
+        parsed = parse_eval_config(config)
     result = evaluate(parsed)
     if result is None:  # not the first process of torchrun
         return

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from stma.compose import check_choices
 from stma.errors import input_errors_end_the_program
 from stma.evaluation.validation import build_validation
+from stma.inference.segmenter import SegmenterConfig
 from stma.runtime.config import parse_config
 from stma.runtime.distributed import told_once
 from stma.training.config import TrainConfig
@@ -22,6 +23,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 def main(config: DictConfig) -> None:
     with told_once():
         parsed = parse_config(TrainConfig, config)
+        parse_config(SegmenterConfig, config.segmenter, "segmenter")
     train(parsed, build_validation)
 
 

@@ -30,7 +30,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from stma.compose import check_choices, load_resolved, quoted
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.benchmarks import list_clips
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.evaluation.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
 from stma.evaluation.results import RESULTS, Evaluation
@@ -39,7 +39,6 @@ from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
 from stma.model.weights import read_weights
-from stma.runtime.config import parse_config
 from stma.runtime.provenance import file_digest
 from stma.training.run import RECORD
 
@@ -239,9 +238,7 @@ def evaluation_of(run: Run, overrides: Sequence[str]) -> EvalConfig:
     """In a folder that no other evaluation of the run has."""
     own = [f"weights={quoted(run.weights)}", f"output={quoted(run.folder / 'table')}"]
     given = ["report=false", *overrides]
-    config = parse_config(
-        EvalConfig, load_resolved(CONFIGS, "eval", [*given, *own], ", ".join(overrides))
-    )
+    config = parse_eval_config(load_resolved(CONFIGS, "eval", [*given, *own], ", ".join(overrides)))
     settings = {name: value for name, value in asdict(config).items() if name not in UNCOUNTED}
     text = repr(settings) + file_digest(run.weights)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -12,8 +12,7 @@ from stma.compose import benchmark_names, load_resolved
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.archive import check_archive
 from stma.evaluation.benchmarks import list_clips
-from stma.evaluation.config import EvalConfig
-from stma.runtime.config import parse_config
+from stma.evaluation.config import parse_eval_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -28,7 +27,7 @@ def main() -> None:
     if arguments.benchmark not in (known := benchmark_names(CONFIGS)):
         raise InputError(f"no benchmark {arguments.benchmark}; there are {', '.join(known)}")
     chosen = [f"benchmark={arguments.benchmark}", "method=copy", *arguments.overrides]
-    config = parse_config(EvalConfig, load_resolved(CONFIGS, "eval", chosen))
+    config = parse_eval_config(load_resolved(CONFIGS, "eval", chosen))
     listing = list_clips(config.benchmark, config.root, config.split)
     clips = listing.clips
     if listing.faults:

@@ -15,8 +15,7 @@ from stma.evaluation.benchmarks import (
     list_clips,
     only_new_objects,
 )
-from stma.evaluation.config import EvalConfig
-from stma.runtime.config import parse_config
+from stma.evaluation.config import EvalConfig, parse_eval_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BOX = box(10, 10, 12, 12)
@@ -31,7 +30,7 @@ def one(rules: BenchmarkConfig, root: Path) -> EvalClip:
 
 def benchmark(name: str, *overrides: str) -> EvalConfig:
     chosen = [f"benchmark={name}", "method=copy", "datasets=/data", *overrides]
-    return parse_config(EvalConfig, load_config(CONFIGS, "eval", chosen))
+    return parse_eval_config(load_config(CONFIGS, "eval", chosen))
 
 
 @pytest.mark.parametrize("name", set(benchmark_names(CONFIGS)) - {"folder"})

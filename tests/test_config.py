@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stma.compose import load_config, load_model_config, model_names
+from stma import SegmenterConfig, save_weights
+from stma.compose import load_config, load_model_config, model_names, quoted
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.config import EvalConfig, parse_eval_config
 from stma.model.factory import build_model
 from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
@@ -41,12 +42,12 @@ def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
     data = DataConfig(sources={"procedural": DatasetConfig(kind="procedural")})
     stages = {"procedural": StageConfig(data=data)}
     assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", stages)
-    config = parse_config(EvalConfig, composed("eval", "root=x", "weights=y"))
-    assert config == EvalConfig(root="x", weights="y", output="results/folder/stma")
+    config = parse_eval_config(composed("eval", "root=x", "method=copy"))
+    assert config == EvalConfig(root="x", method="copy", output="results/folder/copy")
 
 
 def test_eval_composes() -> None:
-    config = parse_config(EvalConfig, composed("eval", "root=x", "method=flow"))
+    config = parse_eval_config(composed("eval", "root=x", "method=flow"))
     assert config.output == "results/folder/flow"
 
 
@@ -108,11 +109,25 @@ def test_a_bad_value_deep_inside_is_named_with_its_path() -> None:
             parse_config(TrainConfig, composed("train", override))
 
 
+def test_what_is_auto_comes_from_the_weights(tmp_path, tiny_model, tiny_config) -> None:
+    tiny_model.segmenter_settings = {"short_side": 64, "memory_interval": 2}
+    path = tmp_path / "w.safetensors"
+    save_weights(path, tiny_model, tiny_config, {})
+    chosen = "root=x", f"weights={quoted(path)}"
+    config = parse_eval_config(composed("eval", *chosen)).segmenter
+    assert config == SegmenterConfig(short_side=64, memory_interval=2)
+    config = parse_eval_config(composed("eval", *chosen, "segmenter.short_side=null")).segmenter
+    assert config == SegmenterConfig(short_side=None, memory_interval=2)
+    # A benchmark's own setting is the paper's, whatever the weights.
+    config = parse_eval_config(composed("eval", *chosen, "benchmark=davis2017_val")).segmenter
+    assert config.memory_interval == 3
+    # A reference without training has no weights to be asked.
+    assert parse_eval_config(composed("eval", "root=x", "method=flow")).segmenter.short_side == 480
+
+
 def test_missing_values_are_named() -> None:
     with pytest.raises(InputError, match="root"):
-        parse_config(EvalConfig, composed("eval", "weights=x"))
-    with pytest.raises(InputError, match="weights"):
-        parse_config(EvalConfig, composed("eval", "root=x"))
+        parse_eval_config(composed("eval", "method=copy"))
 
 
 def test_an_unknown_model_is_named_beside_those_there_are() -> None:

@@ -308,7 +308,6 @@ def test_many_processes_give_the_masks_of_one(root, weights, tmp_path) -> None:
 def test_settings_that_make_no_sense(root, tmp_path, monkeypatch) -> None:
     for settings, message in (
         ({"method": "xmem"}, r"method is 'xmem'.*copy"),
-        ({"method": "stma"}, "weights: give a"),
         ({"workers": 0}, "workers is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"augment": AugmentConfig(flip=True)}, "augment: the method copy has no views"),

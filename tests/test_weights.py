@@ -1,11 +1,21 @@
 import pickle
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from stma import InputError, build_model, load_model, save_weights
-from stma.model.weights import load_state, read_weights
+from stma import InputError, Segmenter, SegmenterConfig, build_model, load_model, save_weights
+from stma.model.weights import (
+    find_weights,
+    load_state,
+    read_segmenter_settings,
+    read_weights,
+    shipped_weights,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_one_file_is_enough_to_build_the_same_model(tmp_path, tiny_model, tiny_config) -> None:
@@ -19,6 +29,43 @@ def test_one_file_is_enough_to_build_the_same_model(tmp_path, tiny_model, tiny_c
     assert config == tiny_config
     assert provenance == {"iterations": 7}
     assert [entry.name for entry in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_settings_of_a_segmenter_go_with_the_weights(tmp_path, tiny_model, tiny_config) -> None:
+    tiny_model.segmenter_settings = {"short_side": 64, "capacity": None}
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, tiny_model, tiny_config, {})
+    assert read_segmenter_settings(path) == {"short_side": 64, "capacity": None}
+    config = Segmenter(load_model(path)).config
+    assert (config.short_side, config.capacity) == (64, None)
+    assert config.memory_interval == SegmenterConfig().memory_interval  # not said: the default
+    assert Segmenter(load_model(path), SegmenterConfig()).config.short_side == 480
+
+
+def test_weights_are_found_by_file_folder_or_name(tmp_path, weights, monkeypatch) -> None:
+    assert find_weights(weights) == weights
+    assert find_weights(weights.parent) == weights
+    with pytest.raises(InputError, match="a folder without a weights"):
+        find_weights(tmp_path / "..")
+    monkeypatch.setattr("stma.model.weights.SHIPPED", tmp_path)
+    assert shipped_weights() == ["weights"]
+    assert find_weights("weights") == weights
+    with pytest.raises(InputError, match=r"large: no such weights file .*by name: weights"):
+        find_weights("large")
+
+
+def test_half_precision_takes_half_the_disk_and_computes_in_full(
+    tmp_path, weights, monkeypatch
+) -> None:
+    monkeypatch.setattr("stma.model.weights.SHIPPED", tmp_path / "package")
+    monkeypatch.setattr("sys.argv", ["ship_weights.py", str(weights), "half"])
+    runpy.run_path(str(ROOT / "scripts" / "ship_weights.py"), run_name="__main__")
+    out = find_weights("half")
+    assert out.stat().st_size < 0.75 * weights.stat().st_size
+    half, full = load_model(out).state_dict(), load_model(weights).state_dict()
+    for name, tensor in full.items():
+        assert half[name].dtype == tensor.dtype
+        torch.testing.assert_close(half[name], tensor, rtol=1e-3, atol=1e-6)
 
 
 def test_weights_of_another_architecture_are_named(tmp_path, tiny_model, tiny_config) -> None:

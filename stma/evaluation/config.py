@@ -1,11 +1,15 @@
 """What to evaluate, with what, and where the results go."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+
+from omegaconf import DictConfig
 
 from stma.errors import InputError
 from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
+from stma.model.weights import read_segmenter_settings
+from stma.runtime.config import parse_config
 
 METHODS = ("stma", "copy", "flow")
 
@@ -18,7 +22,7 @@ class EvalConfig:
         root: of the benchmark's data.
         output: where masks, scores and pictures go.
         datasets: folder of all datasets.
-        weights: a file of train.py; needed by the method ``stma``.
+        weights: a file of train.py, or the name of shipped ones, for the method ``stma``.
         method: ``stma``, or a reference without training: ``copy`` or ``flow``.
         split: a list of clips in ``ImageSets``; null for all with masks.
         clips: only these clips; null for all.
@@ -37,7 +41,7 @@ class EvalConfig:
     root: str
     output: str
     datasets: str = "datasets"
-    weights: str | None = None
+    weights: str = "small"
     method: str = "stma"
     split: str | None = None
     clips: list[str] | None = None
@@ -57,8 +61,6 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}; choose one of {METHODS}")
-        if self.method == "stma" and self.weights is None:
-            raise InputError("weights: give a .safetensors file of train.py (or method=copy)")
         if self.method != "stma" and not self.augment.is_plain:
             raise InputError(f"augment: the method {self.method} has no views to average")
         for scale in self.augment.scales:
@@ -69,3 +71,20 @@ class EvalConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise InputError(f"{key} is {value}; give 1 or more")
+
+
+def parse_eval_config(config: DictConfig) -> EvalConfig:
+    """Fill what a segmenter's settings leave ``auto`` from the weights, and check the whole.
+
+    Raises:
+        InputError: see :func:`~stma.runtime.config.parse_config`; or the weights are not there.
+    """
+    segmenter = config.get("segmenter")
+    if isinstance(segmenter, DictConfig):
+        of_weights = {}
+        if config.get("method") == "stma" and isinstance(config.get("weights"), str):
+            of_weights = read_segmenter_settings(config.weights)
+        for setting in fields(SegmenterConfig):
+            if segmenter.get(setting.name) == "auto":
+                segmenter[setting.name] = of_weights.get(setting.name, setting.default)
+    return parse_config(EvalConfig, config)

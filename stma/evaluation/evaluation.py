@@ -26,7 +26,7 @@ from stma.evaluation.results import FRAME_SCORES, RESULTS, Evaluation, Speed, wr
 from stma.evaluation.running import ClipRun
 from stma.evaluation.scoring import score_clips
 from stma.evaluation.spreading import ClipWorker, Failure, run_clips
-from stma.model.weights import load_model
+from stma.model.weights import find_weights, load_model, shipped_weights
 from stma.runtime.device import reset_peak
 from stma.runtime.distributed import Processes, join_processes
 from stma.runtime.outputs import holding, prepare_output, replacing
@@ -85,7 +85,7 @@ def _look(
     if config.workers == 1:
         return listing, ClipWorker(config, device)
     if config.method == "stma":
-        load_model(config.weights or "")  # told now, not by every worker
+        load_model(config.weights)  # told now, not by every worker
     return listing, None
 
 
@@ -119,6 +119,8 @@ def _begin(
 def _log_start(config: EvalConfig, listing: Listing) -> None:
     rules = config.benchmark
     log.info("%s, %s, %d clips: %s", rules.name, rules.frames, len(listing.clips), _title(config))
+    if config.method == "stma" and config.weights in shipped_weights():
+        log.info("weights: %s, shipped with stma (docs/model_card.md)", config.weights)
     for note in listing.notes:
         log.warning("%s", note)
     for name, fault in listing.faults.items():
@@ -275,10 +277,11 @@ def _title(config: EvalConfig) -> str:
         return "copying the first mask"
     if config.method == "flow":
         return "carrying it along DIS flow"
-    assert config.weights is not None
     views = len(config.augment.scales) * (2 if config.augment.flip else 1)
-    weights = Path(config.weights).resolve()
-    name = f"{weights.parent.name}/{weights.stem}"
+    name = config.weights
+    if name not in shipped_weights():
+        weights = find_weights(name).resolve()
+        name = f"{weights.parent.name}/{weights.stem}"
     return f"ours ({name}{'' if views == 1 else f', {views} views'})"
 
 
@@ -314,7 +317,7 @@ def _prepare(config: EvalConfig, output: Path) -> None:
         raise InputError(f"output: {output} holds the data ({config.root}); choose another one")
     ours = {
         "method": config.method,
-        "weights": None if config.method != "stma" else file_digest(config.weights or ""),
+        "weights": None if config.method != "stma" else file_digest(find_weights(config.weights)),
         "benchmark": identity(config.benchmark, config.root, config.split),
         "segmenter": asdict(config.segmenter) if config.method == "stma" else None,
         "augment": asdict(config.augment) if config.method == "stma" else None,

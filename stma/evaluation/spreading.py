@@ -82,7 +82,6 @@ def _method(config: EvalConfig, device: torch.device) -> Callable[[], VideoSegme
         return CopyFirstMask
     if config.method == "flow":
         return FlowWarp
-    assert config.weights is not None
     model = load_model(config.weights, device)
     if config.augment.is_plain:
         return lambda: Segmenter(model, config.segmenter)

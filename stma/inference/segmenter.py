@@ -89,13 +89,14 @@ class Segmenter:
 
     Args:
         model: in evaluation mode, on the device to run on.
+        config: None takes the settings that came with the weights.
     """
 
     def __init__(self, model: STMA, config: SegmenterConfig | None = None) -> None:
         if model.training:
             raise ValueError("the model is in training mode; call model.eval() first")
         self.model = model
-        self.config = config or SegmenterConfig()
+        self.config = config or SegmenterConfig(**model.segmenter_settings)
         self.device = model.mean.device
         self.dtype = model.mean.dtype
         self.ids: list[int] = []

@@ -5,6 +5,7 @@ The network owns no state of a video. `embed`, `encode`, `segment` and `memorize
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,10 +55,15 @@ class STMA(nn.Module):
 
     Args:
         streams: which tokens read which; the paper's full model by default.
+
+    Attributes:
+        segmenter_settings: of a segmenter that the weights are good with, by their names (such as
+            ``short_side``); they are saved and loaded with the weights.
     """
 
     mean: Tensor
     std: Tensor
+    segmenter_settings: dict[str, Any]
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class STMA(nn.Module):
         self.association = association
         self.decoder = decoder
         self.streams = streams or FullStreams()
+        self.segmenter_settings = {}
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)

@@ -1,7 +1,7 @@
 """Weights on disk: one safetensors file that is enough to build the model.
 
-The configuration of the model and where the weights come from are in the file's metadata. Nothing
-is ever unpickled.
+The configuration of the model, the settings of a segmenter that it is good with and where the
+weights come from are in the file's metadata. Nothing is ever unpickled.
 """
 
 import json
@@ -26,6 +26,34 @@ from stma.runtime.outputs import replacing
 log = logging.getLogger(__name__)
 
 FORMAT = "stma-weights-1"
+SHIPPED = Path(__file__).parent.parent / "weights"  # in the package, by name
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package (docs/model_card.md)."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def find_weights(weights: str | Path) -> Path:
+    """The file that a user means.
+
+    Args:
+        weights: a file; a folder that train.py wrote to; or the name of shipped ones (``small``).
+
+    Raises:
+        InputError: there is none; says which weights are shipped.
+    """
+    if str(weights) in shipped_weights():
+        return SHIPPED / f"{weights}.safetensors"
+    path = Path(weights)
+    if path.is_dir():
+        if not (path / "weights.safetensors").is_file():
+            raise InputError(f"{path}: a folder without a weights.safetensors; give a file")
+        return path / "weights.safetensors"
+    if not path.is_file():
+        names = ", ".join(shipped_weights())
+        raise InputError(f"{path}: no such weights file (shipped with stma, by name: {names})")
+    return path
 
 
 def save_weights(
@@ -34,6 +62,7 @@ def save_weights(
     """Write atomically: to a file beside it, flushed, then renamed.
 
     Args:
+        model: its ``segmenter_settings`` are written, too.
         provenance: anything JSON can hold: the run's configuration, iterations, versions.
     """
     path = Path(path)
@@ -41,6 +70,7 @@ def save_weights(
     metadata = {
         "format": FORMAT,
         "model": json.dumps(asdict(config)),
+        "segmenter": json.dumps(model.segmenter_settings),
         "provenance": json.dumps(dict(provenance)),
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -54,13 +84,37 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
     Raises:
         InputError: there is no such file, it is a pickle or damaged, or not this project's.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
+    path = find_weights(path)
+    metadata, tensors = _read(path, True)
+    try:
+        values = OmegaConf.create(json.loads(metadata["model"]))
+        provenance = json.loads(metadata["provenance"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged metadata ({error!r})") from error
+    return parse_config(ModelConfig, values, source=f"{path}: model"), provenance, tensors
+
+
+def read_segmenter_settings(path: str | Path) -> dict[str, Any]:
+    """Settings of a segmenter that the weights are good with, by their names; empty for none.
+
+    Raises:
+        InputError: see :func:`read_weights`.
+    """
+    path = find_weights(path)
+    metadata, _ = _read(path, False)
+    try:
+        return dict(json.loads(metadata.get("segmenter", "{}")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged metadata ({error!r})") from error
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and, where they are asked for, all tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         if is_pickle(path):
             raise InputError(
@@ -74,12 +128,7 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
             f"{path}: a safetensors file without STMA's model configuration; "
             "give one that train.py wrote"
         )
-    try:
-        values = OmegaConf.create(json.loads(metadata["model"]))
-        provenance = json.loads(metadata["provenance"])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: damaged metadata ({error!r})") from error
-    return parse_config(ModelConfig, values, source=f"{path}: model"), provenance, tensors
+    return metadata, tensors
 
 
 def is_pickle(path: Path) -> bool:
@@ -152,8 +201,12 @@ def load_state(
     model.load_state_dict(fitting, strict=False)  # what is missing has been told
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> STMA:
+def load_model(path: str | Path = "small", device: torch.device | str = "cpu") -> STMA:
     """Build the network that a weights file describes, ready for inference.
+
+    Args:
+        path: a file, a folder of train.py, or a name; see :func:`find_weights`. Half-precision
+            weights are computed with in fp32.
 
     Raises:
         InputError: see :func:`read_weights` and :func:`load_state`.
@@ -161,4 +214,5 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> STMA:
     config, _, tensors = read_weights(path)
     model = build_model(config)
     load_state(model, tensors, path)
+    model.segmenter_settings = read_segmenter_settings(path)
     return model.to(device).eval()

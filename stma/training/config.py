@@ -1,6 +1,7 @@
 """What a run of training is told: its stages, and all that they share."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
@@ -92,6 +93,7 @@ class TrainConfig:
             removes their results first.
         max_skipped: steps in a row whose loss or gradient is not finite, until the run stops; those
             where fp16 overflowed do not count.
+        segmenter: settings of a segmenter that go with the weights, and that validation takes.
         dry_run: print memory and the largest batch that fits, and train nothing.
     """
 
@@ -115,6 +117,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     resume: bool = True
     max_skipped: int = 10
+    segmenter: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from stma.errors import InputError
+from stma.model.weights import find_weights, shipped_weights
 from stma.runtime.distributed import Processes, join_processes
 from stma.runtime.outputs import (
     full_disks_told,
@@ -53,6 +54,8 @@ def train(
         full_disks_told(Path(config.output)),
         ExitStack() as until_the_end,
     ):
+        if config.weights in shipped_weights():
+            config = replace(config, weights=str(find_weights(config.weights)))
         if config.dry_run:  # whatever the output holds
             config = replace(config, resume=False)
         leave = until_the_end.enter_context(signals_noted())
