@@ -1,4 +1,5 @@
-# make demo   train and evaluate a tiny STMA on procedural clips, on a CPU or a GPU
+# make demo   see the shipped network segment, then train a tiny one, on a CPU or a GPU
+#             CLIP=my.mp4 or CLIP=FOLDER: segment your own instead
 # make test   run the tests
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
@@ -12,7 +13,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test lint lock install
 
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo.py $(if $(CLIP),--clip "$(CLIP)")
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

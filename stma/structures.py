@@ -124,9 +124,12 @@ class Prediction:
     Attributes:
         logits: ``(B, T-1, N+1, H, W)``; their softmax over dimension 2 gives the probabilities
             of the background (index 0) and of every object. Padded objects hold ``-inf``.
+        object_logits: ``(B, T-1, N, h, w)`` at stride 16, from the object tokens alone; in training
+            only, and None for variants without such tokens.
     """
 
     logits: Tensor
+    object_logits: Tensor | None = None
 
     @property
     def probabilities(self) -> Tensor:

@@ -69,6 +69,7 @@ def test_an_unknown_key_is_named() -> None:
         ("validation.clips=[a]", r"validation: clips is \['a'\], but root is null"),
         ("model.depths=[1,1,1]", r"model\.depths is \[1, 1, 1\]; the last needs 2"),
         ("model.num_heads=5", r"model\.num_heads"),
+        ("stages.procedural.loss.objects=-1", r"loss\.objects is -1"),
         ("model.num_heads=0", r"model\.num_heads"),
         ("model.value_widths=[0,8,8]", r"model\.value_widths"),
         ("model.drop_path=2", r"model\.drop_path"),
@@ -123,6 +124,12 @@ def test_what_is_auto_comes_from_the_weights(tmp_path, tiny_model, tiny_config) 
     assert config.memory_interval == 3
     # A reference without training has no weights to be asked.
     assert parse_eval_config(composed("eval", "root=x", "method=flow")).segmenter.short_side == 480
+
+
+def test_a_loss_on_object_tokens_needs_some() -> None:
+    overrides = "stages.procedural.loss.objects=0.3", "model.variant=joint"
+    with pytest.raises(InputError, match=r"procedural\.loss\.objects is 0\.3, but with .*joint"):
+        parse_config(TrainConfig, composed("train", *overrides))
 
 
 def test_missing_values_are_named() -> None:

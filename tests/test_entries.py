@@ -48,7 +48,6 @@ def trained(tmp_path_factory) -> Path:
         "experiment=demo",
         f"output={folder}/run",
         "stages.demo.iterations=2",
-        "stages.demo.max_minutes=null",
         "device=cpu",
         "stages.demo.data.height=64",
         "stages.demo.data.width=64",

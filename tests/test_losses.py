@@ -10,6 +10,7 @@ from stma.training.losses import (
     bootstrapped_cross_entropy,
     clip_loss,
     dice_loss,
+    object_loss,
 )
 
 
@@ -38,6 +39,20 @@ def test_dice_by_hand_and_over_valid_objects_alone() -> None:
     both = dice_loss(probabilities, masks, torch.tensor([[True, True]]))
     assert both.item() == pytest.approx((first + second) / 2)
     alone = dice_loss(probabilities, masks, torch.tensor([[True, False]]))
+    assert alone.item() == pytest.approx(first)
+
+
+def test_object_loss_by_hand_where_the_frame_was_padded() -> None:
+    masks = torch.zeros(1, 2, 20, 16)  # padded to 32 x 16: two cells
+    masks[0, 0, :16] = 1  # all of the first cell
+    masks[0, 0, 16:] = 1  # and all that is real of the second: a quarter of it
+    logits = torch.tensor([[2.0, -1.0], [0.0, 0.0]]).view(1, 2, 2, 1)
+    log_sigmoid = torch.nn.functional.logsigmoid
+    two, one = log_sigmoid(torch.tensor([2.0, -2.0])), log_sigmoid(torch.tensor([-1.0, 1.0]))
+    first = -(two[0] + 0.25 * one[0] + 0.75 * one[1]).item() / 2
+    both = object_loss(logits, masks, torch.tensor([[True, True]]))
+    assert both.item() == pytest.approx((first + math.log(2)) / 2)
+    alone = object_loss(logits, masks, torch.tensor([[True, False]]))
     assert alone.item() == pytest.approx(first)
 
 

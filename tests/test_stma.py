@@ -92,8 +92,10 @@ def test_references_and_objects_do_not_depend_on_the_test_frame(tiny_model: STMA
         assert torch.equal(old.value, new.value)
 
 
-def memory_of_one_frame(model: STMA) -> tuple[VideoMemory, list[FrameEmbedding]]:
-    clip = make_batch()
+def memory_of_one_frame(
+    model: STMA, clip: ClipBatch | None = None
+) -> tuple[VideoMemory, list[FrameEmbedding]]:
+    clip = make_batch() if clip is None else clip
     with torch.no_grad():
         images = model.normalize(clip.frames[0])
         frames = model.embed(images).frames(clip.frames.shape[1])
@@ -102,6 +104,26 @@ def memory_of_one_frame(model: STMA) -> tuple[VideoMemory, list[FrameEmbedding]]
         features = model.encode(frames[0], memory)
         model.memorize(images[:1], frames[0], features, masks.double(), memory, pinned=True)
     return memory, frames
+
+
+def test_enhanced_keys_know_the_objects_that_a_frame_gives(tiny_model: STMA) -> None:
+    clip = make_batch()
+    other = dataclasses.replace(clip, masks=clip.masks.flip(-1))
+    tiny_model.double()
+
+    def first_keys(clip: ClipBatch) -> torch.Tensor:
+        return memory_of_one_frame(tiny_model, clip)[0].temporal.keys
+
+    assert torch.equal(first_keys(clip), first_keys(other))  # the paper's: before they are known
+    tiny_model.enhanced_keys = True
+    assert not torch.allclose(first_keys(clip), first_keys(other), atol=1e-6)
+
+
+def test_object_tokens_say_something_of_their_own_in_training_alone(tiny_model: STMA) -> None:
+    clip = make_batch(batch=2, num_frames=3, size=41)
+    assert tiny_model(clip).object_logits is None
+    logits = tiny_model.train()(clip).object_logits
+    assert logits.shape == (2, 2, clip.valid_objects.shape[1], 3, 3)
 
 
 def test_every_parameter_gets_a_gradient(tiny_model: STMA) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from stma.model.attention import TransformerBlock
-from stma.model.stml import ReferenceCache, encode_references, encode_test
+from stma.model.stml import ReferenceCache, encode_test
+from stma.model.stml import encode_references as encode_both
 
 DIM, TOKENS, REFERENCES, OBJECTS = 16, 6, 3, 4
 
@@ -25,6 +26,10 @@ def streams() -> tuple[Tensor, Tensor, Tensor]:
         return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64)
 
     return tokens(2, TOKENS), tokens(2, REFERENCES, TOKENS), tokens(2, OBJECTS)
+
+
+def encode_references(*arguments) -> ReferenceCache:
+    return encode_both(*arguments)[0]
 
 
 def of_reference(cache: ReferenceCache, index: int) -> list[Tensor]:

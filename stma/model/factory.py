@@ -35,6 +35,8 @@ class ModelConfig:
         decoder_widths: channels of the decoder at stride 16, and at strides 8 and 4.
         key_dim: width of the projected memory keys; null for no projection.
         similarity: ``dot`` or ``l2``.
+        enhanced_keys: the memory keys of a frame that gives objects are computed anew once these
+            are known (ours).
         class_token: a ViT's frames carry one, as in pretraining (ours).
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
@@ -52,6 +54,7 @@ class ModelConfig:
     decoder_widths: list[int] = field(default_factory=lambda: [256, 128])
     key_dim: int | None = None
     similarity: str = "dot"
+    enhanced_keys: bool = False
     class_token: bool = False
     variant: str = "full"
 
@@ -81,7 +84,8 @@ class ModelConfig:
         if self.variant not in VARIANTS:
             raise InputError(f"model.variant is {self.variant!r}; choose one of {VARIANTS}")
         if self.variant == PER_OBJECT:
-            for name, default in (("key_dim", None), ("value_dim", None), ("similarity", "dot")):
+            unused = {"key_dim": None, "value_dim": None, "similarity": "dot"}
+            for name, default in (unused | {"enhanced_keys": False}).items():
                 if getattr(self, name) != default:
                     raise InputError(
                         f"model.{name} is {getattr(self, name)!r}, but model.variant={PER_OBJECT} "
@@ -147,6 +151,7 @@ def build_model(config: ModelConfig) -> STMA:
             association=Association(backbone.dim, config.key_dim, config.similarity),
             decoder=build_decoder(),
             streams=streams,
+            enhanced_keys=config.enhanced_keys,
         )
     # Depthwise and pointwise convolutions of few channels are much faster so on every device.
     return model.to(memory_format=torch.channels_last)

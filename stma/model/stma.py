@@ -4,6 +4,7 @@ The network owns no state of a video. `embed`, `encode`, `segment` and `memorize
 :class:`~stma.memory.video.VideoMemory`; `forward` unrolls the same calls that the segmenter makes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,13 @@ class Segmentation:
     Attributes:
         features: ``F_t (B, L, C)``, the key under which the frame is memorised.
         logits: ``(B, N+1, H, W)``, background first.
+        object_logits: ``(B, N, L)``, how well each token of the frame agrees with each object
+            token; None where the variant has none. Only an auxiliary loss reads it (ours).
     """
 
     features: Tensor
     logits: Tensor
+    object_logits: Tensor | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -55,6 +59,8 @@ class STMA(nn.Module):
 
     Args:
         streams: which tokens read which; the paper's full model by default.
+        enhanced_keys: the key of a frame that gives objects is computed anew, once they are known:
+            the frame reads itself and them (ours, off in the paper's model).
 
     Attributes:
         segmenter_settings: of a segmenter that the weights are good with, by their names (such as
@@ -73,6 +79,7 @@ class STMA(nn.Module):
         association: Association,
         decoder: Decoder,
         streams: Streams | None = None,
+        enhanced_keys: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -81,6 +88,7 @@ class STMA(nn.Module):
         self.association = association
         self.decoder = decoder
         self.streams = streams or FullStreams()
+        self.enhanced_keys = enhanced_keys
         self.segmenter_settings = {}
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -132,13 +140,33 @@ class STMA(nn.Module):
 
     def prepare(self, memory: VideoMemory) -> Prepared:
         """What every frame until the next memory update will read of references and objects."""
+        pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
+        return self._prepare(memory, pooled)
+
+    def _prepare(self, memory: VideoMemory, pooled: Tensor | None) -> Prepared:
         references = objects = None
         if self.streams.reads_references:
             references = memory.spatial.references()
-        if self.streams.reads_objects:
-            objects = self.object_features(memory.temporal.object_tokens, memory.valid_objects)
+        if pooled is not None:
+            objects = self.object_features(pooled, memory.valid_objects)
         return self.streams.prepare(
             self.backbone.last_stage, references, objects, memory.valid_objects
+        )
+
+    def _enhance(self, frame: FrameEmbedding, memory: VideoMemory, pooled: Tensor) -> Tensor:
+        """``F_t (B, L, C)`` of a frame that is already among the references, given the objects
+        known so far and those that it brings, ``pooled (B, N, C)``."""
+        tokens = None
+        if self.streams.reads_objects:
+            tokens = pooled
+            if memory.temporal.num_objects:
+                known = memory.temporal.object_tokens
+                tokens = torch.cat(
+                    [known.maximum(pooled[:, : known.shape[1]]), pooled[:, known.shape[1] :]], dim=1
+                )
+        prepared = self._prepare(memory, tokens)
+        return self.backbone.finish(
+            self.streams.encode(self.backbone.last_stage, frame.tokens, prepared)
         )
 
     def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
@@ -150,7 +178,13 @@ class STMA(nn.Module):
             tokens_to_map(features, frame.grid),
             self.backbone.fine_features(frame, features),
         )
-        return Segmentation(features, soft_aggregate(at_least_fp32(logits), memory.valid_objects))
+        objects = getattr(memory.prepared, "objects", None)
+        object_logits = None
+        if self.training and objects is not None:
+            object_logits = objects @ features.transpose(1, 2) / math.sqrt(features.shape[2])
+        return Segmentation(
+            features, soft_aggregate(at_least_fp32(logits), memory.valid_objects), object_logits
+        )
 
     def memorize(
         self,
@@ -172,13 +206,13 @@ class STMA(nn.Module):
             pinned: the frame first gave an object and is never to be forgotten.
         """
         values = self.value_encoder(images, masks)
+        pooled = self.object_features.pool(values, masks)
         if self.streams.reads_references:
             memory.write_references(frame.tokens, pinned=pinned)
+        if pinned and self.enhanced_keys:
+            features = self._enhance(frame, memory, pooled)
         memory.write_values(
-            self.association.key(features),
-            map_to_tokens(values),
-            self.object_features.pool(values, masks),
-            pinned=pinned,
+            self.association.key(features), map_to_tokens(values), pooled, pinned=pinned
         )
 
     def forward(self, clip: ClipBatch) -> Prediction:
@@ -197,6 +231,7 @@ class STMA(nn.Module):
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
+        object_logits = []
         for t in range(1, num_frames):
             self.memorize(
                 images_by_frame[t - 1], frames[t - 1], features, masks, memory, pinned=t == 1
@@ -207,8 +242,12 @@ class STMA(nn.Module):
             segmentation = self.segment(frames[t], memory)
             features = segmentation.features
             logits.append(segmentation.logits[..., :height, :width])
+            if segmentation.object_logits is not None:
+                object_logits.append(segmentation.object_logits.unflatten(2, frames[t].grid))
             masks = pad_to_stride(logits[-1].softmax(dim=1)[:, 1:])
-        return Prediction(torch.stack(logits, dim=1))
+        return Prediction(
+            torch.stack(logits, dim=1), torch.stack(object_logits, dim=1) if object_logits else None
+        )
 
 
 def _prepare_compiler() -> None:

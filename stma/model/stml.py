@@ -33,7 +33,7 @@ def encode_references(
     references: Tensor,
     objects: Tensor | None,
     valid_objects: Tensor | None = None,
-) -> ReferenceCache:
+) -> tuple[ReferenceCache, Tensor | None]:
     """Run the object and the reference streams and keep what the test stream will read.
 
     Args:
@@ -41,6 +41,9 @@ def encode_references(
         objects: ``(B, N, C)`` object tokens as they enter the blocks; None leaves them out, and
             references read themselves alone (Table 1, "w/o object").
         valid_objects: ``(B, N)`` bool; False hides a padded object from every stream.
+
+    Returns:
+        The cache, and the object tokens as they enter the last block, ``(B, N, C)``.
     """
     num_references, num_tokens = references.shape[1:3]
     references = rearrange(references, "b r l c -> (b r) l c")
@@ -82,7 +85,7 @@ def encode_references(
             reference_mask,
         )
         objects = block.update(objects, object_query, object_keys, object_mask)  # Eq. 2
-    return cache
+    return cache, objects
 
 
 def encode_test(

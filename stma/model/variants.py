@@ -31,11 +31,13 @@ class Others:
         keys: of every block, ``(B, heads, S, d)``.
         groups: whose they are.
         mask: ``(B, S)`` bool, False where a batch pads; None where all are real.
+        objects: the object tokens as they enter the last block, ``(B, N, C)``; None without any.
     """
 
     keys: ReferenceCache
     groups: Groups
     mask: Tensor | None = None
+    objects: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class FullStreams(Streams):
         valid_objects: Tensor | None,
     ) -> Others:
         assert references is not None
-        keys = encode_references(blocks, references, objects, valid_objects)
-        return Others(keys, reference_groups(references))
+        keys, objects = encode_references(blocks, references, objects, valid_objects)
+        return Others(keys, reference_groups(references), objects=objects)
 
 
 class WithoutObjects(FullStreams):
@@ -136,7 +138,7 @@ class WithoutReferences(Streams):
             keys.append(own)
             if index + 1 < len(blocks):
                 objects = block.update(objects, query, own, mask)
-        return Others(keys, groups, valid_objects)
+        return Others(keys, groups, valid_objects, objects)
 
 
 class JointSelfAttention(Streams):

@@ -10,6 +10,8 @@ from stma.runtime.device import check_precision
 from stma.training.losses import LossConfig
 from stma.training.optimizer import OptimizerConfig
 
+HAS_OBJECT_TOKENS = ("full", "no_spatial_memory")
+
 
 @dataclass
 class StageConfig:
@@ -145,3 +147,9 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}; give a decay from 0 (none) to less than 1")
         check_precision(self.precision)
+        for name, stage in self.stages.items():
+            if stage.loss.objects > 0 and self.model.variant not in HAS_OBJECT_TOKENS:
+                raise InputError(
+                    f"stages.{name}.loss.objects is {stage.loss.objects}, but with model.variant="
+                    f"{self.model.variant} no object tokens come out of the blocks; leave it at 0"
+                )

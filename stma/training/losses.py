@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stma.errors import InputError
+from stma.model.backbone import STRIDE, pad_to_stride
 from stma.structures import ClipBatch, Prediction
 
 
@@ -18,18 +19,21 @@ class LossConfig:
 
     Attributes:
         cross_entropy, dice: weights; 0.5 each in the paper.
+        objects: weight of an auxiliary loss (ours): at stride 16, each object token has to tell its
+            object's cells from all others by its product with ``F_t``.
         bootstrap_start: iteration from which on the easiest pixels are left out.
         bootstrap_end: iteration at which only the hardest ``bootstrap_share`` is left.
     """
 
     cross_entropy: float = 0.5
     dice: float = 0.5
+    objects: float = 0.0
     bootstrap_start: int = 20_000
     bootstrap_end: int = 70_000
     bootstrap_share: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("cross_entropy", "dice"):
+        for name in ("cross_entropy", "dice", "objects"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"loss.{name} is {getattr(self, name)}; give a weight, 0 or more")
         if self.cross_entropy == self.dice == 0:
@@ -105,6 +109,20 @@ def dice_loss(probabilities: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     return ((loss * valid).sum(1) / valid.sum(1)).mean()
 
 
+def object_loss(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """Binary cross entropy with the share of each cell that an object covers, mean over the valid
+    objects of each image, then over images.
+
+    Args:
+        logits: ``(B, N, h, w)``.
+        masks: ``(B, N, H, W)``; what the frame was padded with is no object.
+        valid: ``(B, N)`` bool.
+    """
+    cover = F.avg_pool2d(pad_to_stride(masks.to(logits.dtype)), STRIDE)
+    loss = F.binary_cross_entropy_with_logits(logits, cover, reduction="none").mean((2, 3))
+    return ((loss * valid).sum(1) / valid.sum(1)).mean()
+
+
 def clip_loss(
     prediction: Prediction, clip: ClipBatch, config: LossConfig, iteration: int
 ) -> Losses:
@@ -119,4 +137,8 @@ def clip_loss(
     valid = clip.valid_objects.repeat_interleave(clip.masks.shape[1] - 1, dim=0)
     dice = dice_loss(logits.softmax(1)[:, 1:], masks, valid)
     total = config.cross_entropy * cross_entropy + config.dice * dice
+    if config.objects > 0:
+        assert prediction.object_logits is not None, "the model has no object tokens"
+        object_logits = prediction.object_logits.flatten(0, 1)
+        total = total + config.objects * object_loss(object_logits, masks, valid)
     return Losses(total=total, cross_entropy=cross_entropy, dice=dice)
