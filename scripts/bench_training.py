@@ -25,6 +25,7 @@ from stma.runtime.device import device_name, peak_gigabytes, resolve_device, res
 from stma.structures import ClipBatch
 from stma.training.config import TrainConfig
 from stma.training.dry_run import random_batch
+from stma.training.learner import Learner
 from stma.training.losses import LossConfig, clip_loss
 from stma.training.trainer import Trainer
 
@@ -81,16 +82,16 @@ def main() -> None:
     if arguments.count:
         print_count(trainer)
         return
-    trainer.build(config.weights)
+    learner = Learner(config, stage, device, weights=config.weights)
     data = stage.data
     print(
         f"{name} on {device_name(device)}: {stage.batch_size} clips of {data.num_frames} frames of "
         f"{data.height} x {data.width}, {data.max_objects} objects, precision {config.precision}, "
         f"{'' if config.compile else 'not '}compiled, torch {torch.__version__}"
     )
-    flops = count_flops(trainer.model, random_batch(trainer, 1), stage.loss)
-    trainer.model.checkpoint_blocks(config.checkpoint_blocks)
-    seconds, waiting = measure(trainer, arguments.steps, arguments.data)
+    flops = count_flops(learner.model, random_batch(stage, 1, device), stage.loss)
+    learner.model.checkpoint_blocks(config.checkpoint_blocks)
+    seconds, waiting = measure(trainer, learner, arguments.steps, arguments.data)
     rate = arguments.steps / seconds
     print(f"{rate:.3f} iterations/s, {rate * stage.batch_size:.2f} clips/s")
     print(f"{100 * waiting / seconds:.0f} % of the time waiting for data")
@@ -114,10 +115,11 @@ def peak_rate(card: str, precision: str) -> float | None:
 
 def print_count(trainer: Trainer) -> None:
     """What the stage costs, on the meta device."""
-    with torch.device("meta"):
+    meta = torch.device("meta")
+    with meta:
         model = build_model(trainer.config.model)
     stage = trainer.stage
-    flops = count_flops(model, random_batch(trainer, 1).to(torch.device("meta")), stage.loss)
+    flops = count_flops(model, random_batch(stage, 1, meta), stage.loss)
     seconds = flops * stage.batch_size * stage.iterations / (SHARE * PEAKS["H100"])
     print(f"{trainer.name}: {flops / 1e12:.2f} TFLOPs a clip, forward and backward")
     print(
@@ -136,11 +138,11 @@ def count_flops(model: STMA, batch: ClipBatch, loss: LossConfig) -> int:
     return counter.get_total_flops()
 
 
-def measure(trainer: Trainer, steps: int, loaded: bool) -> tuple[float, float]:
+def measure(trainer: Trainer, learner: Learner, steps: int, loaded: bool) -> tuple[float, float]:
     """Seconds of so many steps, and of them those of waiting for data."""
     accumulate = trainer.config.accumulate
     batches = trainer.batches() if loaded else None  # ends with this function
-    noise = random_batch(trainer, trainer.numbers(0).part)
+    noise = random_batch(trainer.stage, trainer.numbers(0).part, trainer.device)
     waiting, start = 0.0, time.perf_counter()
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
@@ -154,7 +156,7 @@ def measure(trainer: Trainer, steps: int, loaded: bool) -> tuple[float, float]:
             clip = next(batches) if batches is not None else noise
             waiting += time.perf_counter() - before
             parts.append(clip.to(trainer.device))
-        trainer.step(parts, progress=0.5)
+        learner.step(parts, step, progress=0.5)
     synchronize(trainer.device)
     return time.perf_counter() - start, waiting
 

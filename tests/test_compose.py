@@ -79,6 +79,14 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
         assert list(load_config(CONFIGS, "train", [override]).stages) == expected
 
 
+def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
+    small = load_config(CONFIGS, "train", ["experiment=small", "datasets=/data"])
+    finetune = load_config(CONFIGS, "train", ["experiment=finetune"])
+    assert finetune.weights == "small"
+    assert finetune.model == small.model
+    assert list(finetune.stages) == ["finetune"]
+
+
 def test_names_that_look_like_numbers_stay_names() -> None:
     """04259896e2 is a float to YAML; the seven clips that XMem leaves out of YouTube-VOS."""
     left_out = "01e64dd36a 04259896e2 1336440745 5bc77844da 5ee23ca60e 738e5a0a14 f8af30d4b6"

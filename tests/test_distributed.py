@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_learner import learner_of
 from test_trainer import config, trained, trainer_of
 
 from stma.errors import InputError, ToldByAnother
@@ -26,6 +27,7 @@ torch.set_num_threads(1)
 from test_trainer import config
 from stma.runtime.distributed import join_processes
 from stma.errors import input_errors_end_the_program
+from stma.training.learner import Learner
 from stma.training.run import train
 from stma.training.trainer import Trainer
 
@@ -34,17 +36,21 @@ settings = config(output, iterations=3, batch_size=4, accumulate=accumulate)
 if what == "gradient":
     with join_processes("cpu") as (processes, device):
         trainer = Trainer(settings, "only", device, processes)
-        trainer.build(None)
+        trainer.learner = Learner(settings, trainer.stage, device, processes)
+        trainer.learner.connect()
         batches = trainer.batches()
         parts = [next(batches) for _ in range(accumulate)]
-        trainer.step(parts, 0.0)
+        trainer.learner.step(parts, 0, 0.0)
         names = [name for part in parts for name in part.names]
         open(f"{output}.{processes.rank}", "w").write("|".join(names))
         if processes.is_main:
-            gradients = {n: p.grad for n, p in trainer.model.named_parameters()}
-            gradients["center"] = trainer.model.object_features.center
+            model = trainer.learner.model
+            gradients = {n: p.grad for n, p in model.named_parameters()}
+            gradients["center"] = model.object_features.center
             torch.save(gradients, output)
+            del model, gradients
         processes.wait()
+        trainer.release()  # while there is a group that its network belongs to
 if what == "leave":  # one of them is told
     step = Trainer.step
     def leave(self, *arguments):
@@ -53,9 +59,9 @@ if what == "leave":  # one of them is told
         return step(self, *arguments)
     Trainer.step = leave
 if what == "spoil":  # the loss of the second process alone is not finite, once
-    step = Trainer.step
-    def spoil(self, parts, *arguments):
-        spoiled = self.iteration == 1 and self.processes.rank == 1
+    step = Learner.step
+    def spoil(self, parts, iteration, *arguments, **more):
+        spoiled = iteration == 1 and self.processes.rank == 1
         bias = self.model.decoder.head.bias
         before = bias.detach().clone()
         if spoiled:
@@ -66,8 +72,8 @@ if what == "spoil":  # the loss of the second process alone is not finite, once
                 torch.Tensor.backward = backward
                 bias.data.copy_(before)
                 backward(loss)
-        return step(self, parts, *arguments)
-    Trainer.step = spoil
+        return step(self, parts, iteration, *arguments, **more)
+    Learner.step = spoil
 if what == "group":  # torchrun's signal reaches the workers too
     step = Trainer.step
     def tell(self, *arguments):
@@ -115,13 +121,12 @@ def torchrun(processes: int, what: str, output: Path, accumulate: int = 1, check
 def test_processes_and_parts_see_the_same_samples_and_give_the_same_gradient(tmp_path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    trainer = trainer_of(config(tmp_path / "alone", iterations=3, batch_size=4))
-    trainer.build(None)
-    batch = next(trainer.batches())
-    trainer.step([batch], 0.0)
+    settings = config(tmp_path / "alone", iterations=3, batch_size=4)
+    learner, batch = learner_of(settings), next(trainer_of(settings).batches())
+    learner.step([batch], 0, 0.0)
     torch.set_num_threads(threads)
-    expected = {n: p.grad for n, p in trainer.model.named_parameters()}
-    expected["center"] = trainer.model.object_features.center
+    expected = {n: p.grad for n, p in learner.model.named_parameters()}
+    expected["center"] = learner.model.object_features.center
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for processes, accumulate in ((2, 1), (1, 2), (2, 2)):
         path = tmp_path / f"{processes}-{accumulate}.pt"
@@ -145,7 +150,7 @@ def test_two_processes_train_to_the_end_and_one_of_them_writes(tmp_path) -> None
     assert log.count("an epoch is") == 1
     assert run.stderr.count("only: 100%") <= 1
     _, _, two = read_weights(tmp_path / "run" / "weights.safetensors")
-    one = trained(config(tmp_path / "one", iterations=3, batch_size=4)).model.state_dict()
+    one = trained(config(tmp_path / "one", iterations=3, batch_size=4)).learner.model.state_dict()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 

@@ -6,8 +6,8 @@ import torch
 from test_trainer import config, trainer_of
 
 from stma.training.dry_run import dry_run, random_batch
+from stma.training.learner import Learner
 from stma.training.run import train
-from stma.training.trainer import Trainer
 
 
 def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
@@ -24,7 +24,7 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
     trainer = trainer_of(config(tmp_path, batch_size=2))
     tried = []
 
-    def step(trainer, count: int) -> float:
+    def step(learner, count: int) -> float:
         tried.append(count)
         if count > 5:
             raise torch.OutOfMemoryError
@@ -32,13 +32,12 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr("stma.training.dry_run._step", step)
     monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)
-    trainer.build = lambda weights: None  # type: ignore[method-assign]
+    monkeypatch.setattr("stma.training.dry_run.Learner", lambda *arguments, **more: None)
     trainer.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert dry_run(trainer, None) == 5
     assert tried == [2, 4, 8, 6, 5]
     trainer = trainer_of(config(tmp_path, batch_size=16))
-    trainer.build = lambda weights: None  # type: ignore[method-assign]
     trainer.device = torch.device("cuda")
     tried.clear()
     assert dry_run(trainer, None) == 5
@@ -54,11 +53,11 @@ def test_a_step_that_was_cut_short_leaves_nothing_behind(
     trainer = trainer_of(config(tmp_path, batch_size=4, precision=precision))
     clip_norm, networks = torch.nn.utils.clip_grad_norm_, []
     monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)
-    build = Trainer.build
 
-    def built(self, weights) -> None:
-        build(self, weights)
-        networks.append(weakref.ref(self.model))
+    def built(*arguments, **more) -> Learner:
+        learner = Learner(*arguments, **more)
+        networks.append(weakref.ref(learner.model))
+        return learner
 
     def too_many(parameters, max_norm):
         parameters = list(parameters)
@@ -66,23 +65,22 @@ def test_a_step_that_was_cut_short_leaves_nothing_behind(
             raise torch.OutOfMemoryError
         return clip_norm(parameters, max_norm)
 
-    monkeypatch.setattr(Trainer, "build", built)
+    monkeypatch.setattr("stma.training.dry_run.Learner", built)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", too_many)
     assert dry_run(trainer, None) == 2
     assert [network() for network in networks] == [None] * len(networks)
-    assert not hasattr(trainer, "model")
 
 
 def test_parts_after_the_first_find_its_gradient_in_memory(tmp_path, monkeypatch) -> None:
     trainer = trainer_of(config(tmp_path, batch_size=8, accumulate=4))
     taken = []
-    step = Trainer.step
+    step = Learner.step
 
-    def recorded(self, parts, progress):
+    def recorded(self, parts, iteration, progress):
         taken.append([len(part) for part in parts])
-        return step(self, parts, progress)
+        return step(self, parts, iteration, progress)
 
-    monkeypatch.setattr(Trainer, "step", recorded)
+    monkeypatch.setattr(Learner, "step", recorded)
     assert dry_run(trainer, None) == 2
     assert taken == [[2, 2]] * 2
 
@@ -98,6 +96,6 @@ def test_a_finished_run_can_be_tried_again(tmp_path, caplog) -> None:
 
 
 def test_noise_has_the_shape_of_the_stages_clips(tmp_path) -> None:
-    batch = random_batch(trainer_of(config(tmp_path)), 2)
+    batch = random_batch(config(tmp_path).stages["only"], 2, torch.device("cpu"))
     assert batch.frames.shape == (2, 3, 3, 32, 48)
     assert batch.masks.max() == batch.valid_objects.shape[1] == 3

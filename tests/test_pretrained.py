@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 from safetensors.torch import save_file
-from test_trainer import config, trainer_of
+from test_learner import learner_of
+from test_trainer import config
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -394,9 +395,7 @@ def public_file(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 def test_training_starts_from_a_public_backbone_and_never_asks_for_it_again(tmp_path) -> None:
     path, state = public_file(tmp_path)
     settings = config(tmp_path / "run", pretrained=str(path))
-    trainer = trainer_of(settings)
-    trainer.build(str(path))
-    assert_holds(trainer.model.backbone, state)
+    assert_holds(learner_of(settings, str(path)).model.backbone, state)
     fixed = load_model(train(settings)).backbone.state_dict()["pos_embed"]
     assert torch.equal(fixed, state["pos_embed"])
     path.unlink()

@@ -310,7 +310,7 @@ def test_networks_of_earlier_stages_are_given_back(tmp_path, monkeypatch) -> Non
     def built(self, weights) -> None:
         assert [network() for network in networks] == [None] * len(networks)
         build(self, weights)
-        networks.append(weakref.ref(self.model))
+        networks.append(weakref.ref(self.learner.model))
 
     monkeypatch.setattr(Trainer, "_build", built)
     train(two_stages(tmp_path, ema=0.9))

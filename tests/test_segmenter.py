@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from conftest import make_batch, random_frame
+from conftest import TINY, make_batch, perturbed, random_frame
 
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
 from stma.model.factory import build_model
 from stma.model.stma import STMA
+from stma.model.variants import VARIANTS
+from stma.model.weights import save_weights
 
 
 def blob_mask(height: int, width: int, ids: list[int]) -> np.ndarray:
@@ -314,3 +318,133 @@ def test_bf16_runs_with_late_objects_and_eviction_and_stays_close(tiny_model: ST
     assert half.dtype == torch.float32
     assert torch.allclose(half.sum(0), torch.ones(32, 48), atol=1e-4)
     assert (half - run("fp32")).abs().mean() < 0.05
+
+
+def segmented(segmenter: Segmenter, frames: list[np.ndarray]) -> list[torch.Tensor]:
+    return [segmenter.step(frame).probabilities for frame in frames]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("capacity", [8, None])
+def test_a_saved_video_goes_on_to_the_bit(tmp_path, variant: str, capacity: int | None) -> None:
+    """Saved between two memory updates, with an object that entered late, and evictions behind."""
+    torch.manual_seed(0)
+    model = perturbed(build_model(replace(TINY, variant=variant))).eval()
+    rng = np.random.default_rng(0)
+    frames = [random_frame(rng, 33, 47) for _ in range(16)]
+    segmenter = Segmenter(model, SegmenterConfig(memory_interval=2, capacity=capacity))
+    for t in range(9):
+        masks = {1: blob_mask(33, 47, [9, 2]), 3: blob_mask(33, 47, [0, 0, 5])}
+        segmenter.step(frames[t], masks.get(t))
+    segmenter.save(tmp_path / "video.safetensors")
+    loaded = Segmenter.load(tmp_path / "video.safetensors", model)
+    assert loaded.ids == [2, 9, 5]
+    assert loaded.num_frames == 9
+    assert loaded.config == segmenter.config
+    on, again = segmented(segmenter, frames[9:]), segmented(loaded, frames[9:])
+    assert all(torch.equal(a, b) for a, b in zip(on, again, strict=True))
+    with pytest.raises(InputError, match="those before it are 33 x 47"):
+        loaded.step(FRAME)
+
+
+def test_a_video_saved_before_its_first_mask_goes_on(tmp_path, tiny_model: STMA) -> None:
+    segmenter = Segmenter(tiny_model)
+    segmenter.step(FRAME)
+    segmenter.save(tmp_path / "video")
+    loaded = Segmenter.load(tmp_path / "video", tiny_model)
+    assert loaded.step(FRAME, MASK).ids == [1]
+    assert loaded.num_frames == 2
+
+
+def test_what_is_no_saved_video_of_this_network_is_refused(tmp_path, tiny_model: STMA) -> None:
+    path = tmp_path / "video"
+    with pytest.raises(InputError, match="video: cannot be read"):
+        Segmenter.load(path, tiny_model)
+    segmenter = Segmenter(tiny_model)
+    segmenter.step(FRAME, MASK)
+    segmenter.save(path)
+    other = perturbed(build_model(TINY), seed=1).eval()
+    with pytest.raises(InputError, match="saved with other weights"):
+        Segmenter.load(path, other)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        Segmenter.load(path, tiny_model)
+    save_weights(path, tiny_model, TINY, {})
+    with pytest.raises(InputError, match="not a saved video"):
+        Segmenter.load(path, tiny_model)
+
+
+def cost(segmenter: Segmenter) -> tuple[int, ...]:
+    """Objects, elements, references, pinned frames, and values that are held of elements."""
+    memory = segmenter.memory
+    spatial, temporal = memory.spatial, memory.temporal
+    pinned = sum(keep for _, keep in spatial.frames)
+    values = temporal.values.numel() if len(temporal) else 0
+    return len(segmenter.ids), len(temporal), len(spatial), pinned, values
+
+
+@pytest.mark.parametrize("variant", ["full", "no_spatial_memory", "no_temporal_memory"])
+@pytest.mark.parametrize("capacity", [None, 40])
+def test_a_removed_object_costs_nothing(variant: str, capacity: int | None) -> None:
+    """As much is held as if the object had never been given, whichever it is."""
+    torch.manual_seed(0)
+    model = perturbed(build_model(replace(TINY, variant=variant))).eval()
+    rng = np.random.default_rng(0)
+    frames = [random_frame(rng, 32, 48) for _ in range(8)]
+    entering = {0: blob_mask(32, 48, [7, 3]), 2: blob_mask(32, 48, [0, 0, 5])}
+
+    def run(given: dict[int, np.ndarray], remove: list[int]) -> Segmenter:
+        segmenter = Segmenter(model, SegmenterConfig(memory_interval=2, capacity=capacity))
+        for t in range(4):
+            segmenter.step(frames[t], given.get(t))
+        for object_id in remove:
+            segmenter.remove(object_id)
+        for t in range(4, 8):
+            result = segmenter.step(frames[t])
+            assert set(np.unique(result.mask)) <= {0, *segmenter.ids}
+            assert result.probabilities.shape[0] == len(segmenter.ids) + 1
+            assert torch.isfinite(result.probabilities).all()
+        return segmenter
+
+    seven = {0: blob_mask(32, 48, [7, 0])}
+    assert cost(run(entering, [7])) == cost(run(seven | {2: entering[2]}, []))
+    assert cost(run(entering, [5, 3])) == cost(run(seven, []))
+    assert cost(run(entering, [3, 7])) == cost(run({2: entering[2]}, []))
+
+
+def test_the_objects_that_remain_keep_their_memories(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model, SegmenterConfig(memory_interval=1))
+    for ids in ([4, 6], [0, 0, 9], [0, 0, 0, 2]):
+        segmenter.step(random_frame(rng, 32, 48), blob_mask(32, 48, ids))
+    held = segmenter.memory.temporal.values.clone()
+    segmenter.remove(6)
+    assert torch.equal(segmenter.memory.temporal.values, held[:, :, [0, 2, 3]])
+    segmenter.remove(9)
+    assert torch.equal(segmenter.memory.temporal.values, held[:, :, [0, 3]])
+    segmenter.remove(4)  # with it goes all that is older than the last
+    assert segmenter.ids == [2]
+    assert torch.equal(segmenter.memory.temporal.values, held[:, -6:, [3]])
+
+
+def test_an_object_may_come_back(tiny_model: STMA) -> None:
+    segmenter = Segmenter(tiny_model)
+    segmenter.step(FRAME, MASK)
+    segmenter.remove(1)
+    assert segmenter.ids == []
+    assert not segmenter.step(FRAME).mask.any()
+    assert segmenter.step(FRAME, MASK).ids == [1]
+    with pytest.raises(InputError, match="object 8 is not in the video; objects: 1"):
+        segmenter.remove(8)
+
+
+def test_reset_begins_another_video(tiny_model: STMA) -> None:
+    segmenter = Segmenter(tiny_model)
+    segmenter.step(FRAME, MASK)
+    segmenter.reset()
+    other = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    fresh = Segmenter(tiny_model)
+    for mask in (np.full((40, 40), 3), None):
+        a, b = segmenter.step(other, mask), fresh.step(other, mask)
+        assert torch.equal(a.probabilities, b.probabilities)
+    assert segmenter.num_frames == 2

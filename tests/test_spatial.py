@@ -70,3 +70,23 @@ def test_objects_with_tokens_of_their_own_have_the_frames_that_know_them() -> No
 def test_settings_that_make_no_sense(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         SpatialMemory(**settings)
+
+
+def test_removing_takes_the_frame_that_nobody_else_needs_and_what_is_older_than_all() -> None:
+    memory = SpatialMemory(queue_size=None)
+    for number in range(6):
+        memory.write(frame(number), pinned=number in (0, 2, 4))
+    memory.remove(1, 1)
+    assert numbers(memory) == [0, 1, 3, 4, 5]
+    memory.remove(0, 0)
+    assert numbers(memory) == [4, 5]
+    memory.remove(0, None)
+    assert numbers(memory) == [4, 5]
+
+
+def test_removing_drops_the_tokens_of_the_object_alone() -> None:
+    memory = SpatialMemory(queue_size=None)
+    for count in (2, 3):
+        memory.write(torch.arange(count).view(1, count, 1, 1), pinned=True)
+    memory.remove(1, None)
+    assert [tokens.flatten().tolist() for tokens, _ in memory.frames] == [[0], [0, 2]]

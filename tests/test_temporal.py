@@ -190,3 +190,42 @@ def test_settings_and_calls_that_make_no_sense() -> None:
     write(memory, 0, objects=3, pinned=True)
     with pytest.raises(ValueError, match="2 objects; 3 are known"):
         write(memory, 1, objects=2)
+
+
+def test_removing_an_object_frees_what_is_older_than_those_that_remain() -> None:
+    memory = TemporalMemory(capacity=8)
+    write(memory, 1, objects=1, pinned=True)
+    write(memory, 2, objects=1)
+    write(memory, 3, objects=2, pinned=True)
+    memory.remove(0)
+    assert held(memory) == [3, 3]
+    assert memory.groups == [ObjectGroup(slice(0, 1), None)]
+    assert memory.values.shape == (1, 2, 1, 1)
+
+
+def test_the_frame_of_a_removed_object_is_evicted_like_any_other() -> None:
+    memory = TemporalMemory(capacity=6)
+    write(memory, 1, objects=1, pinned=True)
+    write(memory, 2, objects=2, pinned=True)
+    memory.remove(1)
+    assert held(memory) == [1, 1, 2, 2]
+    write(memory, 3)
+    use(memory, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5)
+    write(memory, 4)
+    assert held(memory) == [1, 1, 3, 3, 4, 4]
+
+
+def test_after_a_removal_rows_and_elements_are_used_again() -> None:
+    """Every element still belongs to the frame that wrote it, however many follow."""
+    memory = TemporalMemory(capacity=10, max_frames=6)
+    write(memory, 0, objects=1, pinned=True)
+    for number in range(1, 5):
+        write(memory, number)
+    write(memory, 5, objects=2, pinned=True)
+    memory.remove(0)
+    assert held(memory) == [5, 5]
+    for number in range(6, 30):
+        write(memory, number)
+        tokens = memory._tokens[0, memory._frame[0, : len(memory)], 0, 0]
+        assert torch.equal(tokens, memory.keys[0, :, 0])
+        assert memory.object_tokens.item() == number

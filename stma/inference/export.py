@@ -11,7 +11,8 @@ part               from what to what
 ``references``     tokens of references and objects -> what ``encode`` reads, once per update
 =================  =========================================================================
 
-Both memories are left to the application: ``scripts/segment_onnx.py`` keeps them in NumPy. Every size is dynamic, but there is one video at a time.
+Both memories are left to the application: ``scripts/segment_onnx.py`` keeps them in NumPy.
+Every size is dynamic, but there is one video at a time.
 """
 
 import json

@@ -1,6 +1,7 @@
 """One video, one frame at a time: the object that everything which segments videos uses."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stma.errors import InputError
+from stma.inference.state import fingerprint, read_state, write_state
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
@@ -90,6 +92,10 @@ class Segmenter:
     Args:
         model: in evaluation mode, on the device to run on.
         config: None takes the settings that came with the weights.
+
+    Attributes:
+        ids: the objects known so far, in the order in which they entered.
+        num_frames: that it has been given so far.
     """
 
     def __init__(self, model: STMA, config: SegmenterConfig | None = None) -> None:
@@ -99,13 +105,104 @@ class Segmenter:
         self.config = config or SegmenterConfig(**model.segmenter_settings)
         self.device = model.mean.device
         self.dtype = model.mean.dtype
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the video: the next frame is the first one of another."""
+        self._forget_objects()
+        self.num_frames = 0
+        self._frame_size: tuple[int, int] | None = None
+
+    def _forget_objects(self) -> None:
         self.ids: list[int] = []
+        self._entered_with: list[int] = []  # of every object, which of the pinned frames gave it
+        self._frames_since_first_mask = 0
         self.memory = VideoMemory(
             spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
             temporal=TemporalMemory(self.config.capacity, self.config.top_k),
         )
-        self._frame_size: tuple[int, int] | None = None
-        self._frames_since_first_mask = 0
+
+    @torch.inference_mode()
+    def remove(self, object_id: int) -> None:
+        """Take an object out of the video; it costs nothing from then on.
+
+        What showed it becomes background, or another object's, in the frames that follow. Given
+        again, it is a new object.
+
+        Raises:
+            InputError: there is no such object.
+        """
+        if object_id not in self.ids:
+            known = ", ".join(map(str, self.ids)) or "none"
+            raise InputError(f"object {object_id} is not in the video; objects: {known}")
+        if self.ids == [object_id]:
+            self._forget_objects()
+            return
+        index = self.ids.index(object_id)
+        frame = self._entered_with.pop(index)
+        del self.ids[index]
+        if frame in self._entered_with:  # another object came with it
+            self.memory.remove(index, None)
+        else:
+            self.memory.remove(index, frame)
+            self._entered_with = [each - (each > frame) for each in self._entered_with]
+
+    def save(self, path: str | Path) -> None:
+        """Write all that is known of the video, for :meth:`load` to go on with.
+
+        One safetensors file, written atomically: settings, objects and memories, not the network.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        temporal, counts = self.memory.temporal.state()
+        spatial = self.memory.spatial.frames
+        values = {
+            "network": fingerprint(self.model),
+            "config": asdict(self.config),
+            "ids": self.ids,
+            "entered_with": self._entered_with,
+            "num_frames": self.num_frames,
+            "frame_size": self._frame_size,
+            "frames_since_first_mask": self._frames_since_first_mask,
+            "pinned": [pinned for _, pinned in spatial],
+            "temporal": counts,
+        }
+        tensors = {f"temporal.{name}": tensor for name, tensor in temporal.items()}
+        tensors |= {f"spatial.{number}": tokens for number, (tokens, _) in enumerate(spatial)}
+        write_state(Path(path), values, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path, model: STMA) -> "Segmenter":
+        """Go on with a video that :meth:`save` wrote; the next masks are those that would have
+        followed, to the bit on the same machine and device.
+
+        Args:
+            model: with the weights that the video was begun with.
+
+        Raises:
+            InputError: the file is missing, damaged or no saved video, or the network is another.
+        """
+        values, tensors = read_state(Path(path), model.mean.device)
+        if values["network"] != fingerprint(model):
+            raise InputError(f"{path}: saved with other weights; load those that it was begun with")
+        segmenter = cls(model, SegmenterConfig(**values["config"]))
+        segmenter.ids = values["ids"]
+        segmenter._entered_with = values["entered_with"]
+        segmenter.num_frames = values["num_frames"]
+        segmenter._frame_size = values["frame_size"] and tuple(values["frame_size"])
+        segmenter._frames_since_first_mask = values["frames_since_first_mask"]
+        memory = segmenter.memory
+        memory.spatial.restore(
+            [(tensors[f"spatial.{i}"], pinned) for i, pinned in enumerate(values["pinned"])]
+        )
+        prefix = "temporal."
+        memory.temporal.restore(
+            {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)},
+            values["temporal"],
+        )
+        memory.is_empty = not segmenter.ids
+        return segmenter
 
     @torch.inference_mode()
     def step(
@@ -127,6 +224,7 @@ class Segmenter:
         check_step(frame, mask, self._frame_size)
         size = (frame.shape[0], frame.shape[1])
         self._frame_size = size
+        self.num_frames += 1
         if mask is None and not self.ids:
             background = torch.ones(1, *size, device=self.device, dtype=self.dtype)
             return FrameResult(np.zeros(size, np.uint8), background, [])
@@ -154,6 +252,8 @@ class Segmenter:
             features = self.model.encode(embedding, self.memory)
             probabilities = torch.ones(1, *size, device=self.device, dtype=self.dtype)
         self.ids += new_ids
+        if new_ids:
+            self._entered_with += [max(self._entered_with, default=-1) + 1] * len(new_ids)
         known = probabilities
         probabilities = _resize(known, (frame.shape[0], frame.shape[1]))
         if given is not None:

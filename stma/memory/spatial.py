@@ -46,6 +46,33 @@ class SpatialMemory:
         if self.queue_size is not None and len(unpinned) > self.queue_size:
             del self._frames[unpinned[0]]
 
+    def remove(self, index: int, frame: int | None) -> None:
+        """Take an object away, and the frames that show none of those that remain.
+
+        Args:
+            index: of the object; the ones after it move up.
+            frame: which of the pinned frames, counted from the oldest, gave it alone; None if
+                another object came with it. It goes, and so does all that is older than the first
+                pinned frame then.
+        """
+        self._selection = None
+        if frame is not None and self._frames:
+            pinned = [position for position, (_, keep) in enumerate(self._frames) if keep]
+            del self._frames[pinned[frame]]
+            while self._frames and not self._frames[0][1]:
+                del self._frames[0]
+        self._frames = [(without(tokens, index), pinned) for tokens, pinned in self._frames]
+
+    @property
+    def frames(self) -> list[tuple[Tensor, bool]]:
+        """Tokens of all frames held, oldest first, and whether they are pinned."""
+        return list(self._frames)
+
+    def restore(self, frames: list[tuple[Tensor, bool]]) -> None:
+        """Hold what :attr:`frames` gave."""
+        self._frames = list(frames)
+        self._selection = None
+
     def select(self, indices: Tensor) -> None:
         """Choose the references by hand, until the next write.
 
@@ -89,3 +116,11 @@ class SpatialMemory:
             else:
                 chosen.append(tokens)
         return chosen
+
+
+def without(tokens: Tensor, index: int) -> Tensor:
+    """Tokens ``(B, N, L, C)`` of all objects but one; those of no object ``(B, L, C)`` as they
+    are, and so are those of objects that are all older than it."""
+    if tokens.ndim == 3 or tokens.shape[1] <= index:
+        return tokens
+    return torch.cat([tokens[:, :index], tokens[:, index + 1 :]], dim=1)

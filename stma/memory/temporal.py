@@ -6,6 +6,7 @@ the least frequently used elements. Without one it grows and lets gradients thro
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from torch import Tensor
 from stma.errors import InputError
 
 log = logging.getLogger(__name__)
+
+# What a memory knows beside its tensors; `capacity` and `max_frames` grow where they have to.
+COUNTS = (
+    "capacity",
+    "max_frames",
+    "size",
+    "_group_sizes",
+    "_group_entered",
+    "_num_writes",
+    "_pinned_elements",
+    "_pinned_frames",
+)
 
 
 def least_used(usage: Tensor, age: Tensor, protected: Tensor, count: int) -> Tensor:
@@ -110,7 +123,7 @@ class TemporalMemory:
         start = 0
         for size, entered in zip(self._group_sizes, self._group_entered, strict=True):
             present = None
-            if entered > 0:
+            if start > 0:  # nothing held is older than the first group
                 written = self._written.gather(1, self._frame[:, : self.size])
                 present = written >= entered
             groups.append(ObjectGroup(slice(start, start + size), present))
@@ -163,6 +176,72 @@ class TemporalMemory:
             self._group_entered.append(self._num_writes)
         self._num_writes += 1
 
+    def remove(self, index: int) -> None:
+        """Take an object away, and all elements that are older than those that remain.
+
+        Where no other object entered with it, its first frame may be evicted from now on. For one
+        video: a batch of 1.
+
+        Args:
+            index: of the object; the ones after it move up.
+        """
+        if self._keys is None:
+            return
+        assert self._keys.shape[0] == 1, "removing an object from a batch"
+        kept = [i for i in range(self.num_objects) if i != index]
+        self._values = self._values[:, :, kept]
+        self._tokens = self._tokens[:, :, kept]
+        group = next(i for i, group in enumerate(self.groups) if index < group.objects.stop)
+        self._group_sizes[group] -= 1
+        if self._group_sizes[group]:
+            return
+        del self._group_sizes[group]
+        entered = self._group_entered.pop(group)
+        if self.capacity is not None:
+            self._pinned[self._written == entered] = False
+            self._pinned_elements -= self._pinned_elements // self._pinned_frames
+            self._pinned_frames -= 1
+        if group == 0 and self._group_sizes:
+            self._forget_before(self._group_entered[0])
+
+    def _forget_before(self, write: int) -> None:
+        """Free the elements of frames older than the one of that number."""
+        written = self._written.gather(1, self._frame[:, : self.size])
+        kept = (written[0] >= write).nonzero()[:, 0]
+        self.size = kept.shape[0]
+        for name in self._element_buffers():
+            setattr(self, name, getattr(self, name)[:, kept])
+
+    def _element_buffers(self) -> tuple[str, ...]:
+        """What is held of every element, ``(B, M, ...)``."""
+        always = ("_keys", "_values", "_frame")
+        return always if self.capacity is None else (*always, "_usage", "_age")
+
+    def _frame_buffers(self) -> tuple[str, ...]:
+        """What is held of every frame, ``(B, F, ...)``."""
+        always = ("_tokens", "_written")
+        return always if self.capacity is None else (*always, "_pinned")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that :meth:`restore` needs: tensors by name, and values that JSON can hold."""
+        values = {name: getattr(self, name) for name in COUNTS}
+        if self._keys is None:
+            return {}, values
+        tensors = {name: getattr(self, name)[:, : self.size] for name in self._element_buffers()}
+        return tensors | {name: getattr(self, name) for name in self._frame_buffers()}, values
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Hold what :meth:`state` gave, in a memory of the same settings.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        for name in COUNTS:
+            setattr(self, name, values[name])
+        if tensors:
+            for name in (*self._element_buffers(), *self._frame_buffers()):
+                setattr(self, name, tensors[name])
+
     def _grow(self, keys: Tensor, values: Tensor, tokens: Tensor) -> None:
         if self._keys is None:
             self._keys, self._values, self._tokens = keys, values, tokens[:, None]
@@ -210,9 +289,9 @@ class TemporalMemory:
             self._written = torch.zeros(batch, 0, dtype=torch.long, device=keys.device)
             self._pinned = torch.zeros(batch, 0, dtype=torch.bool, device=keys.device)
         self._let_in(values.shape[2])
-        for name in ("_keys", "_values", "_usage", "_age", "_frame"):
+        for name in self._element_buffers():
             setattr(self, name, _pad(getattr(self, name), dim=1, size=self.capacity))
-        for name in ("_tokens", "_written", "_pinned"):
+        for name in self._frame_buffers():
             setattr(self, name, _pad(getattr(self, name), dim=1, size=self.max_frames))
 
     def _let_in(self, num_objects: int) -> None:

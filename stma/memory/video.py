@@ -37,6 +37,16 @@ class VideoMemory:
         self.temporal.write(keys, values, pooled, pinned=pinned)
         self._updated()
 
+    def remove(self, index: int, frame: int | None) -> None:
+        """Take an object away from both memories; it is not the last one.
+
+        Args:
+            index, frame: see :meth:`SpatialMemory.remove`.
+        """
+        self.spatial.remove(index, frame)
+        self.temporal.remove(index)
+        self.prepared = None
+
     def _updated(self) -> None:
         self.prepared = None
         self.is_empty = False

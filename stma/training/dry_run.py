@@ -1,6 +1,5 @@
 """How much memory a stage needs, and the largest batch that fits, before it is started."""
 
-import copy
 import logging
 import time
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import torch
 
 from stma.runtime.device import peak_gigabytes
-from stma.runtime.distributed import Processes
 from stma.structures import ClipBatch
+from stma.training.config import StageConfig
+from stma.training.learner import Learner, release_memory
 from stma.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -24,15 +24,17 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
         The largest number of clips that fitted, in all processes.
     """
     processes = trainer.processes
-    # Each process by itself: one that runs out of memory would leave the others waiting for its
-    # gradient. Those of DistributedDataParallel lie in its buffers, so they need no more room.
-    alone = copy.copy(trainer)
-    alone.processes = Processes()
+
+    def build() -> Learner:
+        # Each process by itself: one that runs out of memory would leave the others waiting for its
+        # gradient. Those of DistributedDataParallel lie in its buffers, so they need no more room.
+        return Learner(trainer.config, trainer.stage, trainer.device, weights=weights)
+
     share = trainer.numbers(0).part
     count, largest, too_many = share, 0, None
-    alone.build(weights)
+    learner = build()
     while True:
-        seconds = _try_step(alone, count)
+        seconds = _try_step(learner, count)
         if all(processes.gather(seconds is not None)):
             largest = count
             log.info(
@@ -48,41 +50,43 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
             too_many = count
             log.info("%s: %d clips at once do not fit", trainer.name, count)
             # What was interrupted holds memory, and a loss scale that waits for its step.
-            alone.release()
-            alone.build(weights)
+            del learner
+            release_memory(trainer.device)
+            learner = build()
         count = 2 * count if too_many is None else (largest + too_many) // 2
         if count == largest:
             break
-    alone.release()
+    del learner
+    release_memory(trainer.device)
     log.info("%s: the largest batch that fitted is %d clips a process", trainer.name, largest)
     return largest
 
 
-def _try_step(trainer: Trainer, clips: int) -> float | None:
+def _try_step(learner: Learner, clips: int) -> float | None:
     """Seconds of a step; None where the memory does not suffice. The error is not kept, as it
     holds all that the step had made."""
     try:
-        return _step(trainer, clips)
+        return _step(learner, clips)
     except torch.OutOfMemoryError:
         return None
 
 
-def _step(trainer: Trainer, clips: int) -> float:
+def _step(learner: Learner, clips: int) -> float:
     """Seconds of the second of two steps, with two parts where there would be more than one: the
     gradient of the first one is there while the second one is computed."""
-    batch = random_batch(trainer, clips)
-    parts = [batch] * min(trainer.config.accumulate, 2)
-    if trainer.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trainer.device)
-    for _ in range(2):
+    batch = random_batch(learner.stage, clips, learner.device)
+    parts = [batch] * min(learner.config.accumulate, 2)
+    if learner.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(learner.device)
+    for iteration in range(2):
         start = time.perf_counter()
-        trainer.step(parts, progress=0.5)
+        learner.step(parts, iteration, progress=0.5)
     return time.perf_counter() - start
 
 
-def random_batch(trainer: Trainer, clips: int) -> ClipBatch:
+def random_batch(stage: StageConfig, clips: int, device: torch.device) -> ClipBatch:
     """Noise with as many objects as a clip may have; the work does not depend on the pixels."""
-    data = trainer.stage.data
+    data = stage.data
     generator = torch.Generator().manual_seed(0)
     shape = (clips, data.num_frames, data.height, data.width)
     frames = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
@@ -95,4 +99,4 @@ def random_batch(trainer: Trainer, clips: int) -> ClipBatch:
         masks=masks,
         valid_objects=torch.ones(clips, data.max_objects, dtype=torch.bool),
         references=references,
-    ).to(trainer.device)
+    ).to(device)

@@ -7,19 +7,11 @@ from typing import Any
 from stma.errors import InputError
 from stma.runtime.outputs import full_disks_told, replacing
 from stma.training.checkpoint import Checkpoints
+from stma.training.learner import STATE as OF_LEARNER
 
 # Attributes of a trainer that a checkpoint holds as they are.
-COUNTS = (
-    "iteration",
-    "seconds",
-    "shown",
-    "skipped",
-    "skipped_in_a_row",
-    "overflows",
-    "best",
-    "validated",
-)
-STATE = (*COUNTS, "settings", "model", "average", "optimizer", "scaler", "generators")
+COUNTS = ("iteration", "seconds", "best", "validated")
+STATE = (*COUNTS, *OF_LEARNER, "shown", "settings", "generators")
 
 
 class StageFolder:

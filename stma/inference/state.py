@@ -1,0 +1,62 @@
+"""A saved video on disk: one safetensors file; nothing is ever unpickled."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from stma.errors import InputError
+from stma.model.stma import STMA
+from stma.runtime.outputs import full_disks_told, replacing
+
+FORMAT = "stma-video-1"
+SAMPLED = 64  # values of every parameter that tell one network from another
+
+
+def write_state(path: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write atomically.
+
+    Args:
+        values: anything JSON can hold.
+
+    Raises:
+        InputError: the disk is full or cannot be written to.
+    """
+    metadata = {"format": FORMAT, "values": json.dumps(values)}
+    with full_disks_told(path.parent), replacing(path) as partial:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        partial.write_bytes(save(contiguous, metadata))
+
+
+def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`write_state` wrote.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or holds something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            # Cloned, as kernels may round otherwise where memory is aligned otherwise.
+            tensors = {name: file.get_tensor(name).clone().to(device) for name in names}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: not a saved video; give a file that Segmenter.save wrote")
+    return json.loads(metadata["values"]), tensors
+
+
+def fingerprint(model: STMA) -> str:
+    """The same for equal weights on any device, and another for any other weights."""
+    digest = hashlib.sha256()
+    for name, parameter in model.state_dict().items():
+        some = parameter.flatten()[:SAMPLED].float().cpu().numpy().tobytes()
+        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + some)
+    return digest.hexdigest()

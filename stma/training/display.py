@@ -1,0 +1,133 @@
+"""What a stage shows while it trains: a progress bar, and TensorBoard."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stma.runtime.device import autocast, peak_gigabytes
+from stma.structures import ClipBatch
+from stma.training.board import Board, prediction_picture
+from stma.training.config import TrainConfig
+from stma.training.feed import Pace
+from stma.training.learner import Learner, Step
+from stma.training.losses import Losses, bootstrap_fraction
+from stma.training.optimizer import learning_rate
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+
+
+class Display:
+    """Of one stage, open while it trains.
+
+    Args:
+        name: of the stage.
+        folder: for TensorBoard's files; None shows nothing at all.
+
+    Attributes:
+        shown: running average of the loss; None before the first.
+    """
+
+    def __init__(self, config: TrainConfig, name: str, folder: Path | None) -> None:
+        self.config, self.stage, self.name = config, config.stages[name], name
+        self.folder = folder
+        self.shown: float | None = None
+        self.board = Board(None)
+
+    @contextmanager
+    def opened(self, iteration: int, progress: float) -> Iterator["Display"]:
+        """Show what comes from this iteration on; earlier starts have made this progress."""
+        self.pace = Pace(iteration)
+        with Board(self.folder, iteration) as self.board, self.new_bar(progress) as self.bar:
+            yield self
+
+    def new_bar(self, progress: float) -> tqdm:
+        return tqdm(
+            total=100,
+            initial=100 * progress,  # not done in this start
+            unit="%",
+            desc=self.name,
+            bar_format=BAR,
+            mininterval=1,
+            disable=self.folder is None,
+        )
+
+    def advance(self, progress: float) -> None:
+        """Move the bar."""
+        self.bar.update(100 * progress - self.bar.n)
+
+    def show_step(
+        self,
+        learner: Learner,
+        step: Step,
+        clip: ClipBatch,
+        iteration: int,
+        progress: float,
+        waited: float,
+    ) -> None:
+        """In all processes; shows what is due at this iteration.
+
+        Args:
+            clip: that the step's prediction is of.
+            waited: seconds for data, of the whole start.
+        """
+        if iteration % self.config.log_every == 0:
+            losses = _mean(learner, step.losses)
+            speed, waiting = self.pace.look(iteration + 1, waited)
+            self._show_loss(losses.total.item(), iteration, speed)
+            self._show_scalars(learner, losses, step.grad_norm, iteration, progress, waiting)
+        if self.board.is_open and iteration % self.config.picture_every == 0:
+            picture = prediction_picture(clip, step.prediction)
+            self.board.picture("prediction", picture, iteration)
+            with autocast(learner.device, self.config.precision):
+                self.board.attention(learner.model, clip, iteration)
+
+    def show_validation(self, score: float, iteration: int) -> None:
+        self.board.scalars({"validation/jf": score}, iteration)
+
+    def _show_loss(self, loss: float, iteration: int, speed: float) -> None:
+        if math.isfinite(loss):
+            self.shown = loss if self.shown is None else 0.8 * self.shown + 0.2 * loss
+        self.bar.set_postfix_str(
+            f"iteration {iteration}, loss {self.shown or loss:.3f}, {speed:.1f} it/s"
+        )
+
+    def _show_scalars(
+        self,
+        learner: Learner,
+        losses: Losses,
+        grad_norm: Tensor,
+        iteration: int,
+        progress: float,
+        waiting: float,
+    ) -> None:
+        if not self.board.is_open:
+            return
+        optimizer = self.stage.optimizer
+        rate = learning_rate(optimizer, progress)
+        scalars = {
+            "loss/total": losses.total.item(),
+            "loss/cross_entropy": losses.cross_entropy.item(),
+            "loss/dice": losses.dice.item(),
+            "loss/bootstrap_fraction": bootstrap_fraction(self.stage.loss, iteration),
+            "optimizer/learning_rate": rate,
+            "optimizer/backbone_learning_rate": rate * optimizer.backbone_rate,
+            "optimizer/gradient_norm": grad_norm.item(),
+            "optimizer/skipped_steps": learner.skipped,
+            "time/share_waiting_for_data": waiting,
+            "memory/peak_gigabytes": peak_gigabytes(learner.device),
+        }
+        if learner.scaler.is_enabled():
+            scalars["optimizer/loss_scale"] = learner.scaler.get_scale()
+            scalars["optimizer/overflows"] = learner.overflows
+        self.board.scalars(scalars, iteration)
+
+
+def _mean(learner: Learner, losses: Losses) -> Losses:
+    """Over all processes."""
+    values = torch.stack([losses.total, losses.cross_entropy, losses.dice])
+    return Losses(*(learner.processes.sum(values) / learner.processes.world_size))

@@ -1,0 +1,260 @@
+"""The network in training and all that belongs to it, and one step of the optimiser."""
+
+import gc
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from stma.model.factory import build_model
+from stma.model.pretrained import load_pretrained
+from stma.model.stma import STMA
+from stma.model.weights import check_same_architecture, load_state, read_weights
+from stma.runtime.device import autocast, uses_fp16
+from stma.runtime.distributed import Processes
+from stma.structures import ClipBatch, Prediction
+from stma.training.averaging import build_average, update_average
+from stma.training.checkpoint import seed_generators
+from stma.training.config import StageConfig, TrainConfig
+from stma.training.losses import Losses, clip_loss
+from stma.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+
+log = logging.getLogger(__name__)
+
+LOSS_SCALE = 2.0**14  # of fp16, at first
+COUNTS = ("skipped", "skipped_in_a_row", "overflows")
+STATE = (*COUNTS, "model", "average", "optimizer", "scaler")
+
+
+@dataclass
+class Step:
+    """What came of one step.
+
+    Attributes:
+        losses: of this process's share.
+        prediction: of the last part.
+        grad_norm: before clipping.
+        notes: the largest of all processes' ones, each.
+    """
+
+    losses: Losses
+    prediction: Prediction
+    grad_norm: Tensor
+    notes: list[float]
+
+
+class Learner:
+    """Takes steps of the optimiser.
+
+    Args:
+        weights: to start from: of the whole network, or the public backbone ``config.pretrained``.
+
+    Attributes:
+        skipped: steps that were not taken, as their loss or gradient was not finite.
+        overflows: steps that were not taken as the loss scale of fp16 was too large.
+
+    Raises:
+        InputError: the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: StageConfig,
+        device: torch.device,
+        processes: Processes | None = None,
+        weights: str | Path | None = None,
+    ) -> None:
+        self.config, self.stage, self.device = config, stage, device
+        self.processes = processes or Processes()
+        self.skipped = self.skipped_in_a_row = self.overflows = 0
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model)
+        if weights is not None and weights == config.pretrained:
+            load_pretrained(self.model.backbone, weights)
+        elif weights is not None:
+            tensors = read_own_weights(config, weights)
+            load_state(self.model, tensors, weights, strict=config.strict_weights)
+        self.model.segmenter_settings = dict(config.segmenter)  # of what these weights become
+        self.model.to(device)
+        self.model.checkpoint_blocks(config.checkpoint_blocks)
+        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        self.scaler = torch.amp.GradScaler(
+            device.type, LOSS_SCALE, enabled=uses_fp16(config.precision)
+        )
+        self.average: AveragedModel | None = None
+        if config.ema > 0:
+            self.average = build_average(self.model, config.ema)
+        if config.compile:
+            self.model.compile_parts()
+        self.network: nn.Module = self.model
+        # The weights are alike in all processes; what is drawn from here on is not.
+        seed_generators(config.seed, self.processes.rank, 0)
+
+    def connect(self) -> None:
+        """With the networks of the other processes."""
+        if self.processes.world_size > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # all processes compute the same ones
+            )
+
+    @property
+    def result(self) -> STMA:
+        """The network that is saved and validated: the average, where there is one."""
+        return self.model if self.average is None else cast(STMA, self.average.module)
+
+    def state(self) -> dict[str, Any]:
+        """All that the steps to come depend on, but for the generators of random numbers."""
+        return {name: getattr(self, name) for name in COUNTS} | {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            RuntimeError, ValueError: it comes from another version of the network.
+        """
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        for name in COUNTS:
+            setattr(self, name, state[name])
+
+    def step(
+        self,
+        parts: Sequence[ClipBatch],
+        iteration: int,
+        progress: float,
+        notes: Callable[[], list[float]] = list,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Step:
+        """One step of the optimiser on a batch in parts of equal size.
+
+        A step whose loss or gradient is not finite, in any process, leaves the weights and all
+        averages as they were.
+
+        Args:
+            progress: of the stage, 0 to 1, which the learning rate follows.
+            notes: called late; of what it gives, all processes get the largest, in the one message
+                that they exchange anyway.
+            meanwhile: called once the device has all its work, before the host waits for it.
+
+        Raises:
+            InputError: it was the last of ``max_skipped`` such steps in a row.
+        """
+        config, stage = self.config, self.stage
+        self.network.train()
+        set_learning_rate(self.optimizer, learning_rate(stage.optimizer, progress))
+        self.optimizer.zero_grad(set_to_none=True)
+        all_losses = []
+        for index, part in enumerate(parts):
+            losses, prediction = self._differentiate(part, iteration, index, len(parts))
+            all_losses.append(losses)
+        losses = Losses.mean(all_losses)
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), stage.optimizer.clip_norm
+        )
+        bad = [~losses.total.isfinite(), ~grad_norm.isfinite()]
+        exchange = self._exchange(bad, notes())
+        if meanwhile is not None:
+            meanwhile()
+        bad_loss, bad_gradient, *agreed = exchange.tolist()  # here the host waits for the device
+        if bad_loss or bad_gradient:
+            overflow = not bad_loss and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            self.scaler.update()
+            self.model.object_features.forget_observed()
+            if overflow:  # the scale has grown too large, and is smaller now
+                self.overflows += 1
+            else:
+                self._skip(iteration, [each.total for each in all_losses], grad_norm, parts)
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.model.object_features.update_center(self.processes.sum)
+            if self.average is not None:
+                update_average(self.average, self.model, config.ema)
+            self.skipped_in_a_row = 0
+        return Step(losses, prediction, grad_norm, agreed)
+
+    def _differentiate(
+        self, part: ClipBatch, iteration: int, index: int, count: int
+    ) -> tuple[Losses, Prediction]:
+        """Add the gradient of one part of several; nothing of its graph is kept."""
+        with self._no_sync(index + 1 == count):
+            with autocast(self.device, self.config.precision):
+                prediction = self.network(part)
+            losses = clip_loss(prediction, part, self.stage.loss, iteration)
+            self.scaler.scale(losses.total / count).backward()
+        return losses.detach(), Prediction(prediction.logits.detach())
+
+    def _no_sync(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients are exchanged once, after the last part."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
+        return nullcontext()
+
+    def _exchange(self, flags: list[Tensor], notes: list[float]) -> Tensor:
+        """The largest of each over all processes."""
+        values = [torch.full((), note, dtype=torch.float64, device=self.device) for note in notes]
+        return self.processes.maximum(torch.stack([*(flag.double() for flag in flags), *values]))
+
+    def _skip(
+        self,
+        iteration: int,
+        losses: list[Tensor],
+        grad_norm: Tensor,
+        parts: Sequence[ClipBatch],
+    ) -> None:
+        """Count and tell a step that is not finite, with the clips of the parts that are not."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        own = [(loss.item(), part.names) for loss, part in zip(losses, parts, strict=True)]
+        everyone = [each for theirs in self.processes.gather(own) for each in theirs]
+        faulty = [(loss, names) for loss, names in everyone if not math.isfinite(loss)]
+        what = f"loss {faulty[0][0]}" if faulty else "loss finite in all processes"
+        names = "; ".join(name for _, names in faulty or everyone for name in names)
+        found = f"{what}, gradient norm {grad_norm.item()} at iteration {iteration} ({names})"
+        log.warning("skipped: %s", found)
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise self.processes.common_error(
+                f"{found}: {self.skipped_in_a_row} steps in a row were not finite; checkpoints and "
+                "weights are as last saved. Lower the stage's optimizer.learning_rate or set "
+                "precision=fp32"
+            )
+
+
+def read_own_weights(config: TrainConfig, weights: str | Path) -> dict[str, Tensor]:
+    """Tensors of a file, of the same architecture where the weights have to fit.
+
+    Raises:
+        InputError: the file is faulty, or of another architecture.
+    """
+    theirs, _, tensors = read_weights(weights)
+    if config.strict_weights:
+        check_same_architecture(theirs, config.model, weights)
+    return tensors
+
+
+def release_memory(device: torch.device) -> None:
+    """Of a learner that nobody holds any more."""
+    gc.collect()  # compiled parts and their module hold one another
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
