@@ -5,8 +5,12 @@ import os
 # Before torch is imported: the test suite is many small tensors, and spinning threads only hurt.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import struct
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -110,4 +114,62 @@ def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "weights.safetensors"
     save_weights(path, perturbed(build_model(TINY)), TINY, {})
+    return path
+
+
+def gradient(number: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A picture that tells its number, and which way is up: bright at the left, red at the top."""
+    picture = np.full((height, width, 3), 10 * number + 20, np.uint8)
+    picture[:, : width // 4] = 255
+    picture[: height // 4, :] = (255, 0, 0)
+    return picture
+
+
+def number_of(image: np.ndarray) -> int:
+    """Which frame a picture of :func:`gradient` is."""
+    height, width = image.shape[:2]
+    return round((image[height // 2 :, width // 2 :].mean() - 20) / 10)
+
+
+def write_clip_file(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    times: list[int] | None = None,
+    sound: bool = False,
+    **options: str,
+) -> Path:
+    """Encode a clip of 25 frames a second; options are of the container."""
+    gop = {"g": "5", "crf": "10"} if codec.startswith("libx26") else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=25, options=gop)
+        stream.pix_fmt = pix_fmt
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 100)
+        audio = container.add_stream("aac", rate=8000) if sound else None
+        for number, image in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = image.shape[:2]
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 100)
+            container.mux(stream.encode(frame))
+            if audio is not None:
+                samples = np.sin(np.arange(320) * 0.3, dtype=np.float32)[None]
+                tone = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+                tone.sample_rate, tone.pts = 8000, 320 * number
+                container.mux(audio.encode(tone))
+        container.mux(stream.encode())
+        if audio is not None:
+            container.mux(audio.encode())
+    return path
+
+
+def turned(path: Path) -> Path:
+    """Have a file of mp4 say that it is to be shown turned by 90 degrees clockwise."""
+    content = bytearray(path.read_bytes())
+    matrix = content.find(b"tkhd") + 44
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
     return path

@@ -27,7 +27,7 @@ def test_an_overlay_tints_objects_and_leaves_the_background() -> None:
     mask[5:15, 5:15] = 1
     drawn = draw_overlay(frame, mask)
     assert drawn[0, 0].tolist() == [100, 100, 100]
-    assert drawn[10, 10].tolist() == [177, 50, 50]
+    assert drawn[10, 10].tolist() == [178, 50, 50]
     assert drawn[5, 10].tolist() == [255, 255, 255]
 
 

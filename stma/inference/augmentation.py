@@ -56,12 +56,11 @@ class AugmentedSegmenter:
         for segmenter, flipped in self._views:
             if flipped:
                 mirrored = None if mask is None else mask[:, ::-1].copy()
-                result = segmenter.step(frame[:, ::-1], mirrored, last=last)
+                probabilities = segmenter.predict(frame[:, ::-1], mirrored, last=last).flip(-1)
             else:
-                result = segmenter.step(frame, mask, last=last)
-            probabilities = result.probabilities
-            probabilities = probabilities.flip(-1) if flipped else probabilities
+                probabilities = segmenter.predict(frame, mask, last=last)
             total = probabilities if total is None else total + probabilities
         assert total is not None
         mean = total / len(self._views)
-        return FrameResult(index_mask(mean, result.ids), mean, result.ids)
+        ids = list(self._views[0][0].ids)
+        return FrameResult(index_mask(mean, ids), mean, ids)

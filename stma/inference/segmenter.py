@@ -17,7 +17,7 @@ from stma.memory.video import VideoMemory
 from stma.model.backbone import STRIDE, pad_to_stride
 from stma.model.stma import STMA
 from stma.runtime.config import check_types
-from stma.runtime.device import autocast, check_precision
+from stma.runtime.device import autocast, check_precision, upload
 
 MAX_SCALE = 4.0
 
@@ -223,22 +223,29 @@ class Segmenter:
             InputError: a frame or mask of the wrong type or size, or a mask without any object.
                 The state of the video is unchanged.
         """
+        probabilities = self.predict(frame, mask, last=last)
+        return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
+
+    @torch.inference_mode()
+    def predict(
+        self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
+    ) -> Tensor:
+        """The probabilities ``(N+1, H, W)`` of :meth:`step` alone. On a GPU they are not there yet:
+        the host does not wait for it."""
         check_step(frame, mask, self._frame_size)
         size = (frame.shape[0], frame.shape[1])
         self._frame_size = size
         self.num_frames += 1
         if mask is None and not self.ids:
-            background = torch.ones(1, *size, device=self.device, dtype=self.dtype)
-            return FrameResult(np.zeros(size, np.uint8), background, [])
+            return torch.ones(1, *size, device=self.device, dtype=self.dtype)
 
         given = None
         new_ids: list[int] = []
         if mask is not None:
-            given = torch.from_numpy(mask.astype(np.int64)).to(self.device)
+            given = upload(mask.astype(np.int64), self.device)
             new_ids = [int(i) for i in np.unique(mask) if i != 0 and i not in self.ids]
         with autocast(self.device, self.config.precision):
-            probabilities = self._advance(frame, given, new_ids, last=last)
-        return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
+            return self._advance(frame, given, new_ids, last=last)
 
     def _advance(
         self, frame: np.ndarray, given: Tensor | None, new_ids: list[int], *, last: bool
@@ -275,7 +282,7 @@ class Segmenter:
     def network_input(self, frame: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """What the network sees of a frame ``(H, W, 3)``: normalised, scaled and padded
         ``(1, 3, H', W')``, and its height and width without the padding."""
-        image = torch.from_numpy(np.array(frame)).to(self.device)  # a frame may be read-only
+        image = upload(np.array(frame), self.device)  # a frame may be read-only
         image = image.permute(2, 0, 1).to(self.dtype) / 255
         size = network_size(
             frame.shape[0], frame.shape[1], self.config.short_side, self.config.scale
@@ -345,7 +352,8 @@ def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
         ``(len(ids)+1, H, W)``.
     """
     row_of_id = torch.full((256,), -1, device=mask.device)
-    row_of_id[[0, *ids]] = torch.arange(len(ids) + 1, device=mask.device)
+    for row, identity in enumerate([0, *ids]):  # not in one call: a list would be waited for
+        row_of_id[identity] = row
     rows = row_of_id[mask]
     missing = len(ids) + 1 - probabilities.shape[0]
     merged = F.pad(probabilities, (0, 0, 0, 0, 0, missing))
@@ -361,9 +369,9 @@ def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
 
 def index_mask(probabilities: Tensor, ids: list[int]) -> np.ndarray:
     """The most probable ID of every pixel: ``(N+1, H, W)`` to ``(H, W)`` uint8."""
-    table = torch.tensor([0, *ids], dtype=torch.uint8, device=probabilities.device)
     # Not argmax: on a CPU, over the first dimension, it takes twenty times as long.
-    return table[probabilities.max(dim=0).indices].cpu().numpy()
+    rows = probabilities.max(dim=0).indices.to(torch.uint8)
+    return np.array([0, *ids], np.uint8)[rows.cpu().numpy()]  # here the host waits for the device
 
 
 def network_size(

@@ -188,9 +188,9 @@ class TemporalMemory:
         if self._keys is None:
             return
         assert self._keys.shape[0] == 1, "removing an object from a batch"
-        kept = [i for i in range(self.num_objects) if i != index]
-        self._values = self._values[:, :, kept]
-        self._tokens = self._tokens[:, :, kept]
+        for name in ("_values", "_tokens"):
+            held = getattr(self, name)
+            setattr(self, name, torch.cat([held[:, :, :index], held[:, :, index + 1 :]], dim=2))
         group = next(i for i, group in enumerate(self.groups) if index < group.objects.stop)
         self._group_sizes[group] -= 1
         if self._group_sizes[group]:
@@ -198,7 +198,7 @@ class TemporalMemory:
         del self._group_sizes[group]
         entered = self._group_entered.pop(group)
         if self.capacity is not None:
-            self._pinned[self._written == entered] = False
+            self._pinned &= self._written != entered
             self._pinned_elements -= self._pinned_elements // self._pinned_frames
             self._pinned_frames -= 1
         if group == 0 and self._group_sizes:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stma.errors import InputError
@@ -33,6 +34,14 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise InputError(f"device is {name!r}, but PyTorch finds {count} CUDA devices")
     return device
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """To the device. The host does not wait for a GPU, nor for what it still has to do."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stma.model.object_features import ObjectFeatures
@@ -19,14 +20,19 @@ def update_average(average: AveragedModel, model: STMA, decay: float) -> None:
     """After a step of the optimiser; the first one is copied.
 
     The running mean over objects is averaged as the weights are that it comes from. The other
-    buffers do not change, or count.
+    buffers do not change, or count. (`AveragedModel.update_parameters` would make the host wait for
+    the device, to which it copies its counter.)
     """
-    theirs, ours = cast(STMA, average.module).object_features, model.object_features
-    before = None
-    if isinstance(theirs, ObjectFeatures) and int(average.n_averaged) > 0:
-        before = theirs.center.clone()
-    average.update_parameters(model)  # copies all buffers
-    if before is not None:
-        assert isinstance(theirs, ObjectFeatures)
-        assert isinstance(ours, ObjectFeatures)
-        theirs.center.copy_(before.lerp(ours.center, 1 - decay))
+    theirs = cast(STMA, average.module)
+    followed = [(list[Tensor](theirs.parameters()), list[Tensor](model.parameters()))]
+    if isinstance(theirs.object_features, ObjectFeatures):
+        assert isinstance(model.object_features, ObjectFeatures)
+        followed.append(([theirs.object_features.center], [model.object_features.center]))
+    is_first = int(average.n_averaged) == 0  # which is on the host
+    follow = get_ema_multi_avg_fn(0.0 if is_first else decay)
+    for averages, values in followed:
+        follow(averages, values, None)
+    for (name, buffer), value in zip(theirs.named_buffers(), model.buffers(), strict=True):
+        if name != "object_features.center":
+            buffer.copy_(value)
+    average.n_averaged += 1

@@ -1,0 +1,411 @@
+"""The network in parts that run without this package: as ONNX, or as PyTorch's own .pt2.
+
+=================  =========================================================================
+part               from what to what
+=================  =========================================================================
+``encode``         an image and the cached references -> ``F_t``, its key, finer features,
+                   and the tokens with which the frame becomes a reference
+``readout``        a key and the memory of objects that entered together -> their readout
+``decoder``        readouts, ``F_t`` and finer features -> probabilities
+``value_encoder``  an image and its masks -> ID values, and a pooled token for each object
+``references``     tokens of references and objects -> what ``encode`` reads, once per update
+=================  =========================================================================
+
+Both memories are left to the application: ``scripts/segment_onnx.py`` keeps them in NumPy.
+Every size is dynamic, but there is one video at a time.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stma.errors import InputError
+from stma.inference.segmenter import SegmenterConfig, network_size
+from stma.model.aggregation import soft_aggregate
+from stma.model.association import affinity_scores
+from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, tokens_to_map
+from stma.model.factory import ModelConfig
+from stma.model.stma import STMA
+from stma.model.stml import encode_references, encode_test
+from stma.model.weights import load_model, read_weights
+from stma.runtime.outputs import full_disks_told, replacing
+from stma.structures import KeyValue
+
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+MANIFEST = "stma.json"
+TOLERANCE = 1e-4
+ANY = torch.export.Dim.AUTO
+
+
+class Encode(nn.Module):
+    """``embed`` and ``encode`` of the network."""
+
+    def __init__(self, model: STMA) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.association = model.association
+
+    def forward(
+        self, image: Tensor, cache_keys: Tensor, cache_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``image (1, 3, H, W)``, normalised and padded, and the cache ``(blocks, heads, S, d)``,
+        ``S = 0`` with no references, to ``F_t (1, C, h, w)``, key ``(1, h * w, C')``, the features
+        at strides 8 and 4, and tokens ``(1, L, C)``."""
+        frame = self.backbone.embed(image)
+        pairs = zip(cache_keys, cache_values, strict=True)
+        cache = [KeyValue(key[None], value[None]) for key, value in pairs]
+        tokens = encode_test(self.backbone.last_stage, frame.tokens, cache)
+        features = self.backbone.finish(tokens)
+        stride8, stride4 = self.backbone.fine_features(frame, features)
+        key = self.association.key(features)
+        return tokens_to_map(features, frame.grid), key, stride8, stride4, frame.tokens
+
+
+class Readout(nn.Module):
+    """The ID association of objects that entered at the same frame."""
+
+    def __init__(self, model: STMA, top_k: int | None) -> None:
+        super().__init__()
+        self.similarity = model.association.similarity
+        self.top_k = top_k
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """``query (1, L, C')`` reads ``keys (1, M, C')`` and ``values (1, M, N, C)``: ``(1, N, L,
+        C)``, and the weight that each element received of all queries, ``(1, M)``."""
+        scores = affinity_scores(query, keys, self.similarity)
+        if self.top_k is not None:
+            count = torch.sym_min(self.top_k, scores.shape[2])
+            least = scores.topk(count, dim=2).values[..., -1:]
+            scores = scores.masked_fill(scores < least, float("-inf"))
+        weights = scores.softmax(dim=2)
+        readout = (weights @ values.flatten(2)).unflatten(2, values.shape[2:])
+        return readout.transpose(1, 2), weights.sum(dim=1)
+
+
+class Decode(nn.Module):
+    """The decoder, and soft aggregation over all objects."""
+
+    def __init__(self, model: STMA) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(
+        self, readout: Tensor, features: Tensor, stride8: Tensor, stride4: Tensor
+    ) -> Tensor:
+        """``readout (1, N, L, C)`` and what ``Encode`` gives to ``(1, N+1, H, W)``."""
+        grid = (features.shape[2], features.shape[3])
+        logits = self.decoder(tokens_to_map(readout, grid), features, (stride8, stride4))
+        return soft_aggregate(logits).softmax(dim=1)
+
+
+class EncodeValues(nn.Module):
+    """The value encoder, and the object features of one frame."""
+
+    def __init__(self, model: STMA) -> None:
+        super().__init__()
+        self.value_encoder = model.value_encoder
+        self.object_features = model.object_features
+
+    def forward(self, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """``image (1, 3, H, W)`` and probabilities ``masks (1, N, H, W)`` to values ``(1, h * w,
+        N, C)``, as the readout takes them, and pooled tokens ``(1, N, C)``."""
+        values = self.value_encoder(image, masks)
+        pooled = self.object_features.pool(values, masks)
+        return map_to_tokens(values).transpose(1, 2), pooled
+
+
+class References(nn.Module):
+    """The object and the reference streams (Eq. 2 and 3)."""
+
+    def __init__(self, model: STMA) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(model.backbone.last_stage)
+        self.object_features = model.object_features
+
+    def forward(self, tokens: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of reference frames ``(1, R, L, C)`` and, of every object, the maximum of its
+        pooled tokens ``(1, N, C)``, to the cache: keys and values ``(blocks, heads, R * L, d)``."""
+        blocks = list(self.blocks)
+        cache, _ = encode_references(blocks, tokens, self.object_features(pooled))  # type: ignore[arg-type]
+        return torch.cat([pair.key for pair in cache]), torch.cat([pair.value for pair in cache])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the files.
+
+    Attributes:
+        inputs: examples.
+        dynamic: of every input, the dimensions of any size.
+        outputs: their names.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    dynamic: tuple[dict[int, Any], ...]
+    outputs: list[str]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of example inputs: grid ``h, w``, objects, memorised frames, references."""
+
+    height: int = 6
+    width: int = 9
+    objects: int = 3
+    frames: int = 2
+    references: int = 2
+
+
+def parts(model: STMA, top_k: int | None, sizes: Sizes) -> Iterator[Part]:
+    """All parts of a network, in the order of the table above, with random inputs."""
+    blocks = model.backbone.last_stage
+    heads = blocks[0].attn.num_heads
+    dim = model.backbone.dim
+    height, width = sizes.height, sizes.width
+    tokens = height * width
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    image = random(1, 3, STRIDE * height, STRIDE * width)
+    masks = random(1, sizes.objects, STRIDE * height, STRIDE * width).softmax(dim=1)
+    shape = (len(blocks), heads, sizes.references * tokens, dim // heads)
+    cache = (random(*shape), random(*shape))  # one tensor twice would be exported as one input
+    with torch.no_grad():
+        features, key, stride8, stride4, own = Encode(model)(image, *cache)
+        values, pooled = EncodeValues(model)(image, masks)
+    yield Part(
+        "encode",
+        Encode(model),
+        (image, *cache),
+        ({2: ANY, 3: ANY}, {2: ANY}, {2: ANY}),
+        ["features", "key", "stride8", "stride4", "tokens"],
+    )
+    elements = sizes.frames * tokens
+    memory = (random(1, elements, key.shape[2]), random(1, elements, *values.shape[2:]))
+    yield Part(
+        "readout",
+        Readout(model, top_k),
+        (key, *memory),
+        ({1: ANY}, {1: ANY}, {1: ANY, 2: ANY}),
+        ["readout", "received"],
+    )
+    yield Part(
+        "decoder",
+        Decode(model),
+        (values.transpose(1, 2), features, stride8, stride4),
+        ({1: ANY, 2: ANY}, {2: ANY, 3: ANY}, {2: ANY, 3: ANY}, {2: ANY, 3: ANY}),
+        ["probabilities"],
+    )
+    yield Part(
+        "value_encoder",
+        EncodeValues(model),
+        (image, masks),
+        ({2: ANY, 3: ANY}, {1: ANY, 2: ANY, 3: ANY}),
+        ["values", "pooled"],
+    )
+    yield Part(
+        "references",
+        References(model),
+        (own[:, None].repeat(1, sizes.references, 1, 1), pooled),
+        ({1: ANY, 2: ANY}, {1: ANY}),
+        ["cache_keys", "cache_values"],
+    )
+
+
+def export(weights: str | Path, output: str | Path, format: str = "onnx") -> list[Path]:
+    """Write all parts, and ``stma.json`` with what an application has to know of them.
+
+    Args:
+        weights: see :func:`stma.model.weights.find_weights`.
+        output: a folder, made where there is none; parts in it are replaced.
+        format: ``onnx``, or ``torch`` for ``torch.export.load``.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: weights that cannot be read, a format or a variant of the network that cannot
+            be exported, packages that are missing, or an output that cannot be written.
+    """
+    check_format(format)
+    config, provenance, _ = read_weights(weights)
+    check_exportable(config, weights)
+    model = load_model(weights)
+    settings = SegmenterConfig(**model.segmenter_settings)
+    output = Path(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output: {output} cannot be made ({error})") from error
+    written = []
+    with full_disks_told(output), positions_of_any_grid(model):
+        for part in parts(model, settings.top_k, Sizes()):
+            path = output / f"{part.name}{FORMATS[format]}"
+            with replacing(path) as partial:
+                _write(part, partial, format)
+            written.append(path)
+        blocks = model.backbone.last_stage
+        manifest = {
+            "format": "stma-export-1",
+            "parts": [path.name for path in written],
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+            "stride": STRIDE,
+            "blocks": len(blocks),
+            "heads": blocks[0].attn.num_heads,
+            "head_dim": model.backbone.dim // blocks[0].attn.num_heads,
+            "enhanced_keys": model.enhanced_keys,
+            "segmenter": asdict(settings),
+            "model": asdict(config),
+            "provenance": provenance,
+        }
+        with replacing(output / MANIFEST) as partial:
+            partial.write_text(json.dumps(manifest, indent=1))
+    return [*written, output / MANIFEST]
+
+
+def check_format(format: str) -> None:
+    """Raises :class:`InputError` for one that there is not, or that needs packages that are
+    missing."""
+    if format not in FORMATS:
+        raise InputError(f"format is {format!r}; choose one of {tuple(FORMATS)}")
+    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise InputError(
+            f"format=onnx needs {', '.join(missing)}, not installed; pip install 'stma[export]'"
+        )
+
+
+def check_exportable(config: ModelConfig, source: str | Path) -> None:
+    """Raises :class:`InputError` for the ablations of Table 1, which are not exported."""
+    if config.variant != "full":
+        raise InputError(
+            f"{source}: the network is the ablation model.variant={config.variant}; only the full "
+            "model can be exported"
+        )
+
+
+def _write(part: Part, path: Path, format: str) -> None:
+    with torch.no_grad():
+        program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=part.dynamic)
+    if format == "torch":
+        torch.export.save(program, path)
+        return
+    onnx = torch.onnx.export(program, dynamo=True, output_names=part.outputs, verbose=False)
+    assert onnx is not None
+    onnx.save(path)
+
+
+class PositionsOfAnyGrid:
+    """Resamples a position embedding within the graph, whatever the size of the image: two
+    products with matrices, as bicubic interpolation is linear and takes rows and columns apart."""
+
+    def at(self, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+        """See :func:`stma.model.backbone.resample_positions`."""
+        table = embedding.unflatten(1, PRETRAINING_GRID)
+        rows, columns = (
+            bicubic(old, new, embedding) for old, new in zip(PRETRAINING_GRID, grid, strict=True)
+        )
+        return torch.einsum("yj,xk,bjkc->byxc", rows, columns, table).flatten(1, 2)
+
+
+def bicubic(old: int, new: int, like: Tensor) -> Tensor:
+    """The matrix ``(new, old)`` of PyTorch's antialiased bicubic interpolation (Keys, a = -0.5)."""
+    scale = old / new
+    position = torch.arange(old, device=like.device, dtype=like.dtype) + 0.5
+    centre = (torch.arange(new, device=like.device, dtype=like.dtype) + 0.5) * scale
+    stretch: float = torch.sym_max(scale, 1.0)  # type: ignore[assignment]  # symbolic in export
+    x = (position - centre[:, None]).abs() / stretch
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+@contextmanager
+def positions_of_any_grid(model: STMA) -> Iterator[None]:
+    """Within, position embeddings are resampled in the graph instead of being kept per size."""
+    kept = model.backbone.positions
+    model.backbone.positions = PositionsOfAnyGrid()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model.backbone.positions = kept
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A part beside PyTorch's.
+
+    Attributes:
+        difference: the largest of all outputs, absolute.
+        own: milliseconds of PyTorch without export.
+        exported: milliseconds.
+    """
+
+    part: str
+    difference: float
+    own: float
+    exported: float
+
+
+def compare(
+    weights: str | Path, output: str | Path, format: str = "onnx", rounds: int = 3
+) -> Iterator[Comparison]:
+    """Run every part that :func:`export` has written, and the same in PyTorch, on one video of the
+    size that the weights are good with, 16:9, two objects and six frames in memory.
+
+    Args:
+        rounds: the fastest counts.
+    """
+    model = load_model(weights)
+    settings = SegmenterConfig(**model.segmenter_settings)
+    height, width = network_size(1080, 1920, settings.short_side or 480)
+    sizes = Sizes(-(-height // STRIDE), -(-width // STRIDE), objects=2, frames=6)
+    for part in parts(model, settings.top_k, sizes):
+        run = load_part(Path(output) / f"{part.name}{FORMATS[format]}")
+        with torch.inference_mode():
+            expected, own = _timed(part.module.eval(), part.inputs, rounds)
+            found, exported = _timed(run, part.inputs, rounds)
+        difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+        yield Comparison(part.name, difference, own, exported)
+
+
+def load_part(path: Path) -> Any:
+    """A file as a function of tensors, with as many threads as PyTorch."""
+    if path.suffix == FORMATS["torch"]:
+        return torch.export.load(path).module()
+    import onnxruntime  # with the extra `export`
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        arrays = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return tuple(torch.from_numpy(x) for x in session.run(None, arrays))
+
+    return run
+
+
+def _timed(function: Any, inputs: tuple[Tensor, ...], rounds: int) -> tuple[tuple, float]:
+    """Outputs, and milliseconds of the fastest round."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        outputs = function(*inputs)
+        seconds.append(time.perf_counter() - start)
+    return outputs if isinstance(outputs, tuple) else (outputs,), 1000 * min(seconds)

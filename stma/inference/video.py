@@ -1,0 +1,345 @@
+"""Reading a video a frame at a time: a file of any common format, or a folder of pictures."""
+
+import logging
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from stma.data.images import IMAGE_SUFFIXES, image_size, read_image
+from stma.errors import InputError
+
+# What FFmpeg may take a file for. Without a list it also reads playlists, which open other files.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpegts,mpeg,flv,asf,ogg,apng,ivf"
+MIN_SIDE = 16  # pixels; of one token of the network
+MAX_PIXELS = 20_000_000  # 5K passes, 8K does not
+PICTURE_RATE = 24  # frames per second of a folder of pictures
+BACKWARD_BYTES = 200_000_000  # of frames that are held at once when a file is read backward
+AHEAD = 4  # frames that are decoded before they are needed
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VideoFrameAt:
+    """One frame of a video.
+
+    Attributes:
+        number: from 0, in the order in which frames are shown.
+        image: ``(H, W, 3)`` uint8, RGB, upright.
+        pts: when it is shown, in units of the video's ``time_base``.
+    """
+
+    number: int
+    image: np.ndarray
+    pts: int
+
+
+class Video(Protocol):
+    """What can be segmented.
+
+    Attributes:
+        path: of the file or folder.
+        size: ``(H, W)`` of the frames, upright.
+        time_base: seconds to a unit of the frames' ``pts``.
+        rate: frames per second, on average.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    time_base: Fraction
+    rate: Fraction
+
+    def __len__(self) -> int:
+        """Frames, as far as can be told without decoding all."""
+        ...
+
+    def name(self, number: int) -> str:
+        """Of a frame; its mask's file is called so."""
+        ...
+
+    def number(self, name: str) -> int | None:
+        """Of the frame that a user calls so; None if there is none."""
+        ...
+
+    def frames(self) -> Iterator[VideoFrameAt]:
+        """All frames in order, in constant memory.
+
+        Raises:
+            InputError: a frame cannot be read.
+        """
+        ...
+
+    def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
+        """Frames ``start``, ``start - 1``, ... 0, in constant memory."""
+        ...
+
+
+def open_video(path: str | Path) -> Video:
+    """A video file (mp4, mov, webm, mkv, gif, ...), or a folder of pictures.
+
+    Raises:
+        InputError: there is none, it cannot be read, or its frames are too small or too large.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return PictureFolder(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder")
+    return VideoFile(path)
+
+
+class VideoFile:
+    """A file that FFmpeg reads; see :class:`Video`.
+
+    Frames are turned as the file says they are to be shown, scaled to the first one's size should
+    it change, and converted to 8 bits.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as (container, stream):
+            self._num_in_header = stream.frames
+            self.rate = stream.average_rate or Fraction(PICTURE_RATE)
+            assert stream.time_base is not None
+            self.time_base = stream.time_base
+            self.has_sound = bool(container.streams.audio)
+            packet = next(container.demux(stream), None)
+            if packet is not None and packet.has_sidedata("encryption_info"):
+                raise InputError(f"{path}: the video is encrypted; give one without protection")
+        with self._opened() as (container, stream):
+            first = next(_decoded(container.decode(stream), path, 0), None)
+        if first is None:
+            raise InputError(f"{path}: the video has no frame")
+        self._stored_size = first.height, first.width
+        turned = first.rotation % 180 != 0
+        self.size = self._stored_size[::-1] if turned else self._stored_size
+        _check_size(path, self.size)
+
+    def __len__(self) -> int:
+        return self._num_in_header or len(self._packet_times)
+
+    def name(self, number: int) -> str:
+        return f"{number:05d}"
+
+    def number(self, name: str) -> int | None:
+        number = int(name) if name.isdecimal() else -1
+        return number if 0 <= number < len(self) else None
+
+    def frames(self) -> Iterator[VideoFrameAt]:
+        with self._opened() as (container, stream):
+            number, last = -1, -1
+            for number, frame in enumerate(_decoded(container.decode(stream), self.path, 0)):
+                # Some formats have no times, and some files have wrong ones.
+                pts = round(number / self.rate / self.time_base) if frame.pts is None else frame.pts
+                last = max(pts, last + 1) if number else pts
+                yield VideoFrameAt(number, self._image(frame), last)
+        if number + 1 < self._num_in_header:
+            log.warning(
+                "%s: the video ends after %d of the %d frames that its header names; either the "
+                "file is truncated, or it hides some",
+                self.path,
+                number + 1,
+                self._num_in_header,
+            )
+
+    def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
+        count = max(1, BACKWARD_BYTES // (3 * self.size[0] * self.size[1]))
+        while start >= 0:
+            first = max(0, start - count + 1)
+            yield from reversed(list(self._between(first, start)))
+            start = first - 1
+
+    def _between(self, first: int, last: int) -> Iterator[VideoFrameAt]:
+        """Frames from ``first`` to ``last``, without decoding what is far before them."""
+        times = self._times
+        if first < len(times) and (found := self._sought(first, last, times)) is not None:
+            yield from found
+            return
+        for frame in self.frames():  # the file cannot be sought in
+            if frame.number >= first:
+                yield frame
+            if frame.number == last:
+                return
+
+    def _sought(self, first: int, last: int, times: list[int]) -> list[VideoFrameAt] | None:
+        """As :meth:`_between`; None where a seek does not arrive where it should."""
+        found: list[VideoFrameAt] = []
+        with self._opened() as (container, stream):
+            container.seek(times[first], stream=stream)
+            for frame in _decoded(container.decode(stream), self.path, first):
+                number = -1 if frame.pts is None else bisect_left(times, frame.pts)
+                if not found and number < first and number != -1:
+                    continue  # between the key frame and what is asked for
+                if number != first + len(found) or times[number] != frame.pts:
+                    return None
+                found.append(VideoFrameAt(number, self._image(frame), times[number]))
+                if number == last:
+                    return found
+        return None
+
+    @cached_property
+    def _times(self) -> list[int]:
+        """When every frame is shown; empty if the file does not say."""
+        times = [time for time in self._packet_times if time is not None]
+        return sorted(times) if len(times) == len(self._packet_times) else []
+
+    @cached_property
+    def _packet_times(self) -> list[int | None]:
+        """Of all frames, in the order in which they are stored, found without decoding."""
+        times: list[int | None] = []
+        with self._opened() as (container, stream), _told(self.path, 0):
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    times.append(packet.pts)
+        return times
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        with _told(self.path, 0):
+            # "file:", as a colon in a name would make it a protocol.
+            container = av.open(f"file:{self.path}", options={"format_whitelist": FORMATS})
+        with container:
+            streams = [
+                stream
+                for stream in container.streams.video
+                if not stream.disposition & Disposition.attached_pic
+            ]
+            if not streams:
+                raise InputError(f"{self.path}: the file has no video stream")
+            streams[0].thread_type = "AUTO"
+            yield container, streams[0]
+
+    def _image(self, frame: VideoFrame) -> np.ndarray:
+        height, width = self._stored_size
+        image = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _decoded(frames: Iterator[VideoFrame], path: Path, number: int) -> Iterator[VideoFrame]:
+    """The same frames; errors name the one that was to come, ``number`` being the first."""
+    while True:
+        with _told(path, number):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+        number += 1
+
+
+@contextmanager
+def _told(path: Path, number: int) -> Iterator[None]:
+    """FFmpeg's errors as ours.
+
+    Args:
+        number: of the frame that is read.
+    """
+    try:
+        yield
+    except av.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        if number:
+            raise InputError(
+                f"{path}: damaged or truncated, unreadable from frame {number} on ({reason})"
+            ) from error
+        raise InputError(
+            f"{path}: cannot be read as a video: damaged, truncated or something else ({reason})"
+        ) from error
+
+
+class PictureFolder:
+    """A folder of JPEGs or PNGs, one for each frame, in the order of their names; see
+    :class:`Video`. A frame is called as its file is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = [
+            entry
+            for entry in path.iterdir()
+            if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
+        ]
+        if not found:
+            raise InputError(f"{path}: the folder holds no {', '.join(IMAGE_SUFFIXES)}")
+        if all(entry.stem.isdecimal() for entry in found):
+            self._files = sorted(found, key=lambda entry: (int(entry.stem), entry.name))
+        else:
+            self._files = sorted(found)
+        self._numbers = {entry.stem: number for number, entry in enumerate(self._files)}
+        if len(self._numbers) < len(self._files):
+            raise InputError(f"{path}: two pictures have the same name, but for the suffix")
+        self.time_base = Fraction(1, PICTURE_RATE)
+        self.rate = Fraction(PICTURE_RATE)
+        self.size = image_size(self._files[0])
+        _check_size(self._files[0], self.size)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, number: int) -> str:
+        return self._files[number].stem
+
+    def number(self, name: str) -> int | None:
+        if name.isdecimal() and name not in self._numbers:  # 7 is 00007
+            same = (n for stem, n in self._numbers.items() if stem.isdecimal())
+            return next((n for n in same if int(self.name(n)) == int(name)), None)
+        return self._numbers.get(name)
+
+    def frames(self) -> Iterator[VideoFrameAt]:
+        return map(self._read, range(len(self)))
+
+    def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
+        return map(self._read, range(start, -1, -1))
+
+    def _read(self, number: int) -> VideoFrameAt:
+        path = self._files[number]
+        image = read_image(path)
+        if image.shape[:2] != self.size:
+            height, width = image.shape[:2]
+            raise InputError(
+                f"{path}: {width} x {height} pixels, the first picture {self.size[1]} x "
+                f"{self.size[0]}; a video has frames of one size"
+            )
+        return VideoFrameAt(number, image, number)
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    height, width = size
+    if min(size) < MIN_SIDE:
+        raise InputError(
+            f"{path}: frames of {width} x {height} pixels; give at least {MIN_SIDE} x {MIN_SIDE}"
+        )
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{path}: frames of {width} x {height} pixels, and the limit is {MAX_PIXELS:,} in all; "
+            "make a smaller copy (ffmpeg -i IN -vf scale=-2:1080 OUT.mp4)"
+        )
+
+
+def read_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
+    """The same items, made in another thread up to ``count`` before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        pending: deque[Future] = deque()
+        advance: Callable[[], object] = lambda: next(items, end)  # noqa: E731
+        try:
+            pending.extend(pool.submit(advance) for _ in range(count))
+            while (item := pending.popleft().result()) is not end:
+                pending.append(pool.submit(advance))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()

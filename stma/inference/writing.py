@@ -1,0 +1,281 @@
+"""What is written of a segmented video: masks, overlay, cut-out, COCO's run lengths.
+
+Every writer takes frames in order, with their masks, and holds none of them.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import av
+import cv2
+import numpy as np
+from av.audio.stream import AudioStream
+from PIL import Image
+from pycocotools import mask as run_lengths
+
+from stma.data.images import count_ids
+from stma.data.pictures import draw_overlay, save_mask
+from stma.inference.video import Video, VideoFile, VideoFrameAt
+from stma.runtime.outputs import replacing
+from stma.version import __version__
+
+log = logging.getLogger(__name__)
+
+BEHIND = 8  # frames that wait to be written
+FRINGE = np.ones((17, 17), np.uint8)  # around an object, where a coded video mixes colours
+
+
+class Writer(Protocol):
+    """Takes the frames of a video."""
+
+    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
+        """The next frame, and its mask ``(H, W)`` uint8."""
+        ...
+
+    def close(self, *, complete: bool = True) -> None:
+        """All frames are written; only now the file gets its name.
+
+        Args:
+            complete: the video's last frame was among them.
+        """
+        ...
+
+
+class MaskWriter:
+    """A palette PNG for each frame, ``<frame>.png``.
+
+    Args:
+        palette: RGB triples from ID 0 on; DAVIS's colours where it has none.
+    """
+
+    def __init__(self, folder: Path, video: Video, palette: bytes | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._video, self._palette = folder, video, palette
+
+    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
+        save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette)
+
+    def close(self, *, complete: bool = True) -> None:
+        """Every file is whole already."""
+
+
+class CutoutWriter:
+    """A PNG with alpha for each frame: the objects, and nothing around them."""
+
+    def __init__(self, folder: Path, video: Video) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._video = folder, video
+
+    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
+        path = self._folder / f"{self._video.name(frame.number)}.png"
+        Image.fromarray(cut_out(frame.image, mask)).save(path, compress_level=1)
+
+    def close(self, *, complete: bool = True) -> None:
+        """Every file is whole already."""
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+    """``(H, W, 4)``: the picture where the mask is, transparent elsewhere.
+
+    Args:
+        around: keep the colours of pixels that this kernel joins to an object; they are
+            transparent all the same.
+    """
+    alpha = (mask > 0).astype(np.uint8)
+    kept = alpha if around is None else cv2.dilate(alpha, around)
+    return np.dstack([image * kept[..., None], 255 * alpha])
+
+
+class VideoWriter:
+    """A coded video with the times of the original, and its sound.
+
+    Args:
+        draw: makes of a frame and its mask what is shown.
+        kind: ``mp4`` (H.264; odd sizes lose their last row or column) or ``webm`` (VP9; keeps an
+            alpha channel).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        video: Video,
+        draw: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        kind: str = "mp4",
+    ) -> None:
+        self._draw = draw
+        self._video = video
+        self._stack = ExitStack()
+        partial = self._stack.enter_context(replacing(path))
+        self._container = self._stack.enter_context(av.open(str(partial), "w", format=kind))
+        self._height, self._width = video.size
+        if kind == "mp4":
+            self._height, self._width = self._height // 2 * 2, self._width // 2 * 2
+            options = {"preset": "veryfast", "crf": "20"}
+            stream = self._container.add_stream("libx264", rate=video.rate, options=options)
+            stream.pix_fmt = "yuv420p"
+        else:
+            options = {"deadline": "realtime", "cpu-used": "6", "crf": "28", "b": "0"}
+            # Alternate references are not to be had with an alpha channel.
+            options["auto-alt-ref"] = "0"
+            stream = self._container.add_stream("libvpx-vp9", rate=video.rate, options=options)
+            stream.pix_fmt = "yuva420p"
+            stream.metadata["alpha_mode"] = "1"
+        stream.height, stream.width = self._height, self._width
+        stream.codec_context.time_base = video.time_base
+        self._stream = stream
+        self._sound = None
+        if isinstance(video, VideoFile) and video.has_sound:
+            self._sound = self._stack.enter_context(_Sound(video.path, self._container))
+        self._end = Fraction(0)
+
+    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
+        drawn = self._draw(frame.image, mask)[: self._height, : self._width]
+        layout = "rgb24" if drawn.shape[2] == 3 else "rgba"
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn), format=layout)
+        picture.pts, picture.time_base = frame.pts, self._video.time_base
+        self._end = frame.pts * self._video.time_base + 1 / self._video.rate
+        self._container.mux(self._stream.encode(picture))
+        if self._sound is not None:
+            self._sound.copy(self._end)
+
+    def close(self, *, complete: bool = True) -> None:
+        with self._stack:
+            self._container.mux(self._stream.encode())
+            if self._sound is not None:
+                self._sound.copy(None if complete else self._end)
+
+
+class _Sound:
+    """Copies the first sound track of a file into another, as it is coded."""
+
+    def __init__(self, path: Path, output: av.container.OutputContainer) -> None:
+        self._output = output
+        self._source = av.open(f"file:{path}")
+        track = self._source.streams.audio[0]
+        self._copy: AudioStream | None = None
+        name = track.codec_context.name
+        if name in output.supported_codecs:
+            self._copy = output.add_stream_from_template(track)
+        else:
+            log.warning("%s: its sound (%s) does not fit into %s", path, name, output.format.name)
+        self._packets = self._source.demux(track)
+        self._next = next(self._packets, None)
+
+    def __enter__(self) -> "_Sound":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def copy(self, end: Fraction | None) -> None:
+        """Up to a time in seconds, or all that is left."""
+        while self._next is not None and self._copy is not None:
+            packet = self._next
+            if packet.pts is not None:
+                if end is not None and packet.pts * packet.time_base > end:
+                    return
+                packet.stream = self._copy
+                self._output.mux(packet)
+            self._next = next(self._packets, None)
+
+
+class CocoWriter:
+    """COCO's annotations with compressed run lengths, as pycocotools reads them.
+
+    An annotation is an object in a frame; its ``track_id`` and ``category_id`` are the object's
+    ID. The file is written as frames come.
+    """
+
+    def __init__(self, path: Path, video: Video) -> None:
+        self._video = video
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(
+            self._stack.enter_context(replacing(path)).open("w", encoding="utf-8")
+        )
+        self._numbers: list[int] = []
+        self._ids: set[int] = set()
+        self._count = 0
+        self._file.write('{"annotations": [')
+
+    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
+        self._numbers.append(frame.number)
+        for object_id in (np.flatnonzero(count_ids(mask)[1:]) + 1).tolist():
+            self._ids.add(object_id)
+            encoded = run_lengths.encode(np.asfortranarray(mask == object_id, dtype=np.uint8))
+            annotation = {
+                "id": self._count + 1,
+                "image_id": frame.number,
+                "category_id": object_id,
+                "track_id": object_id,
+                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+                "area": int(run_lengths.area(encoded)),
+                "bbox": run_lengths.toBbox(encoded).tolist(),
+                "iscrowd": 0,
+            }
+            self._file.write((",\n" if self._count else "\n") + json.dumps(annotation))
+            self._count += 1
+
+    def close(self, *, complete: bool = True) -> None:
+        height, width = self._video.size
+        with self._stack:
+            self._file.write('],\n"images": [')
+            for index, number in enumerate(self._numbers):
+                name = f"{self._video.name(number)}.png"
+                image = {"id": number, "file_name": name, "height": height, "width": width}
+                self._file.write((",\n" if index else "\n") + json.dumps(image))
+            rest = {
+                "categories": [{"id": i, "name": f"object {i}"} for i in sorted(self._ids)],
+                "info": {"description": self._video.path.name, "version": f"stma {__version__}"},
+            }
+            self._file.write("],\n" + json.dumps(rest)[1:] + "\n")
+            self._file.flush()
+
+
+# What a user may ask for: the file or folder, and how it is made.
+OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
+    "overlay": ("overlay.mp4", lambda path, video: VideoWriter(path, video, draw_overlay)),
+    "cutout": ("cutout", CutoutWriter),
+    "webm": (
+        "cutout.webm",
+        lambda path, video: VideoWriter(
+            path, video, lambda image, mask: cut_out(image, mask, FRINGE), "webm"
+        ),
+    ),
+    "coco": ("masks.json", CocoWriter),
+}
+
+
+@contextmanager
+def in_background(
+    writers: Sequence[Writer],
+) -> Iterator[Callable[[VideoFrameAt, np.ndarray], None]]:
+    """Gives a function that has all writers write a frame, each in a thread of its own; at most a
+    few frames wait. At the end all are written. The writers stay open.
+
+    Raises:
+        Whatever a writer does, at one of the next calls or at the end.
+    """
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in writers]
+        pending: deque[Future] = deque()
+
+        def write(frame: VideoFrameAt, mask: np.ndarray) -> None:
+            for writer, pool in zip(writers, pools, strict=True):
+                pending.append(pool.submit(writer.write, frame, mask))
+            while len(pending) > BEHIND * len(writers):
+                pending.popleft().result()
+
+        try:
+            yield write
+            while pending:
+                pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

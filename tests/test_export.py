@@ -1,0 +1,196 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, box, perturbed, procedural_data, random_frame, write_clip
+
+from stma.data.dataset import ClipDataset
+from stma.data.images import read_mask
+from stma.errors import InputError
+from stma.inference import export as module
+from stma.inference.export import (
+    Sizes,
+    bicubic,
+    check_format,
+    compare,
+    export,
+    load_part,
+    parts,
+    positions_of_any_grid,
+)
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.model.backbone import PRETRAINING_GRID, resample_positions
+from stma.model.factory import ModelConfig, build_model
+from stma.model.weights import load_model, save_weights
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "segment_onnx.py"
+VIT = ModelConfig(
+    backbone="vit",
+    dims=[8, 12, 16],
+    depths=[0, 0, 2],
+    num_heads=2,
+    value_widths=[8, 8, 16],
+    value_depth=1,
+    decoder_widths=[16, 8],
+    key_dim=8,
+    similarity="l2",
+    class_token=True,
+    enhanced_keys=True,
+)
+
+
+def save(path: Path, config: ModelConfig, **settings) -> Path:
+    torch.manual_seed(0)
+    model = perturbed(build_model(config)).eval()
+    model.segmenter_settings = settings
+    save_weights(path, model, config, {})
+    return path
+
+
+@pytest.mark.parametrize("new", [1, 6, 14, 30])
+def test_bicubic_is_pytorchs(new: int) -> None:
+    embedding = torch.randn(1, 14 * 14, 8)
+    expected = resample_positions(embedding, (new, 20))
+    rows, columns = bicubic(14, new, embedding), bicubic(14, 20, embedding)
+    table = embedding.unflatten(1, PRETRAINING_GRID)
+    found = torch.einsum("yj,xk,bjkc->byxc", rows, columns, table).flatten(1, 2)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, VIT], ids=["convvit", "vit"])
+def test_positions_are_put_back(config: ModelConfig) -> None:
+    model = build_model(config).eval()
+    image = torch.randn(1, 3, 64, 96)
+    kept = model.backbone.positions
+    expected = model.embed(image).tokens
+    with positions_of_any_grid(model):
+        assert torch.allclose(model.embed(image).tokens, expected, atol=1e-5)
+    assert model.backbone.positions is kept
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path, monkeypatch) -> None:
+    weights = save(tmp_path / "w.safetensors", ModelConfig(**{**vars(TINY), "variant": "joint"}))
+    with pytest.raises(InputError, match=r"model\.variant=joint; only the full model"):
+        export(weights, tmp_path / "out")
+    with pytest.raises(InputError, match="format is 'tensorrt'"):
+        export(weights, tmp_path / "out", "tensorrt")
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else 1)
+    with pytest.raises(InputError, match=r"needs onnxscript, .* pip install 'stma\[export\]'"):
+        check_format("onnx")
+    check_format("torch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file(weights: Path) -> None:
+    with pytest.raises(InputError, match="cannot be made"):
+        export(weights, weights)
+
+
+def test_top_k_is_in_the_readout() -> None:
+    """Against the network's own association, which gathers."""
+    model = perturbed(build_model(TINY)).eval()
+    segmenter = Segmenter(model, SegmenterConfig(memory_interval=1, top_k=5))
+    rng = np.random.default_rng(0)
+    segmenter.step(random_frame(rng, 40, 56), box(4, 4, 20, 30))
+    memory = segmenter.memory.temporal
+    features = torch.randn(1, 12, 16)
+    readout = next(each for each in parts(model, 5, Sizes()) if each.name == "readout").module
+    with torch.inference_mode():
+        expected = model.association(features, memory)
+        found, _ = readout(model.association.key(features), memory.keys, memory.values)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["convvit", "vit"])
+def onnx(request, tmp_path_factory) -> tuple[Path, Path]:
+    """Weights, and their parts."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = {"convvit": TINY, "vit": VIT}[request.param]
+    top_k = {"convvit": None, "vit": 20}[request.param]
+    weights = save(
+        folder / "w.safetensors",
+        config,
+        memory_interval=2,
+        capacity=40,
+        short_side=48,
+        top_k=top_k,
+    )
+    export(weights, folder / "parts")
+    return weights, folder / "parts"
+
+
+@pytest.mark.slow
+def test_onnx_at_another_size(onnx: tuple[Path, Path]) -> None:
+    compared = list(compare(*onnx, rounds=1))
+    assert [each.part for each in compared] == [
+        "encode",
+        "readout",
+        "decoder",
+        "value_encoder",
+        "references",
+    ]
+    for each in compared:
+        assert each.difference < 1e-4, each.part
+
+
+@pytest.mark.slow
+def test_example_is_the_segmenter(onnx: tuple[Path, Path], monkeypatch) -> None:
+    """Through evictions, scaling, an object that comes late and a correction."""
+    weights, exported = onnx
+    torch.manual_seed(0)
+    clip = ClipDataset(procedural_data(60, 92, 14, max_objects=2), 1, seed=3).sample(0)
+    late = box(30, 50, 12, 20, value=9, size=(60, 92))
+    masks = {1: clip.masks[1], 6: late, 9: clip.masks[9] * (clip.masks[9] == 1)}
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
+    video = runpy.run_path(str(SCRIPT))["Video"](exported)
+    segmenter = Segmenter(load_model(weights))
+    for t, frame in enumerate(clip.frames):
+        expected = segmenter.step(frame, masks.get(t)).probabilities.numpy()
+        found = video.step(frame, masks.get(t))
+        assert np.abs(found - expected).max() < 1e-4, t
+    assert video.ids == segmenter.ids
+    assert len(video.elements["age"]) == len(segmenter.memory.temporal)
+
+
+@pytest.mark.slow
+def test_example_as_a_program(onnx: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
+    root = write_clip(tmp_path, "clip", {0: box(4, 4, 20, 30, value=3)}, frames=3)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            str(SCRIPT),
+            str(onnx[1]),
+            str(root / "JPEGImages" / "clip"),
+            str(root / "Annotations" / "clip" / "00000.png"),
+            str(tmp_path / "masks"),
+        ],
+    )
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    first, _ = read_mask(tmp_path / "masks" / "00000.png")
+    assert np.array_equal(first, box(4, 4, 20, 30, value=3))
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_torch_at_another_size(tmp_path: Path) -> None:
+    weights = save(tmp_path / "w.safetensors", TINY, short_side=64)
+    files = export(weights, tmp_path / "parts", "torch")
+    assert [path.name for path in files] == [
+        "encode.pt2",
+        "readout.pt2",
+        "decoder.pt2",
+        "value_encoder.pt2",
+        "references.pt2",
+        "stma.json",
+    ]
+    for each in compare(weights, tmp_path / "parts", "torch", rounds=1):
+        assert each.difference < 1e-4, each.part
+    about = json.loads(files[-1].read_text())
+    empty = torch.zeros(about["blocks"], about["heads"], 0, about["head_dim"])
+    features = load_part(files[0])(torch.zeros(1, 3, 32, 48), empty, empty)[0]
+    assert features.shape == (1, 16, 2, 3)

@@ -1,0 +1,208 @@
+"""Every path on fake CUDA tensors, which know their device and shape but hold no numbers: a tensor
+left on the CPU is found without a card, and so is whatever would make the host wait for one."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, random_frame
+from test_segmenter import blob_mask
+from test_trainer import config
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import stma
+from stma.compose import load_model_config, model_names
+from stma.inference.augmentation import AugmentConfig, AugmentedSegmenter
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+from stma.model.variants import VARIANTS
+from stma.training import learner as learner_module
+from stma.training.dry_run import random_batch
+from stma.training.learner import Learner
+from stma.training.losses import LossConfig
+
+CUDA = torch.device("cuda", 0)
+CONFIGS = Path(__file__).parent.parent / "configs"
+PACKAGE = str(Path(stma.__file__).parent)
+
+
+def shallow(name: str) -> ModelConfig:
+    """A network with no more blocks than it needs, for the sake of time."""
+    full = load_model_config(CONFIGS, name)
+    depths = [min(depth, least) for depth, least in zip(full.depths, (1, 1, 2), strict=True)]
+    return dataclasses.replace(full, depths=depths)
+
+
+MODELS = {name: shallow(name) for name in model_names(CONFIGS)} | {
+    variant: dataclasses.replace(TINY, variant=variant) for variant in VARIANTS
+}
+
+
+def on_card(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda"
+
+
+class Waits(TorchDispatchMode):
+    """Notes where the host would wait for the card: a number that is read, a copy that blocks, an
+    index that lies on the CPU. What is read is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+        self._last_read: Tensor | None = None
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        name = function.overloadpacket.__name__
+        if name in ("item", "_local_scalar_dense") and on_card(arguments[0]):
+            if arguments[0]._base is not self._last_read:  # of a list, all are read at once
+                self._note()
+                self._last_read = arguments[0]._base
+            return 0
+        result = function(*arguments, **keywords)
+        if name in ("to", "_to_copy") and on_card(arguments[0]) != on_card(result):
+            given = dict(zip((x.name for x in function._schema.arguments), arguments, strict=False))
+            if not (given | keywords).get("non_blocking"):
+                self._note()
+        elif name in ("copy_", "index", "index_put", "index_put_") and on_card(arguments[0]):
+            others = [arguments[1]] if name == "copy_" else arguments[1]
+            if not all(on_card(x) for x in others if x is not None):
+                self._note()
+        return result
+
+    def _note(self) -> None:
+        """The function of the package that waits."""
+        frame = sys._getframe()
+        while not frame.f_code.co_filename.startswith(PACKAGE):
+            frame = frame.f_back
+        self.places.append(frame.f_code.co_name)
+
+
+@pytest.fixture
+def waits(monkeypatch) -> Iterator[Waits]:
+    """In here tensors are fake. The host believes in a card with bf16; memory is never pinned, as
+    fake memory cannot be."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(Tensor, "numpy", lambda self: np.zeros(self.shape, np.uint8))
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        yield waits
+
+
+def lifted(config: ModelConfig) -> STMA:
+    """A network whose tensors are on the fake card."""
+    with _disable_current_modes(), torch.device("meta"):
+        model = build_model(config)
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    fake = torch.empty_strided(
+                        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA
+                    )
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(fake) if is_parameter else fake
+    model.to = lambda device: model  # type: ignore[method-assign]  # fake parameters cannot be moved
+    return model
+
+
+# The average is a deep copy, for which Python looks at where the tensors lie.
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
+
+def learner_on_card(monkeypatch, tmp_path: Path, **settings) -> Learner:
+    monkeypatch.setattr(learner_module, "build_model", lifted)
+    # A backward pass needs a context of CUDA's; what follows it needs gradients alone.
+    monkeypatch.setattr(Tensor, "backward", lambda loss: None)
+    whole = config(tmp_path, **settings)
+    learner = Learner(whole, whole.stages["only"], CUDA)
+    for parameter in learner.model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    learner.optimizer.zero_grad = lambda **keywords: None  # type: ignore[method-assign]
+    return learner
+
+
+def places_of_a_step(learner: Learner, waits: Waits, iteration: int = 0) -> list[str]:
+    """Where it waits, the copy of its clips included."""
+    waits.places.clear()
+    clips = random_batch(learner.stage, 1, CUDA)
+    learner.step([clips], iteration, progress=0.5, notes=lambda: [0.0, 0.5])
+    return list(waits.places)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_stays_on_the_card_and_waits_once(
+    waits: Waits, monkeypatch, tmp_path, name: str
+) -> None:
+    learner = learner_on_card(monkeypatch, tmp_path, model=MODELS[name], precision="bf16")
+    assert places_of_a_step(learner, waits) == ["step"]
+
+
+def test_so_it_does_in_fp16_with_all_options(waits: Waits, monkeypatch, tmp_path) -> None:
+    """Recomputed blocks, an average, an auxiliary loss, bootstrapping."""
+    loss = LossConfig(objects=0.1, bootstrap_start=0, bootstrap_end=1)
+    learner = learner_on_card(
+        monkeypatch, tmp_path, precision="fp16", ema=0.9, checkpoint_blocks=True, loss=loss
+    )
+    assert learner.scaler.is_enabled()
+    for iteration in (1, 2):  # the first one is copied to the average
+        assert places_of_a_step(learner, waits, iteration) == ["step"]
+
+
+def segmenter_steps(segmenter, rng: np.random.Generator, waits: Waits) -> list[list[str]]:
+    """Where each of some frames waits: the first one, others with updates of the memories, one
+    with another object, and those that evict."""
+    found = []
+    for t in range(5):
+        mask = {0: blob_mask(48, 70, [1, 9]), 3: blob_mask(48, 70, [0, 5])}.get(t)
+        waits.places.clear()
+        segmenter.step(random_frame(rng, 48, 70), mask)
+        found.append(list(waits.places))
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frames_stay_on_the_card_and_wait_once(waits: Waits, name: str) -> None:
+    settings = SegmenterConfig(
+        memory_interval=1, capacity=12, precision="bf16", short_side=32, max_pinned=1
+    )
+    segmenter = Segmenter(lifted(MODELS[name]).eval(), settings)
+    rng = np.random.default_rng(0)
+    assert segmenter_steps(segmenter, rng, waits) == [["index_mask"]] * 5
+    waits.places.clear()
+    segmenter.remove(9)  # another one came with it
+    segmenter.remove(5)  # came alone
+    segmenter.step(random_frame(rng, 48, 70))
+    assert waits.places == ["index_mask"]
+
+
+def test_what_remains_is_counted_when_all_that_came_first_is_removed(waits: Waits) -> None:
+    """The only other wait: the temporal memory's size is known to the host."""
+    segmenter = Segmenter(lifted(TINY).eval(), SegmenterConfig(precision="bf16"))
+    segmenter_steps(segmenter, np.random.default_rng(0), waits)
+    segmenter.remove(1)
+    with pytest.raises(DynamicOutputShapeException, match="nonzero"):
+        segmenter.remove(9)
+
+
+@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"top_k": 4}, {"capacity": None}])
+def test_so_they_do_with_other_settings(waits: Waits, settings: dict) -> None:
+    config = SegmenterConfig(**{"precision": "bf16", "memory_interval": 2} | settings)
+    segmenter = Segmenter(lifted(TINY).eval(), config)
+    assert segmenter_steps(segmenter, np.random.default_rng(0), waits) == [["index_mask"]] * 5
+
+
+def test_augmented_views_wait_once_together(waits: Waits) -> None:
+    views = AugmentedSegmenter(
+        lifted(TINY).eval(), SegmenterConfig(precision="bf16"), AugmentConfig(flip=True)
+    )
+    found = segmenter_steps(views, np.random.default_rng(0), waits)
+    assert found == [["index_mask"]] * 5

@@ -1,0 +1,200 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import gradient, number_of, turned, write_clip_file
+
+from stma.data.pictures import save_picture
+from stma.errors import InputError
+from stma.inference.video import open_video, read_ahead
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("a.mp4", "libx264", "yuv420p"),
+        ("a.mov", "libx265", "yuv420p10le"),
+        ("a.webm", "libvpx-vp9", "yuv420p"),
+        ("a.gif", "gif", "rgb8"),
+        ("a: b.avi", "mpeg4", "yuv420p"),
+    ],
+)
+def test_common_formats_are_read_forward_and_backward(
+    tmp_path, name: str, codec: str, pix_fmt: str, monkeypatch
+) -> None:
+    clip = write_clip_file(tmp_path / name, map(gradient, range(12)), codec, pix_fmt)
+    video = open_video(clip)
+    assert video.size == (48, 64)
+    assert len(video) == 12
+    forward = list(video.frames())
+    assert [frame.number for frame in forward] == list(range(12))
+    assert [number_of(frame.image) for frame in forward] == list(range(12))
+    assert forward[0].image.dtype == np.uint8
+    monkeypatch.setattr("stma.inference.video.BACKWARD_BYTES", 4 * 3 * 48 * 64)
+    backward = list(video.frames_backward(9))
+    assert [frame.number for frame in backward] == list(range(9, -1, -1))
+    assert all(np.array_equal(b.image, forward[b.number].image) for b in backward)
+    assert [b.pts for b in backward] == [forward[b.number].pts for b in backward]
+
+
+def test_backward_nothing_is_decoded_from_the_start_again(tmp_path, monkeypatch) -> None:
+    clip = write_clip_file(tmp_path / "a.mp4", map(gradient, range(20)))
+    video = open_video(clip)
+    monkeypatch.setattr("stma.inference.video.BACKWARD_BYTES", 5 * 3 * 48 * 64)
+    monkeypatch.setattr(type(video), "frames", None)
+    assert [number_of(f.image) for f in video.frames_backward(19)] == list(range(19, -1, -1))
+
+
+def test_frames_are_turned_as_they_are_shown(tmp_path) -> None:
+    clip = turned(write_clip_file(tmp_path / "a.mp4", map(gradient, range(3))))
+    video = open_video(clip)
+    assert video.size == (64, 48)
+    image = next(video.frames()).image
+    expected = np.rot90(gradient(0), -1)  # red at the right, bright at the top
+    assert image.shape == (64, 48, 3)
+    assert np.abs(image.astype(int) - expected).mean() < 12
+
+
+def test_a_variable_frame_rate_keeps_its_times(tmp_path) -> None:
+    times = [0, 4, 5, 30, 100]
+    clip = write_clip_file(tmp_path / "a.mp4", map(gradient, range(5)), times=times)
+    video = open_video(clip)
+    seconds = [float(frame.pts * video.time_base) for frame in video.frames()]
+    assert seconds == pytest.approx([0, 0.04, 0.05, 0.3, 1.0])
+
+
+def test_odd_sizes_and_changing_sizes_come_out_as_the_first(tmp_path) -> None:
+    clip = write_clip_file(tmp_path / "a.mkv", [gradient(1, 33, 51)] * 2, "ffv1", "yuv444p")
+    assert [f.image.shape for f in open_video(clip).frames()] == [(33, 51, 3)] * 2
+
+
+def test_colours_are_those_that_were_encoded(tmp_path) -> None:
+    clip = write_clip_file(tmp_path / "a.mp4", [np.full((48, 64, 3), (200, 40, 90), np.uint8)])
+    image = next(open_video(clip).frames()).image
+    assert np.abs(image.reshape(-1, 3).mean(0) - (200, 40, 90)).max() < 4
+
+
+def test_a_folder_of_pictures_is_a_video(tmp_path) -> None:
+    for number in (2, 10, 1):
+        save_picture(tmp_path / f"{number}.png", gradient(number))
+    (tmp_path / "notes.txt").touch()
+    video = open_video(tmp_path)
+    assert [number_of(frame.image) for frame in video.frames()] == [1, 2, 10]
+    assert [number_of(frame.image) for frame in video.frames_backward(1)] == [2, 1]
+    assert [video.name(number) for number in range(len(video))] == ["1", "2", "10"]
+    assert video.number("10") == video.number("0010") == 2
+    assert video.number("0") is None
+    save_picture(tmp_path / "11.png", gradient(1, 40, 64))
+    with pytest.raises(InputError, match=r"11.png: 64 x 40 pixels, the first picture 64 x 48"):
+        list(open_video(tmp_path).frames())
+
+
+def test_frames_of_a_file_are_called_by_number(tmp_path) -> None:
+    video = open_video(write_clip_file(tmp_path / "a.mp4", map(gradient, range(3))))
+    assert video.name(2) == "00002"
+    assert video.number("2") == video.number("00002") == 2
+    assert video.number("3") is video.number("x") is None
+
+
+def test_what_cannot_be_segmented_is_refused_in_one_line(tmp_path) -> None:
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            list(open_video(path).frames())
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+    good = write_clip_file(tmp_path / "good.mp4", map(gradient, range(20)), movflags="faststart")
+    content = good.read_bytes()
+    path = tmp_path / "bad.mp4"
+    refused(tmp_path / "none.mp4", "no such file or folder")
+    path.write_text("hello world\n")
+    refused(path, "cannot be read as a video")
+    path.write_text("#EXTM3U\n#EXTINF:1,\ngood.mp4\n")  # a playlist
+    refused(path, "cannot be read as a video")
+    path.write_bytes(b"")
+    refused(path, "cannot be read as a video")
+    path.write_bytes(content[: content.find(b"moov") + 20])
+    refused(path, "cannot be read as a video|no video stream")
+    path.write_bytes(content[: content.find(b"mdat") + 8])
+    refused(path, "cannot be read as a video|the video has no frame")
+    key = {"encryption_key": "00" * 16, "encryption_kid": "11" * 16}
+    frames = map(gradient, range(3))
+    refused(write_clip_file(path, frames, encryption_scheme="cenc-aes-ctr", **key), "is encrypted")
+    with av.open(str(path), "w") as container:
+        audio = container.add_stream("aac", rate=8000)
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        tone.sample_rate = 8000
+        container.mux(audio.encode(tone))
+        container.mux(audio.encode())
+    refused(path, "no video stream")
+    gif = tmp_path / "small.gif"
+    refused(
+        write_clip_file(gif, [np.zeros((1, 1, 3), np.uint8)], "gif", "rgb8"),
+        "1 x 1 pixels; give at least 16 x 16",
+    )
+    large = write_clip_file(gif, [np.zeros((4320, 7680, 3), np.uint8)], "gif", "gray")
+    refused(large, r"7680 x 4320 pixels, and the limit is 20,000,000")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", r"the folder holds no .jpg")
+    (tmp_path / "empty" / "a.jpg").touch()
+    refused(tmp_path / "empty", r"a.jpg: cannot be read as an image")
+
+
+def test_a_truncated_file_is_told(tmp_path, caplog) -> None:
+    """Cut between two frames, where FFmpeg sees no error."""
+    noise = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), dtype=np.uint8)
+    options = {"movflags": "faststart"}
+    path = write_clip_file(tmp_path / "a.avi.mov", noise, "mpeg4", **options)
+    with av.open(str(path)) as container:
+        end = max(p.pos for p in container.demux(video=0) if p.size and p.pts < 12 * 512)
+    path.write_bytes(path.read_bytes()[:end])
+    video = open_video(path)
+    assert len(video) == 20
+    assert len(list(video.frames())) == 11
+    assert "ends after 11 of the 20 frames" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.7, 0.8, 0.9])
+def test_a_file_cut_anywhere_is_told_and_what_is_before_comes_out(tmp_path, caplog, share) -> None:
+    path = write_clip_file(tmp_path / "a.mp4", map(gradient, range(20)), movflags="faststart")
+    content = path.read_bytes()
+    start = content.find(b"mdat")
+    path.write_bytes(content[: start + round(share * (len(content) - start))])
+    numbers = []
+    try:
+        for frame in open_video(path).frames():
+            numbers.append(number_of(frame.image))
+    except InputError as error:
+        told = str(error)
+    else:
+        told = caplog.text
+    assert 0 < len(numbers) < 20
+    assert numbers == list(range(len(numbers)))
+    assert f"unreadable from frame {len(numbers)} on" in told or (
+        f"ends after {len(numbers)} of the 20 frames" in told
+    )
+
+
+def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
+    assert list(read_ahead(iter(range(20)))) == list(range(20))
+    assert list(read_ahead(iter([]))) == []
+    started = []
+
+    def items():
+        for number in range(10):
+            started.append(number)
+            if number == 5:
+                raise InputError("five")
+            yield number
+
+    seen: list[int] = []
+
+    def take() -> None:
+        for item in read_ahead(items(), 2):
+            seen.append(item)
+            assert len(started) <= item + 4
+
+    with pytest.raises(InputError, match="five"):
+        take()
+    assert seen == [0, 1, 2, 3, 4]
