@@ -23,10 +23,10 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.variants import VARIANTS
-from stma.training import trainer as trainer_module
+from stma.training import learner as learner_module
 from stma.training.dry_run import random_batch
+from stma.training.learner import Learner
 from stma.training.losses import LossConfig
-from stma.training.trainer import Trainer
 
 CUDA = torch.device("cuda", 0)
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -118,44 +118,43 @@ def lifted(config: ModelConfig) -> STMA:
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 
-def trainer_on_card(monkeypatch, tmp_path: Path, **settings) -> Trainer:
-    monkeypatch.setattr(trainer_module, "build_model", lifted)
+def learner_on_card(monkeypatch, tmp_path: Path, **settings) -> Learner:
+    monkeypatch.setattr(learner_module, "build_model", lifted)
     # A backward pass needs a context of CUDA's; what follows it needs gradients alone.
     monkeypatch.setattr(Tensor, "backward", lambda loss: None)
-    trainer = Trainer(config(tmp_path, **settings), "only", CUDA)
-    trainer.build(None)
-    return trainer
-
-
-def take_step(trainer: Trainer) -> None:
-    for parameter in trainer.model.parameters():
+    whole = config(tmp_path, **settings)
+    learner = Learner(whole, whole.stages["only"], CUDA)
+    for parameter in learner.model.parameters():
         parameter.grad = torch.empty_like(parameter)
-    trainer.optimizer.zero_grad = lambda **keywords: None  # type: ignore[method-assign]
-    trainer.step([random_batch(trainer, 1)], progress=0.5)
+    learner.optimizer.zero_grad = lambda **keywords: None  # type: ignore[method-assign]
+    return learner
+
+
+def places_of_a_step(learner: Learner, waits: Waits, iteration: int = 0) -> list[str]:
+    """Where it waits, the copy of its clips included."""
+    waits.places.clear()
+    clips = random_batch(learner.stage, 1, CUDA)
+    learner.step([clips], iteration, progress=0.5, notes=lambda: [0.0, 0.5])
+    return list(waits.places)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_stays_on_the_card_and_waits_once(
     waits: Waits, monkeypatch, tmp_path, name: str
 ) -> None:
-    trainer = trainer_on_card(monkeypatch, tmp_path, model=MODELS[name], precision="bf16")
-    waits.places.clear()
-    take_step(trainer)
-    assert waits.places == ["_agree"]
+    learner = learner_on_card(monkeypatch, tmp_path, model=MODELS[name], precision="bf16")
+    assert places_of_a_step(learner, waits) == ["step"]
 
 
 def test_so_it_does_in_fp16_with_all_options(waits: Waits, monkeypatch, tmp_path) -> None:
-    """Recomputed blocks, an average, padded objects, an auxiliary loss, bootstrapping."""
+    """Recomputed blocks, an average, an auxiliary loss, bootstrapping."""
     loss = LossConfig(objects=0.1, bootstrap_start=0, bootstrap_end=1)
-    trainer = trainer_on_card(
+    learner = learner_on_card(
         monkeypatch, tmp_path, precision="fp16", ema=0.9, checkpoint_blocks=True, loss=loss
     )
-    assert trainer.scaler.is_enabled()
-    trainer.iteration = 1
-    waits.places.clear()
-    for _ in range(2):  # the first one is copied to the average
-        take_step(trainer)
-    assert waits.places == ["_agree"] * 2
+    assert learner.scaler.is_enabled()
+    for iteration in (1, 2):  # the first one is copied to the average
+        assert places_of_a_step(learner, waits, iteration) == ["step"]
 
 
 def segmenter_steps(segmenter, rng: np.random.Generator, waits: Waits) -> list[list[str]]:

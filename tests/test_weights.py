@@ -146,3 +146,15 @@ def test_damaged_metadata_is_named(tmp_path, metadata: dict, message: str) -> No
     save_file({"a": torch.zeros(1)}, path, {k: v for k, v in whole.items() if v is not None})
     with pytest.raises(InputError, match=rf"w\.safetensors.*{message}"):
         load_model(path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path, tiny_model, tiny_config, value: str
+) -> None:
+    with torch.no_grad():
+        tiny_model.decoder.head.bias[0] = float(value)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, tiny_model, tiny_config, {})
+    with pytest.raises(InputError, match=r"decoder\.head\.bias holds NaN or infinity"):
+        load_model(path)
