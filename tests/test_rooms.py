@@ -26,6 +26,8 @@ MAY_KNOW = {
     "evaluation": {"runtime", "data", "memory", "model", "inference", "training"},
     "compose": {"runtime", "data", "model"},
     "__init__": {"model", "inference"},
+    "cli": {"runtime", "inference"},
+    "__main__": {"cli"},
 }
 
 
