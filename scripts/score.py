@@ -35,6 +35,8 @@ def main() -> None:
     for folder in (arguments.truth, arguments.results):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
+    if not subfolders(arguments.truth):
+        raise InputError(f"{arguments.truth}: holds no clips, so there is nothing to score")
     folders = [arguments.truth / name for name in subfolders(arguments.truth)]
     clips = [EvalClip(open_video(folder, folder), rules) for folder in folders]  # masks as frames
     if missing := [c.name for c in clips if not (arguments.results / c.name).is_dir()]:

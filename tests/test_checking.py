@@ -280,3 +280,10 @@ def test_the_report_can_be_read_by_machines(root: Path) -> None:
 
 def test_problems_say_where() -> None:
     assert str(Problem(Path("a/b.png"), "is wrong")) == "a/b.png: is wrong"
+
+
+def test_an_empty_set_is_no_success(tmp_path) -> None:
+    for name in ("JPEGImages", "Annotations"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=": no clips"):
+        check_dataset(DatasetConfig(root=str(tmp_path)), workers=1)

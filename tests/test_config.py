@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.evaluation.config import EvalConfig, parse_eval_config
+from stma.inference.augmentation import AugmentConfig
 from stma.model.factory import build_model
 from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
@@ -140,3 +142,35 @@ def test_missing_values_are_named() -> None:
 def test_an_unknown_model_is_named_beside_those_there_are() -> None:
     with pytest.raises(InputError, match="no model resnet; there are convvit_b, convvit_s"):
         load_model_config(CONFIGS, "resnet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory_interval": 2.5}, "memory_interval is 2.5; give a whole number"),
+        ({"memory_interval": None}, "memory_interval is None; give a whole number"),
+        ({"memory_interval": True}, "memory_interval is True; give a whole number"),
+        ({"capacity": 2.5}, "capacity is 2.5; give a whole number or null"),
+        ({"capacity": "abc"}, "capacity is 'abc'; give a whole number or null"),
+        ({"short_side": float("nan")}, "short_side is nan; give a whole number or null"),
+        ({"scale": float("nan")}, "scale is nan; give a finite number"),
+        ({"precision": None}, "precision is None; give a text"),
+    ],
+)
+def test_the_library_checks_types_as_the_command_line_does(settings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SegmenterConfig(**settings)
+
+
+def test_types_of_nested_settings() -> None:
+    SegmenterConfig(scale=1, capacity=np.int64(7))  # what counts as a number of the kind
+    with pytest.raises(InputError, match=r"scales is \[None\]; give a list, each a finite number"):
+        AugmentConfig(scales=[None])
+    with pytest.raises(InputError, match=r"stages is .*; give a dict"):
+        TrainConfig("out", stages={"a": 3})
+    with pytest.raises(InputError, match="max_minutes is nan; give a finite number or null"):
+        StageConfig(max_minutes=float("nan"))
+    with pytest.raises(InputError, match="benchmark is None; give a BenchmarkConfig"):
+        EvalConfig("root", "output", benchmark=None)
+    with pytest.raises(InputError, match="seed is"):
+        TrainConfig("out", seed=10**23)

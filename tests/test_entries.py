@@ -137,6 +137,8 @@ def test_scoring_masks_of_any_method(monkeypatch, capsys, tmp_path) -> None:
     shutil.rmtree(Path(results) / "a")
     with pytest.raises(SystemExit, match="no results for a"):
         script(monkeypatch, "score.py", truth, results)
+    with pytest.raises(SystemExit, match="holds no clips, so there is nothing to score"):
+        script(monkeypatch, "score.py", results, results)
 
 
 def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> None:

@@ -201,7 +201,7 @@ def test_overwriting_removes_what_is_ours_alone(root, tmp_path) -> None:
         evaluate(config(root, output, overwrite=True))
     assert (output / "videos" / "holiday.mp4").exists()
     for folder in (root, root.parent):
-        with pytest.raises(InputError, match="holds the data"):
+        with pytest.raises(InputError, match="the data"):
             evaluate(config(root, folder, overwrite=True))
     assert (root / "JPEGImages").is_dir()
 
@@ -338,3 +338,37 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
             with pytest.raises(InputError, match=message):
                 evaluate(config(root, tmp_path / "out", **settings))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["data", "data/JPEGImages", "data/inside", "link/inside", "."])
+def test_an_output_among_the_clips_is_refused(root, tmp_path, where: str) -> None:
+    (tmp_path / "link").symlink_to(root)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"output: .* the data"):
+        evaluate(config(root, tmp_path / where))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_output_of_a_training_is_not_taken(root, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text('{"torch": "2.6", "earlier_starts": []}')
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="out holds a training"):
+            evaluate(config(root, tmp_path / "out", overwrite=overwrite))
+
+
+@pytest.mark.parametrize("key", ["output", "root", "compare"])
+def test_an_empty_path_is_not_the_current_folder(root, tmp_path, key: str) -> None:
+    with pytest.raises(InputError, match=f"{key} is empty"):
+        EvalConfig(**({"root": str(root), "output": str(tmp_path)} | {key: ""}))
+
+
+@pytest.mark.slow
+def test_as_many_processes_are_told_as_ran(root, tmp_path) -> None:
+    workers = 4 * os.cpu_count()
+    text = evaluate(config(root, tmp_path / "out", workers=workers)).text()
+    assert "2 processes at once" in text
+    with pytest.raises(InputError, match=f"workers is {workers + 1}; give {workers} at most"):
+        config(root, tmp_path, workers=workers + 1)
+    with pytest.raises(InputError, match="threads is 1000000; give"):
+        config(root, tmp_path, threads=1_000_000)

@@ -214,3 +214,27 @@ def test_the_weights_carry_the_settings_of_the_segmenter(tmp_path, ema: float) -
     settings = {"memory_interval": 3, "short_side": 240}
     path = train(config(tmp_path, iterations=1, ema=ema, segmenter=settings))
     assert read_segmenter_settings(path) == settings
+
+
+@pytest.mark.parametrize(("bad", "ends"), [([0, 2, 4], True), ([0, 2], False)])
+def test_a_stage_of_which_most_steps_were_skipped_is_no_success(
+    tmp_path, monkeypatch, bad: list[int], ends: bool
+) -> None:
+    """Of five steps, never two in a row."""
+    clip_norm, taken = torch.nn.utils.clip_grad_norm_, itertools.count()
+
+    def explode(parameters, max_norm):
+        parameters = list(parameters)
+        if next(taken) in bad:
+            parameters[0].grad.fill_(float("inf"))
+        return clip_norm(parameters, max_norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    settings = config(tmp_path, iterations=5)
+    if not ends:
+        assert train(settings).is_file()
+        return
+    for _ in range(2):  # another start does not make it one
+        with pytest.raises(InputError, match="only: 3 of 5 steps were skipped"):
+            train(settings)
+    assert not (tmp_path / "weights.safetensors").exists()

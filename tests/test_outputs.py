@@ -4,7 +4,17 @@ import logging
 import pytest
 
 from stma.errors import InputError
-from stma.runtime.outputs import PARTIAL, full_disks_told, holding, prepare_output, replacing
+from stma.runtime.outputs import (
+    EVALUATION,
+    PARTIAL,
+    TRAINING,
+    check_apart,
+    check_record,
+    full_disks_told,
+    holding,
+    prepare_output,
+    replacing,
+)
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:
@@ -60,3 +70,39 @@ def test_only_a_full_or_locked_disk_is_told_as_such(tmp_path) -> None:
             raise OSError(number, "why")
     with pytest.raises(FileNotFoundError), full_disks_told(tmp_path):
         (tmp_path / "none").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("root", "lies in the data"),
+        ("root/inside", "lies in the data"),
+        ("root/../root/inside/deeper", "lies in the data"),
+        ("to-root/inside", "lies in the data"),
+        ("frames/out", "lies in the data"),  # to which a folder of the root leads
+        (".", "holds the data"),
+    ],
+)
+def test_an_output_at_above_or_below_the_data_is_refused(tmp_path, output, message: str) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "to-root").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "JPEGImages").symlink_to(tmp_path / "frames")
+    read = [tmp_path / "root", tmp_path / "root" / "JPEGImages"]
+    with pytest.raises(InputError, match=message):
+        check_apart(tmp_path / output, read)
+    check_apart(tmp_path / "root-2", read)
+    check_apart(tmp_path / "elsewhere", read)
+
+
+def test_a_folder_of_the_other_program_is_named(tmp_path) -> None:
+    for kind in (TRAINING, EVALUATION):
+        check_record(tmp_path, kind)
+    (tmp_path / "run.json").write_text('{"benchmark": {}}')
+    check_record(tmp_path, EVALUATION)
+    with pytest.raises(InputError, match="holds an evaluation"):
+        check_record(tmp_path, TRAINING)
+    (tmp_path / "run.json").write_text('{"earlier_starts": []}')
+    check_record(tmp_path, TRAINING)
+    with pytest.raises(InputError, match="holds a training"):
+        check_record(tmp_path, EVALUATION)

@@ -33,6 +33,14 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
+def test_an_empty_folder_is_no_success(tmp_path) -> None:
+    (tmp_path / "source" / "JPEGImages").mkdir(parents=True)
+    (tmp_path / "source" / ".DS_Store").touch()
+    with pytest.raises(InputError, match="source: holds no files"):
+        prepare(tmp_path / "source", tmp_path / "target", 480, workers=1)
+    assert not (tmp_path / "target").exists()
+
+
 def test_sizes() -> None:
     assert resized((1280, 720), 480) == (853, 480)
     assert resized((720, 1280), 480) == (480, 853)

@@ -17,7 +17,8 @@ from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.weights import load_model, read_weights
 from stma.runtime.outputs import holding
-from stma.training.config import TrainConfig
+from stma.training import run as run_module
+from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.leaving import Preempted
 from stma.training.run import train
 from stma.training.trainer import Trainer
@@ -315,3 +316,37 @@ def test_networks_of_earlier_stages_are_given_back(tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(Trainer, "_build", built)
     train(two_stages(tmp_path, ema=0.9))
     assert len(networks) == 2
+
+
+def test_an_output_among_the_clips_is_refused(tmp_path) -> None:
+    """Of the stages, what they are cut from, and the validation."""
+    root = tmp_path / "root"
+    for name in ("JPEGImages", "Annotations"):
+        (root / name).mkdir(parents=True)
+    videos = DatasetConfig(root=str(root))
+    cut = DatasetConfig(kind="composite", cut_from={"a": DatasetConfig(root=str(root))})
+    procedural = config(tmp_path)
+    for block in (videos, cut):
+        data = DataConfig(sources={"a": block})
+        stage = dataclasses.replace(procedural.stages["only"], data=data)
+        settings = dataclasses.replace(procedural, stages={"only": stage})
+        assert {root, root / "JPEGImages"} <= set(run_module._folders(settings))
+    validation = ValidationConfig(root=str(root))
+    for output in (root, root / "JPEGImages" / "out", tmp_path):
+        with pytest.raises(InputError, match=r"output: .* the data"):
+            train(config(output, validation=validation))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "Annotations",
+        "JPEGImages",
+        "root",
+    ]
+
+
+def test_the_output_of_an_evaluation_is_not_taken(tmp_path) -> None:
+    (tmp_path / "run.json").write_text('{"benchmark": {}, "method": "copy"}')
+    for resume in (True, False):
+        with pytest.raises(InputError, match="holds an evaluation"):
+            train(config(tmp_path, resume=resume))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    with pytest.raises(InputError, match="output is empty"):
+        config("")

@@ -448,3 +448,18 @@ def test_reset_begins_another_video(tiny_model: STMA) -> None:
         a, b = segmenter.step(other, mask), fresh.step(other, mask)
         assert torch.equal(a.probabilities, b.probabilities)
     assert segmenter.num_frames == 2
+
+
+def test_fp16_segments_as_fp32_does(tiny_model: STMA) -> None:
+    model = tiny_model.float()
+    rng = np.random.default_rng(0)
+    frames = [random_frame(rng, 64, 80) for _ in range(6)]
+    mask = blob_mask(64, 80, [1, 2])
+    results = {}
+    for precision in ("fp32", "fp16"):
+        config = SegmenterConfig(precision=precision, memory_interval=1)
+        segmenter = Segmenter(model, config)
+        segmenter.step(frames[0], mask)
+        results[precision] = [segmenter.step(frame).probabilities for frame in frames[1:]]
+    for half, full in zip(results["fp16"], results["fp32"], strict=True):
+        assert 0 < (half - full).abs().max() < 0.05

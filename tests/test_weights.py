@@ -58,9 +58,10 @@ def test_half_precision_takes_half_the_disk_and_computes_in_full(
     tmp_path, weights, monkeypatch
 ) -> None:
     monkeypatch.setattr("stma.model.weights.SHIPPED", tmp_path / "package")
-    monkeypatch.setattr("sys.argv", ["ship_weights.py", str(weights), "half"])
+    monkeypatch.setattr("sys.argv", ["ship_weights.py", str(weights), "half", "short_side=96"])
     runpy.run_path(str(ROOT / "scripts" / "ship_weights.py"), run_name="__main__")
     out = find_weights("half")
+    assert load_model(out).segmenter_settings["short_side"] == 96
     assert out.stat().st_size < 0.75 * weights.stat().st_size
     half, full = load_model(out).state_dict(), load_model(weights).state_dict()
     for name, tensor in full.items():
@@ -145,4 +146,16 @@ def test_damaged_metadata_is_named(tmp_path, metadata: dict, message: str) -> No
     whole = {"format": "stma-weights-1", "model": "{}", "provenance": "{}"} | metadata
     save_file({"a": torch.zeros(1)}, path, {k: v for k, v in whole.items() if v is not None})
     with pytest.raises(InputError, match=rf"w\.safetensors.*{message}"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path, tiny_model, tiny_config, value: str
+) -> None:
+    with torch.no_grad():
+        tiny_model.decoder.head.bias[0] = float(value)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, tiny_model, tiny_config, {})
+    with pytest.raises(InputError, match=r"decoder\.head\.bias holds NaN or infinity"):
         load_model(path)

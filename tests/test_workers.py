@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from stma.runtime.workers import worker_map
+from stma.errors import InputError
+from stma.runtime.workers import check_count, worker_map
 
 
 def identify(number: int) -> tuple[int, int]:
@@ -21,3 +22,12 @@ def test_results_come_in_order_whatever_the_number_of_workers(workers: int) -> N
 def test_several_arguments(workers: int) -> None:
     with worker_map(workers) as spread:
         assert list(spread(pow, [2, 3], [3, 2])) == [8, 9]
+
+
+def test_more_processes_than_the_machine_can_run_are_refused() -> None:
+    most = 4 * os.cpu_count()
+    check_count("workers", most, at_least=1)
+    with pytest.raises(InputError, match=f"workers is {most + 1}; give {most} at most"):
+        check_count("workers", most + 1, at_least=1)
+    with pytest.raises(InputError, match="num_workers is -1; give 0 or more"):
+        check_count("num_workers", -1, at_least=0)

@@ -1,6 +1,7 @@
 """The settings of one dataset: a YAML block in configs/dataset."""
 
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from stma.data.composite import CompositeConfig
@@ -9,6 +10,7 @@ from stma.data.published import published_count
 from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
 from stma.errors import InputError
+from stma.runtime.config import check_types
 
 KINDS = ("videos", "images", "procedural", "composite")
 MASK_VALUES = ("index", "binary")
@@ -89,6 +91,7 @@ class DatasetConfig:
     grounds: dict[str, "DatasetConfig"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.kind not in KINDS:
             raise InputError(f"kind is {self.kind!r}; choose one of {KINDS}")
         if self.mask_values not in MASK_VALUES:
@@ -117,6 +120,17 @@ class DatasetConfig:
         for name in NEEDLESS[self.kind]:
             if getattr(self, name) != _default(name):
                 raise InputError(f"{name} is set, but means nothing for kind={self.kind}")
+
+    def folders(self) -> list[Path]:
+        """All that are read, also by the datasets that it is made of."""
+        blocks = (*self.cut_from.values(), *self.grounds.values())
+        found = [folder for block in blocks for folder in block.folders()]
+        if self.kind == "images" or (self.kind == "videos" and self.root):
+            found.append(Path(self.root))
+        if self.kind == "videos":
+            parts = [Path(self.root, part) for part in self.parts or [""]]
+            found += [part / name for part in parts for name in (self.images, self.masks)]
+        return found
 
 
 def _default(name: str) -> Any:

@@ -12,6 +12,7 @@ from stma.data.config import DatasetConfig
 from stma.data.sampling import BatchNumbers, Epochs, Share, max_gap_at
 from stma.data.sources import ClipSpec, Source, build_source
 from stma.errors import InputError
+from stma.runtime.config import check_types
 from stma.runtime.workers import one_thread
 from stma.structures import Clip, ClipBatch
 
@@ -44,6 +45,7 @@ class DataConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "data.")
         if min(self.height, self.width) < 16:
             raise InputError(
                 f"data: clips of {self.height} x {self.width}; at least 16 pixels a side"

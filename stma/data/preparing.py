@@ -62,6 +62,8 @@ def prepare(source: Path, target: Path, short_side: int, workers: int) -> Prepar
         raise InputError(f"{source}: no such folder")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
         raise InputError(f"{target}: is inside {source}; give another folder for the copy")
+    if not any(_jobs(source, target)):
+        raise InputError(f"{source}: holds no files, so there is nothing to prepare")
     _claim(target, {"source": str(source.resolve()), "short_side": short_side})
     for leftover in target.rglob(f"*{PARTIAL}"):
         leftover.unlink()

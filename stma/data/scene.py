@@ -14,6 +14,7 @@ import numpy as np
 from stma.data.images import count_ids
 from stma.data.sampling import keep_objects
 from stma.errors import InputError
+from stma.runtime.config import check_types
 
 MIN_PIXELS = 40  # of an object in the first frame; a smaller one is not annotated
 MAX_SCENES = 1000  # to try for one clip
@@ -56,6 +57,7 @@ class SceneConfig:
     light: float = 0.3
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 1 <= self.min_objects <= self.max_objects <= 255:
             raise InputError(
                 f"min_objects {self.min_objects}, max_objects {self.max_objects}; "

@@ -14,6 +14,7 @@ import numpy as np
 
 from stma.data.thin_plate import ThinPlate, random_thin_plate
 from stma.errors import InputError
+from stma.runtime.config import check_types
 
 FILL = (
     124,
@@ -36,6 +37,7 @@ class ColourConfig:
     hue: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 to 1")
@@ -74,6 +76,7 @@ class TransformConfig:
     greyscale: float = 0.05
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("crop_scale", "crop_ratio", "zoom"):
             values = getattr(self, name)
             if len(values) != 2 or not 0 < values[0] <= values[1]:

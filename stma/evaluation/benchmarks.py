@@ -30,6 +30,7 @@ from stma.data.video_folder import (
     video_names,
 )
 from stma.errors import InputError
+from stma.runtime.config import check_types
 
 MASK_VALUES = ("index", "binary")
 OBJECTS = ("any_frame", "first_mask")
@@ -71,6 +72,7 @@ class BenchmarkConfig:
     published: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for key, known in (("mask_values", MASK_VALUES), ("objects", OBJECTS)):
             if getattr(self, key) not in known:
                 raise InputError(f"{key} is {getattr(self, key)!r}; choose one of {known}")

@@ -9,7 +9,8 @@ from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.weights import read_segmenter_settings
-from stma.runtime.config import parse_config
+from stma.runtime.config import check_not_empty, check_types, parse_config
+from stma.runtime.workers import check_count
 
 METHODS = ("stma", "copy", "flow")
 
@@ -59,6 +60,8 @@ class EvalConfig:
     videos: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_not_empty(self, "root", "output", "compare")
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}; choose one of {METHODS}")
         if self.method != "stma" and not self.augment.is_plain:
@@ -69,8 +72,8 @@ class EvalConfig:
             raise InputError("fps_only: processes slow one another; leave workers at 1")
         for key in ("workers", "threads"):
             value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"{key} is {value}; give 1 or more")
+            if value is not None:
+                check_count(key, value, at_least=1)
 
 
 def parse_eval_config(config: DictConfig) -> EvalConfig:

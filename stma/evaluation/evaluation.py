@@ -29,13 +29,20 @@ from stma.evaluation.spreading import ClipWorker, Failure, run_clips
 from stma.model.weights import find_weights, load_model, shipped_weights
 from stma.runtime.device import reset_peak
 from stma.runtime.distributed import Processes, join_processes
-from stma.runtime.outputs import holding, prepare_output, replacing
+from stma.runtime.outputs import (
+    EVALUATION,
+    RECORD,
+    check_apart,
+    check_record,
+    holding,
+    prepare_output,
+    replacing,
+)
 from stma.runtime.provenance import file_digest, versions
 
 log = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 6
-RUN = "run.json"  # which evaluation the folder holds
 FILES = (RESULTS, FRAME_SCORES, "results.md", "results.csv", "scores.csv", "report.html")
 FOLDERS = ("masks", "clips", "sheets", "videos")
 
@@ -59,7 +66,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
         output = Path(config.output)
         with ExitStack() as stack:
             _begin(config, listing, output, processes, stack)
-            ours = _digest((output / RUN).read_bytes())
+            ours = _digest((output / RECORD).read_bytes())
             done = [clip for clip in listing.clips if _done(output, clip, ours) is not None]
             processes.wait()
             if done:
@@ -80,6 +87,10 @@ def _look(
     if processes.world_size > 1 and (config.workers > 1 or config.fps_only):
         raise InputError("under torchrun leave workers at 1, and fps_only=false")
     listing = list_clips(config.benchmark, config.root, config.split, config.clips)
+    if not config.fps_only:
+        root, rules, output = Path(config.root), config.benchmark, Path(config.output)
+        check_apart(output, (root, root / rules.images, root / rules.masks))
+        check_record(output, EVALUATION)
     if config.compare is not None:
         _check_comparable(config)
     if config.workers == 1:
@@ -214,7 +225,7 @@ def _conclude(
     )
     made_with = {
         "config": asdict(config),
-        "identity": json.loads((output / RUN).read_text()),
+        "identity": json.loads((output / RECORD).read_text()),
         "versions": versions(),
     }
     try:
@@ -263,7 +274,8 @@ def _evaluation(
     processes: Processes,
     **more: Any,
 ) -> Evaluation:
-    speed = Speed.of(runs, max(config.workers, processes.world_size)) if runs else None
+    at_once = min(max(config.workers, processes.world_size), len(runs))
+    speed = Speed.of(runs, at_once) if runs else None
     rules = config.benchmark
     more.setdefault("scores", [])
     return Evaluation(
@@ -313,8 +325,6 @@ def _archive(config: EvalConfig, output: Path) -> Path:
 
 def _prepare(config: EvalConfig, output: Path) -> None:
     """Refuse the result of another run, or remove it; note which this one is."""
-    if Path(config.root).resolve().is_relative_to(output.resolve()):
-        raise InputError(f"output: {output} holds the data ({config.root}); choose another one")
     ours = {
         "method": config.method,
         "weights": None if config.method != "stma" else file_digest(find_weights(config.weights)),
@@ -322,14 +332,14 @@ def _prepare(config: EvalConfig, output: Path) -> None:
         "segmenter": asdict(config.segmenter) if config.method == "stma" else None,
         "augment": asdict(config.augment) if config.method == "stma" else None,
     }
-    path = output / RUN
+    path = output / RECORD
     files = (*FILES, _archive(config, output).name)
     try:
         if not path.is_file():
             if found := [name for name in (*files, *FOLDERS) if (output / name).exists()]:
                 raise InputError(
-                    f"output: {output} holds {', '.join(found)}, and no {RUN} that says of what; "
-                    "choose another output, or remove them"
+                    f"output: {output} holds {', '.join(found)}, and no {RECORD} that says of "
+                    "what; choose another output, or remove them"
                 )
         elif config.overwrite:
             for name in FOLDERS:

@@ -8,6 +8,7 @@ import torch
 from stma.errors import InputError
 from stma.inference.segmenter import FrameResult, Segmenter, SegmenterConfig, index_mask
 from stma.model.stma import STMA
+from stma.runtime.config import check_types
 
 
 @dataclass
@@ -23,6 +24,7 @@ class AugmentConfig:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.scales or len(set(self.scales)) < len(self.scales):
             raise InputError(f"scales is {self.scales}; give one or more, each once")
 

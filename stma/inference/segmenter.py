@@ -16,6 +16,7 @@ from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
 from stma.model.backbone import STRIDE, pad_to_stride
 from stma.model.stma import STMA
+from stma.runtime.config import check_types
 from stma.runtime.device import autocast, check_precision, upload
 
 MAX_SCALE = 4.0
@@ -33,7 +34,7 @@ class SegmenterConfig:
         top_k: each query reads only the k most similar elements; null reads all.
         short_side: larger frames are scaled down to this for the network; null never scales.
         scale: of the network's frames, after ``short_side``; above 1 enlarges them.
-        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32`` or ``bf16``.
+        precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
     """
 
     memory_interval: int = 5
@@ -46,6 +47,7 @@ class SegmenterConfig:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.memory_interval < 1:
             raise InputError(f"memory_interval is {self.memory_interval}; give 1 or more")
         if self.short_side is not None and self.short_side < STRIDE:

@@ -15,6 +15,7 @@ from stma.model.stma import STMA
 from stma.model.value_encoder import ValueEncoder
 from stma.model.variants import PER_OBJECT, STREAMS, VARIANTS
 from stma.model.vit import ViT
+from stma.runtime.config import check_types
 
 BACKBONES = ("convvit", "vit")
 
@@ -59,6 +60,7 @@ class ModelConfig:
     variant: str = "full"
 
     def __post_init__(self) -> None:
+        check_types(self, "model.")
         lengths = {"dims": 3, "depths": 3, "value_widths": 3, "decoder_widths": 2}
         for name, length in lengths.items():
             value = getattr(self, name)

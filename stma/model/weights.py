@@ -82,7 +82,8 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
     """The model's configuration, the provenance and the tensors (on the CPU).
 
     Raises:
-        InputError: there is no such file, it is a pickle or damaged, or not this project's.
+        InputError: there is no such file, it is a pickle or damaged, or not this project's, or a
+            tensor holds NaN or infinity.
     """
     path = find_weights(path)
     metadata, tensors = _read(path, True)
@@ -91,6 +92,12 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
         provenance = json.loads(metadata["provenance"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged metadata ({error!r})") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"{path}: {name} holds NaN or infinity; the training that wrote it went wrong, so "
+                "take earlier weights"
+            )
     return parse_config(ModelConfig, values, source=f"{path}: model"), provenance, tensors
 
 

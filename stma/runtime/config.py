@@ -1,6 +1,11 @@
 """From Hydra's YAML to the dataclasses that the package works with."""
 
-from typing import TypeVar
+import math
+import numbers
+import types
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +38,78 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         where = _locate(merged)
         named = not where or str(error).startswith(where.partition(".")[0])
         raise InputError(f"{source}: {'' if named else where + ': '}{error}") from error
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Check the values of a dataclass of settings against its annotations, as the command line
+    does; numbers have to be finite.
+
+    Args:
+        prefix: of the settings' names in the message.
+
+    Raises:
+        InputError: names the first setting whose value is of another type.
+    """
+    hints = _hints(type(config))  # type: ignore[arg-type]
+    for field in fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if not _fits(value, hint):
+            raise InputError(f"{prefix}{field.name} is {value!r}; give {_in_words(hint)}")
+
+
+_hints = cache(get_type_hints)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """What may stand there: ``(int, NoneType)`` of ``int | None``."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    return any(_is_a(value, option) for option in _options(hint))
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    kind = get_origin(hint) or hint
+    if kind is list:
+        (of,) = get_args(hint)
+        return isinstance(value, list) and all(_fits(each, of) for each in value)
+    if kind is dict:
+        key, of = get_args(hint)
+        return isinstance(value, dict) and all(
+            _fits(name, key) and _fits(each, of) for name, each in value.items()
+        )
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _in_words(hint: Any) -> str:
+    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+    words[type(None)] = "null"
+    found = []
+    for option in _options(hint):
+        kind = get_origin(option) or option
+        if kind is list:
+            found.append(f"a list, each {_in_words(get_args(option)[0])}")
+        else:
+            found.append(words.get(kind, f"a {kind.__name__}"))
+    return " or ".join(found)
+
+
+def check_not_empty(config: Any, *names: str) -> None:
+    """Refuse paths that are empty, which would mean the current folder.
+
+    Raises:
+        InputError: names the first.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value.strip():
+            raise InputError(f"{name} is empty; give a path (. is the current folder)")
 
 
 NAME_LISTS = ("exclude", "clips", "parts")

@@ -2,10 +2,11 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from stma.errors import InputError
 
 PARTIAL = ".partial"  # what a file is called until it is whole
 LOCK = ".lock"
+RECORD = "run.json"  # of what made the folder's files, and with what settings
+TRAINING, EVALUATION = "a training", "an evaluation"
+TELLING = {"earlier_starts": TRAINING, "benchmark": EVALUATION}  # keys of their records
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
@@ -38,6 +42,44 @@ def prepare_output(folder: Path, log_name: str) -> None:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
+
+
+def check_apart(output: Path, folders: Iterable[Path]) -> None:
+    """Refuse an output at, above or below a folder that is read, through links too: it would lie
+    among the data, or they among its files.
+
+    Raises:
+        InputError: names both.
+    """
+    own = output.resolve()
+    for folder in folders:
+        data = folder.resolve()
+        if own.is_relative_to(data):
+            raise InputError(
+                f"output: {output} lies in the data ({folder}); choose one outside of them"
+            )
+        if data.is_relative_to(own):
+            raise InputError(f"output: {output} holds the data ({folder}); choose another one")
+
+
+def check_record(output: Path, kind: str) -> None:
+    """Refuse an output that the other program wrote to.
+
+    Args:
+        kind: what this program makes, ``TRAINING`` or ``EVALUATION``.
+
+    Raises:
+        InputError: names what lies there.
+    """
+    try:
+        record = json.loads((output / RECORD).read_text())
+    except (OSError, ValueError):
+        return  # none, or damaged: each program knows what to do with its own
+    for key, other in TELLING.items():
+        if other != kind and isinstance(record, dict) and key in record:
+            raise InputError(
+                f"output: {output} holds {other} ({RECORD} says so); choose another output"
+            )
 
 
 @contextmanager

@@ -12,6 +12,25 @@ from typing import Any
 import cv2
 import torch
 
+from stma.errors import InputError
+
+PER_CORE = 4  # processes or threads at most: more only slow one another
+
+
+def check_count(name: str, count: int, *, at_least: int) -> None:
+    """Refuse a number of processes or threads that this machine cannot run.
+
+    Raises:
+        InputError: it is smaller, or more than four times the machine's cores.
+    """
+    most = PER_CORE * (os.cpu_count() or 1)
+    if count < at_least:
+        raise InputError(f"{name} is {count}; give {at_least} or more")
+    if count > most:
+        raise InputError(
+            f"{name} is {count}; give {most} at most, {PER_CORE} for each of this machine's cores"
+        )
+
 
 @contextmanager
 def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:

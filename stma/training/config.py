@@ -6,7 +6,9 @@ from typing import Any
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
+from stma.runtime.config import check_not_empty, check_types
 from stma.runtime.device import check_precision
+from stma.runtime.workers import check_count
 from stma.training.losses import LossConfig
 from stma.training.optimizer import OptimizerConfig
 
@@ -33,6 +35,7 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("iterations", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
@@ -56,6 +59,8 @@ class ValidationConfig:
     every: int = 5000
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_not_empty(self, "root")
         if self.every < 1:
             raise InputError(f"every is {self.every}; give 1 or more")
         for name in ("split", "clips"):
@@ -125,6 +130,8 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_not_empty(self, "output", "weights", "pretrained")
         positive = (
             "accumulate",
             "log_every",
@@ -136,9 +143,9 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
+        check_count("num_workers", self.num_workers, at_least=0)
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; give 0 or more, and less than 2^63")
         if self.weights is not None and self.pretrained is not None:
             raise InputError(
                 f"weights is {self.weights} and pretrained {self.pretrained}; give one "

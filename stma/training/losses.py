@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stma.errors import InputError
 from stma.model.backbone import STRIDE, pad_to_stride
+from stma.runtime.config import check_types
 from stma.structures import ClipBatch, Prediction
 
 
@@ -33,6 +34,7 @@ class LossConfig:
     bootstrap_share: float = 0.15
 
     def __post_init__(self) -> None:
+        check_types(self, "loss.")
         for name in ("cross_entropy", "dice", "objects"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"loss.{name} is {getattr(self, name)}; give a weight, 0 or more")

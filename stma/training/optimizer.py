@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stma.errors import InputError
+from stma.runtime.config import check_types
 
 SCHEDULES = ("step", "cosine")
 
@@ -39,6 +40,7 @@ class OptimizerConfig:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self, "optimizer.")
         if self.schedule not in SCHEDULES:
             raise InputError(f"optimizer.schedule is {self.schedule!r}; choose one of {SCHEDULES}")
         for name in ("learning_rate", "backbone_rate", "clip_norm"):

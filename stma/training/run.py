@@ -16,6 +16,10 @@ from stma.errors import InputError
 from stma.model.weights import find_weights, shipped_weights
 from stma.runtime.distributed import Processes, join_processes
 from stma.runtime.outputs import (
+    RECORD,
+    TRAINING,
+    check_apart,
+    check_record,
     full_disks_told,
     holding,
     prepare_output,
@@ -29,8 +33,6 @@ from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted
 from stma.training.trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
-
-RECORD = "run.json"
 
 
 def train(
@@ -116,6 +118,9 @@ def _check_shared(trainers: Sequence[Trainer], processes: Processes) -> None:
 
 def _check(config: TrainConfig, trainers: Sequence[Trainer]) -> None:
     """All that can be wrong with what is there already, before anything is written."""
+    if not config.dry_run:
+        check_apart(Path(config.output), _folders(config))
+        check_record(Path(config.output), TRAINING)
     weights: str | Path | None = config.weights or config.pretrained
     for index, trainer in enumerate(trainers):
         if index > 0:
@@ -128,6 +133,15 @@ def _check(config: TrainConfig, trainers: Sequence[Trainer]) -> None:
                 )
             weights = before.weights_path if before.finished else None
         trainer.check(weights)
+
+
+def _folders(config: TrainConfig) -> list[Path]:
+    """All that the run reads."""
+    folders = [Path(config.validation.root)] if config.validation.root is not None else []
+    for stage in config.stages.values():
+        for block in stage.data.sources.values():
+            folders += block.folders()
+    return folders
 
 
 def _leave(trainer: Trainer) -> None:

@@ -129,8 +129,8 @@ class Trainer:
             weights: to start from, where there is no checkpoint to go on from.
 
         Raises:
-            InputError: a faulty file; a full disk; steps that are not finite; weights or a
-                checkpoint that do not fit.
+            InputError: a faulty file; a full disk; steps that are not finite, too many in a row or
+                more than half of them; weights or a checkpoint that do not fit.
             Preempted: SIGTERM or SIGUSR1 came.
         """
         processes = self.processes
@@ -146,6 +146,13 @@ class Trainer:
         self.learner.connect()
         with self.display.opened(self.iteration, self._progress(self.seconds, self.iteration)):
             self._loop()
+        if 2 * self.learner.skipped > self.iteration:
+            raise processes.common_error(
+                f"{self.name}: {self.learner.skipped} of {self.iteration} steps were skipped, as "
+                "their loss or gradient was not finite (train.log names the clips), so the "
+                "weights are not to be used. Lower the stage's optimizer.learning_rate or set "
+                "precision=fp32, and start anew with resume=false"
+            )
         processes.together(self._finish)
         skipped = f", {self.learner.skipped} of them skipped" if self.learner.skipped else ""
         log.info("%d iterations%s; weights: %s", self.iteration, skipped, self.weights_path)
