@@ -178,10 +178,10 @@ def clip_batches(
 
 
 def _start_worker(worker: int) -> None:
-    """Signals to leave go to all processes of a session (torchrun, srun), but only the one that
-    trains follows them: it needs its workers until it has saved, and ends them then."""
+    """Signals to leave go to all processes of a session (a terminal, torchrun, srun), but only the
+    one that trains follows them: it needs its workers until it has saved, and ends them then."""
     one_thread()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
