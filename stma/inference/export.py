@@ -302,7 +302,7 @@ def _write(part: Part, path: Path, format: str) -> None:
     with torch.no_grad():
         program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=part.dynamic)
     if format == "torch":
-        with warnings.catch_warnings():  # of PyTorch's, about weights that are views; ours are whole
+        with warnings.catch_warnings():  # about views; our weights are whole
             warnings.filterwarnings("ignore", message="No complete tensor found")
             torch.export.save(program, path)
         return
