@@ -17,6 +17,7 @@ LOCK = ".lock"
 RECORD = "run.json"  # of what made the folder's files, and with what settings
 TRAINING, EVALUATION = "a training", "an evaluation"
 TELLING = {"earlier_starts": TRAINING, "benchmark": EVALUATION}  # keys of their records
+FILE_ONLY = "stma.file"  # a logger: what goes to it is in the output's log, and not printed
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
@@ -42,6 +43,9 @@ def prepare_output(folder: Path, log_name: str) -> None:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
+    file_only = logging.getLogger(FILE_ONLY)
+    file_only.propagate = False
+    file_only.handlers = [handler]
 
 
 def check_apart(output: Path, folders: Iterable[Path]) -> None:
