@@ -22,9 +22,12 @@ MAY_KNOW = {
     "model": {"runtime", "memory"},
     "training": {"runtime", "data", "memory", "model"},
     "inference": {"runtime", "data", "memory", "model"},
+    "app": {"runtime", "data", "model", "inference"},
     "evaluation": {"runtime", "data", "memory", "model", "inference", "training"},
     "compose": {"runtime", "data", "model"},
     "__init__": {"model", "inference"},
+    "cli": {"runtime", "inference"},
+    "__main__": {"cli"},
 }
 
 

@@ -58,9 +58,10 @@ def test_half_precision_takes_half_the_disk_and_computes_in_full(
     tmp_path, weights, monkeypatch
 ) -> None:
     monkeypatch.setattr("stma.model.weights.SHIPPED", tmp_path / "package")
-    monkeypatch.setattr("sys.argv", ["ship_weights.py", str(weights), "half"])
+    monkeypatch.setattr("sys.argv", ["ship_weights.py", str(weights), "half", "short_side=96"])
     runpy.run_path(str(ROOT / "scripts" / "ship_weights.py"), run_name="__main__")
     out = find_weights("half")
+    assert load_model(out).segmenter_settings["short_side"] == 96
     assert out.stat().st_size < 0.75 * weights.stat().st_size
     half, full = load_model(out).state_dict(), load_model(weights).state_dict()
     for name, tensor in full.items():

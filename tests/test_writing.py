@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from stma.data.images import read_mask
 from stma.inference.video import Video, open_video
-from stma.inference.writing import OUTPUTS, MaskWriter, Writer, cut_out, in_background
+from stma.inference.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
 
 MASKS = [box(4, 2 * t, 20, 16, 1 + t % 2, size=(48, 64)) for t in range(6)]
 
@@ -169,15 +169,15 @@ def test_writing_in_the_background_keeps_the_order_and_passes_errors_on(clip) ->
 
     frames = list(open_video(clip).frames())
     writers = [Recording(), Recording()]
-    with in_background(writers) as put:
+    with Background(writers) as background:
         for frame in frames:
-            put(frame, np.zeros((2, 2), np.uint8))
+            background.write(frame, np.zeros((2, 2), np.uint8))
     assert [writer.seen for writer in writers] == [list(range(6))] * 2
 
     def fail() -> None:
-        with in_background([Recording()]) as put:
+        with Background([Recording()]) as background:
             for frame in frames:
-                put(frame, np.ones((2, 2), np.uint8))
+                background.write(frame, np.ones((2, 2), np.uint8))
 
     with pytest.raises(OSError, match="no space"):
         fail()

@@ -3,7 +3,7 @@
 import logging
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -329,7 +329,7 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
         )
 
 
-def read_ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
+def read_ahead(items: Iterator[T], count: int = AHEAD) -> Generator[T, None, None]:
     """The same items, made in another thread up to ``count`` before they are asked for."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

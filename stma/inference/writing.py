@@ -6,9 +6,9 @@ Every writer takes frames in order, with their masks, and holds none of them.
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -252,30 +252,39 @@ OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
 }
 
 
-@contextmanager
-def in_background(
-    writers: Sequence[Writer],
-) -> Iterator[Callable[[VideoFrameAt, np.ndarray], None]]:
-    """Gives a function that has all writers write a frame, each in a thread of its own; at most a
-    few frames wait. At the end all are written. The writers stay open.
+class Background:
+    """Has writers write in threads, each in one of its own; at most a few frames wait.
 
-    Raises:
-        Whatever a writer does, at one of the next calls or at the end.
+    A context; at its end all is written. What a writer raises comes up at one of the next calls, or
+    at the end. The writers stay open.
     """
-    with ExitStack() as stack:
-        pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in writers]
-        pending: deque[Future] = deque()
 
-        def write(frame: VideoFrameAt, mask: np.ndarray) -> None:
-            for writer, pool in zip(writers, pools, strict=True):
-                pending.append(pool.submit(writer.write, frame, mask))
-            while len(pending) > BEHIND * len(writers):
-                pending.popleft().result()
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self._writers = writers
+        self._pools = [ThreadPoolExecutor(1) for _ in writers]
+        self._pending: deque[Future] = deque()
 
+    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
+        """Have all write a frame; neither array may change any more."""
+        for writer, pool in zip(self._writers, self._pools, strict=True):
+            self._pending.append(pool.submit(writer.write, frame, mask))
+        while len(self._pending) > BEHIND * len(self._writers):
+            self._pending.popleft().result()
+
+    def flush(self) -> None:
+        """Wait until all is written."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
         try:
-            yield write
-            while pending:
-                pending.popleft().result()
+            if kind is None:
+                self.flush()
         finally:
-            for future in pending:
+            for future in self._pending:
                 future.cancel()
+            for pool in self._pools:
+                pool.shutdown()

@@ -1,0 +1,225 @@
+"""The command `stma`. What a subcommand needs is imported when it runs, so that --help is quick."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from stma.errors import input_errors_end_the_program
+from stma.version import __version__
+
+SEGMENT = """\
+Segment objects through a video, from a mask of the frame where they first appear.
+
+VIDEO is a file (mp4, mov, webm, mkv, gif, ...) or a folder of pictures. A mask is a PNG of the
+video's size in which every pixel holds the number of its object: 0 is background, 1 to 255 are
+objects (a palette or greyscale PNG; a black-and-white one is a single object). `stma app` draws
+them.
+
+examples:
+  stma segment dog.mp4 --mask first.png
+      masks and an overlay of the whole video, in dog-segmented/
+
+  stma segment dog.mp4 --mask first.png --mask 120=late.png -o out
+      at frame 120 (the first is 0) late.png brings new objects, or corrects known ones
+
+  stma segment dog.mp4 --mask 50=middle.png --backward --save cutout,webm
+      from a frame in the middle in both directions; the objects alone, with alpha
+
+  stma segment frames/ --mask masks/ --short-side 360 --device cpu
+      pictures, and a folder of masks called as their frames; smaller for the network, so faster
+
+Ctrl-C keeps what is done; the same command goes on there. docs/own_video.md says more.
+"""
+EXPORT = """\
+Write the network in five parts, and stma.json, for applications that run without this package.
+
+A part is a file of ONNX, or PyTorch's .pt2 (torch.export.load). Sizes and the number of objects are
+free, frames from 32 x 32 pixels on; the memories, which change from frame to frame, are kept by the
+application. scripts/segment_onnx.py segments a clip so, with onnxruntime, NumPy and Pillow alone.
+Only the full model can be exported, in fp32; the rows of Table 1 cannot.
+
+Afterwards every part is run once more beside PyTorch's, on this CPU, at the size that the weights
+are good with: milliseconds, and the largest difference. docs/export.md says more.
+
+example:
+  stma export --weights small --format onnx -o small-onnx
+"""
+SAVE = """\
+what to write, with commas between: masks (palette PNGs, always written), overlay (an mp4 with the
+sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
+lengths as JSON, for pycocotools); default: masks,overlay"""
+KINDS = ("masks", "overlay", "cutout", "webm", "coco")
+
+
+@input_errors_end_the_program()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: None takes the command line's.
+    """
+    parser = argparse.ArgumentParser(
+        prog="stma", description="Video object segmentation. `stma segment --help` has examples."
+    )
+    parser.add_argument("--version", action="version", version=f"stma {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_segment(commands)
+    _add_export(commands)
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    run: Callable[[argparse.Namespace], None] = parsed.run
+    run(parsed)
+
+
+def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "segment",
+        help="segment a video from the mask of its first frame",
+        description=SEGMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_segment)
+    parser.add_argument("video", type=Path, metavar="VIDEO", help="a file or a folder of pictures")
+    parser.add_argument(
+        "--mask",
+        action="append",
+        required=True,
+        metavar="[FRAME=]PNG",
+        help="a mask of the first frame, or of the one named; or a folder of PNGs called as their "
+        "frames; may be given several times",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write; default: VIDEO's name and -segmented, in the current folder",
+    )
+    parser.add_argument("--save", type=_kinds, default=("masks", "overlay"), help=SAVE)
+    parser.add_argument(
+        "--backward",
+        action="store_true",
+        help="also segment the frames before the first mask; without it they are background",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=_count,
+        metavar="PIXELS",
+        help="larger frames are scaled down to this for the network, 0 never scales; smaller is "
+        "faster and coarser; default: what suits the weights, 480 as a rule",
+    )
+    parser.add_argument(
+        "--memory-every",
+        type=_count,
+        metavar="FRAMES",
+        help="how often a frame is memorised; fewer for fast motion; default: what suits the "
+        "weights, 5 as a rule",
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+    parser.add_argument(
+        "--weights",
+        default="small",
+        help="the name of weights that come with stma, or a file that train.py wrote; default: "
+        "small",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what another command left in the output"
+    )
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the network for applications without this package",
+        description=EXPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_export)
+    parser.add_argument(
+        "--weights",
+        default="small",
+        help="the name of weights that come with stma, or a file that train.py wrote; default: "
+        "small",
+    )
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", required=True, help="where to write"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(kind.strip() for kind in text.split(","))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"no {unknown[0]!r}; choose from {', '.join(KINDS)}")
+    return tuple(dict.fromkeys(kinds))
+
+
+def _segment(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from stma.inference.segmenting import Order, find_masks, num_steps, segment_video
+    from stma.inference.video import open_video
+
+    video = open_video(arguments.video)
+    settings = {}
+    if arguments.short_side is not None:
+        settings["short_side"] = arguments.short_side or None
+    if arguments.memory_every is not None:
+        settings["memory_interval"] = arguments.memory_every
+    order = Order(
+        video,
+        find_masks(video, arguments.mask),
+        arguments.output or Path(f"{arguments.video.resolve().stem}-segmented"),
+        arguments.save,
+        arguments.backward,
+        arguments.weights,
+        settings,
+        arguments.device,
+        arguments.overwrite,
+    )
+    with _interruptions() as stopped, tqdm(total=num_steps(order), unit=" frames") as bar:
+        outcome = segment_video(order, stopped, bar.update)
+    if not outcome.complete:
+        raise KeyboardInterrupt
+    print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from stma.inference.export import compare, export
+
+    export(arguments.weights, arguments.output, arguments.format)
+    print(f"{'part':15s} {'PyTorch':>10s} {arguments.format:>10s} {'largest difference':>20s}")
+    for each in compare(arguments.weights, arguments.output, arguments.format):
+        times = f"{each.own:7.1f} ms {each.exported:7.1f} ms"
+        print(f"{each.part:15s} {times} {each.difference:20.1e}")
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C was pressed; pressed again, it ends the program."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, before[signal.Signals(number)])
+        sys.stderr.write("\nstopping after this frame\n")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,379 @@
+"""A whole video, from a file and its first mask to files; stopped at any time, it goes on there."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stma.data.images import interpolated_ids, read_mask
+from stma.errors import InputError
+from stma.inference.video import Video, read_ahead
+from stma.inference.writing import OUTPUTS, Background, MaskWriter, Writer
+from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials, replacing
+
+if TYPE_CHECKING:
+    from stma.inference.segmenter import Segmenter  # imports torch, which takes seconds
+
+SAVE_EVERY = 60.0  # seconds; what is lost at most if the program is killed
+RUN = "run.json"  # what the folder is the result of
+MASKS = "masks"
+STATE, BACKWARD_STATE = "state.safetensors", "backward.safetensors"
+OURS = (RUN, MASKS, STATE, BACKWARD_STATE, *(name for name, _ in OUTPUTS.values()))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done.
+
+    Attributes:
+        masks: files, by the number of their frame; see :func:`find_masks`.
+        output: a folder, which is new, empty, or holds what the same order has left.
+        save: some of ``masks`` (always written) and the keys of ``OUTPUTS``.
+        backward: segment the frames before the first mask too; else they are background.
+        weights: see :func:`~stma.model.weights.find_weights`.
+        settings: of :class:`~stma.inference.segmenter.SegmenterConfig`, where they differ from
+            what goes with the weights.
+        overwrite: what another order has left in the folder.
+    """
+
+    video: Video
+    masks: dict[int, Path]
+    output: Path
+    save: Sequence[str] = ("masks", "overlay")
+    backward: bool = False
+    weights: str = "small"
+    settings: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went.
+
+    Attributes:
+        complete: False if it was stopped before the last frame.
+        num_frames: that have a mask now.
+        files: what was written for the user.
+    """
+
+    complete: bool
+    num_frames: int
+    files: list[Path]
+
+
+def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, Path]:
+    """The masks that a user gives, checked, by the number of their frame.
+
+    Args:
+        arguments: each a file (of the first frame), ``FRAME=FILE``, or a folder of PNGs that are
+            called as their frames.
+
+    Raises:
+        InputError: names the file, and what is wrong with it.
+    """
+    found: dict[int, Path] = {}
+    for argument in arguments:
+        for name, path in _named_masks(video, argument):
+            number = video.number(name)
+            if number is None:
+                raise InputError(
+                    f"{path}: the video has no frame {name}; its frames are {video.name(0)} to "
+                    f"{video.name(len(video) - 1)}"
+                )
+            if number in found:
+                raise InputError(f"two masks for frame {name}: {found[number]} and {path}")
+            read_given(path, video)
+            found[number] = path
+    if not found:
+        raise InputError("no mask; give one with --mask FIRST.png")
+    return dict(sorted(found.items()))
+
+
+def _named_masks(video: Video, argument: str) -> Iterator[tuple[str, Path]]:
+    path = Path(argument)
+    frame, equals, rest = argument.partition("=")
+    if path.is_dir():
+        files = sorted(path.glob("*.png"))
+        if not files:
+            raise InputError(f"{path}: the folder holds no PNG")
+        yield from ((file.stem, file) for file in files)
+    elif equals and not path.exists():
+        yield frame, Path(rest)
+    else:
+        yield video.name(0), path
+
+
+def read_given(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
+    """A mask of the video, and its palette if it has one.
+
+    Raises:
+        InputError: it is no index image of the video's size with at least one object.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such mask")
+    mask, palette = read_mask(path)
+    if mask.shape != video.size:
+        raise InputError(
+            f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, the video {video.size[1]} x "
+            f"{video.size[0]}; a mask has the size of its video, as it is shown"
+        )
+    if suspects := interpolated_ids(mask):
+        raise InputError(
+            f"{path}: {len(suspects)} IDs stand on edges only: the mask was antialiased or scaled "
+            "as a picture; save it again without smoothing (each pixel holds the ID of its object)"
+        )
+    if not mask.any():
+        raise InputError(f"{path}: the mask holds no object; every pixel is 0")
+    return mask, palette
+
+
+def segment_video(
+    order: Order,
+    stopped: Callable[[], bool] = lambda: False,
+    on_frame: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """Do what the order says, or what is left of it.
+
+    Args:
+        stopped: asked after every frame; if so, all is saved, and the same order goes on later.
+        on_frame: called after every frame, :func:`num_steps` times in all.
+
+    Raises:
+        InputError: names what is wrong. What was done until then is kept.
+    """
+    from stma.inference.segmenter import SegmenterConfig
+
+    SegmenterConfig(**order.settings)  # what is wrong with them is told before a folder is made
+    _check_output(order)
+    identity = _identity(order)
+    with holding(order.output), full_disks_told(order.output):
+        done = _is_done(order, identity)
+        remove_partials(order.output)
+        outcome = _Run(order, stopped, on_frame).run(done)
+        if outcome.complete:
+            _note(order, identity, done=True)
+            (order.output / STATE).unlink(missing_ok=True)
+        return outcome
+
+
+def num_steps(order: Order) -> int:
+    """Frames to go through, those before the first mask twice if they are segmented too."""
+    return len(order.video) + (min(order.masks) if order.backward else 0)
+
+
+def _check_output(order: Order) -> None:
+    """The folder is not one that holds anything else."""
+    output, source = order.output.resolve(), order.video.path.resolve()
+    if output in (source, source.parent):
+        raise InputError(f"{order.output}: the folder of the video itself; choose another output")
+    for path in order.masks.values():
+        if output in path.resolve().parents:
+            raise InputError(f"{path}: the mask lies in the output; move it, or choose another one")
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"{order.output}: exists and is a file; choose another output")
+    names = {entry.name for entry in output.iterdir()} - {LOCK}
+    if names and RUN not in names:
+        some = ", ".join(sorted(names)[:3])
+        raise InputError(
+            f"{order.output}: the folder holds other files ({some}); choose another output"
+        )
+
+
+def _is_done(order: Order, identity: dict[str, Any]) -> bool:
+    """Whether all masks are there. What another order has left is refused or, if so wished,
+    removed."""
+    path = order.output / RUN
+    if path.exists():
+        try:
+            record = json.loads(path.read_text())
+            theirs, done = record["order"], record["done"]
+        except (ValueError, KeyError, TypeError):
+            theirs, done = {}, False
+        differing = [key for key in identity if identity[key] != theirs.get(key)]
+        if not differing:
+            return done
+        if not order.overwrite:
+            raise InputError(
+                f"{order.output}: holds the result of another command (with other "
+                f"{', '.join(differing)}); choose another output, or give --overwrite"
+            )
+        for name in OURS:
+            old = order.output / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink(missing_ok=True)
+    _note(order, identity, done=False)
+    return False
+
+
+def _note(order: Order, identity: dict[str, Any], *, done: bool) -> None:
+    with replacing(order.output / RUN) as partial:
+        partial.write_text(json.dumps({"order": identity, "done": done}, indent=1) + "\n")
+
+
+def _identity(order: Order) -> dict[str, Any]:
+    """What decides on the masks."""
+    from stma.model.weights import find_weights
+    from stma.runtime.provenance import file_digest
+
+    source = order.video.path
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {
+        "video": hashlib.sha256(repr(stats).encode()).hexdigest(),
+        "masks": {str(n): file_digest(path) for n, path in order.masks.items()},
+        "weights": file_digest(find_weights(order.weights)),
+        "settings": order.settings,
+        "backward": order.backward,
+    }
+
+
+class _Run:
+    """One call of :func:`segment_video`."""
+
+    def __init__(
+        self, order: Order, stopped: Callable[[], bool], on_frame: Callable[[], object]
+    ) -> None:
+        self._order, self._video, self._output = order, order.video, order.output
+        self._stopped, self._on_frame = stopped, on_frame
+        self._first = min(order.masks)
+        self._palette = read_given(order.masks[self._first], self._video)[1]
+        self._saved_at = time.monotonic()
+
+    def run(self, done: bool) -> Outcome:
+        """
+        Args:
+            done: all masks are there; what else is asked for may not be.
+        """
+        asked = [OUTPUTS[kind] for kind in self._order.save if kind != "masks"]
+        files = [self._output / MASKS, *(self._output / name for name, _ in asked)]
+        if done and all(file.exists() for file in files):
+            return Outcome(True, len(self._video), files)
+        if self._order.backward and not done and not self._backward():
+            return Outcome(False, 0, files[:1])
+        writers = [make(self._output / name, self._video) for name, make in asked]
+        segmenter = None if done else self._segmenter(STATE)
+        complete, count = self._forward(segmenter, writers)
+        return Outcome(complete, count, files)
+
+    def _backward(self) -> bool:
+        """The frames before the first mask, the last of them first; False if it was stopped."""
+        if (self._output / STATE).exists():  # made when this was done
+            for _ in range(self._first):
+                self._on_frame()
+            return True
+        segmenter = self._segmenter(BACKWARD_STATE)
+        for _ in range(segmenter.num_frames - 1):
+            self._on_frame()
+        frames = self._video.frames_backward(self._first - segmenter.num_frames)
+        with Background([self._mask_writer()]) as masks:
+            for frame in read_ahead(frames):
+                given = self._given(frame.number) if frame.number == self._first else None
+                result = segmenter.step(frame.image, given, last=frame.number == 0)
+                if frame.number != self._first:
+                    masks.write(frame, result.mask)
+                    self._on_frame()
+                if self._saved(segmenter, BACKWARD_STATE, masks):
+                    return False
+        segmenter.reset()
+        segmenter.save(self._output / STATE)
+        (self._output / BACKWARD_STATE).unlink(missing_ok=True)
+        return True
+
+    def _forward(
+        self, segmenter: "Segmenter | None", writers: Sequence[Writer]
+    ) -> tuple[bool, int]:
+        """All frames: those that have their mask already are only drawn.
+
+        Returns:
+            Whether the last frame was reached, and how many have been gone through.
+        """
+        begin = sys.maxsize if segmenter is None else self._first + segmenter.num_frames
+        last = len(self._video) - 1
+        count = 0
+        stopped, damage = False, None
+        frames = read_ahead(self._video.frames())
+        with Background([self._mask_writer()]) as masks, Background(writers) as others:
+            while not stopped:
+                try:
+                    frame = next(frames, None)
+                except InputError as error:
+                    damage = error
+                    break
+                if frame is None:
+                    break
+                mask: np.ndarray | None
+                if segmenter is not None and frame.number >= begin:
+                    given = self._given(frame.number)
+                    mask = segmenter.step(frame.image, given, last=frame.number == last).mask
+                    masks.write(frame, mask)
+                elif frame.number >= self._first or self._order.backward:
+                    mask = self._written(frame.number) if writers else None
+                else:
+                    mask = np.zeros(self._video.size, np.uint8)
+                    masks.write(frame, mask)
+                if mask is not None:
+                    others.write(frame, mask)
+                count += 1
+                self._on_frame()
+                if segmenter is not None:
+                    stopped = self._saved(segmenter, STATE, masks)
+                else:
+                    stopped = self._stopped()
+        frames.close()
+        if damage is not None and segmenter is not None:
+            segmenter.save(self._output / STATE)
+        if count:
+            for writer in writers:
+                writer.close(complete=not stopped)
+        if damage is not None:
+            raise damage
+        if not stopped and (late := [n for n in self._order.masks if n >= count]):
+            raise InputError(
+                f"{self._order.masks[late[0]]}: the video has no frame {late[0]}; it ended after "
+                f"{count} frames"
+            )
+        return not stopped, count
+
+    def _segmenter(self, state: str) -> "Segmenter":
+        """One that goes on where the state was saved, or a new one."""
+        from stma.inference.segmenter import Segmenter, SegmenterConfig
+        from stma.model.weights import load_model
+        from stma.runtime.device import resolve_device
+
+        model = load_model(self._order.weights, resolve_device(self._order.device))
+        path = self._output / state
+        if path.exists():
+            return Segmenter.load(path, model)
+        settings = model.segmenter_settings | self._order.settings
+        return Segmenter(model, SegmenterConfig(**settings))
+
+    def _saved(self, segmenter: "Segmenter", state: str, masks: Background) -> bool:
+        """Save the state if it is time to, or if the run is to stop; True in the latter case."""
+        stopped = self._stopped()
+        if stopped or time.monotonic() - self._saved_at > SAVE_EVERY:
+            masks.flush()  # first, as the state says that they are there
+            segmenter.save(self._output / state)
+            self._saved_at = time.monotonic()
+        return stopped
+
+    def _mask_writer(self) -> MaskWriter:
+        return MaskWriter(self._output / MASKS, self._video, self._palette)
+
+    def _given(self, number: int) -> np.ndarray | None:
+        path = self._order.masks.get(number)
+        return None if path is None else read_given(path, self._video)[0]
+
+    def _written(self, number: int) -> np.ndarray:
+        return read_mask(self._output / MASKS / f"{self._video.name(number)}.png")[0]

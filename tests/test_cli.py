@@ -1,0 +1,349 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import box, gradient, write_clip_file
+from PIL import Image
+
+import stma
+from stma.cli import main
+from stma.data.images import read_mask
+from stma.data.pictures import save_mask, save_picture
+from stma.inference.segmenter import Segmenter
+from stma.inference.video import open_video
+
+SIZE = (48, 64)
+FIRST = box(8, 8, 24, 24, size=SIZE)
+LATE = box(4, 40, 20, 16, 7, size=SIZE)
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch) -> Path:
+    """A video of 8 frames in the current folder, beside masks of frames 0 and 3."""
+    monkeypatch.chdir(tmp_path)
+    save_mask(tmp_path / "first.png", FIRST)
+    save_mask(tmp_path / "late.png", LATE)
+    return write_clip_file(tmp_path / "clip.mp4", map(gradient, range(8)), sound=True)
+
+
+@pytest.fixture
+def segment(clip, weights):
+    """Runs `stma segment clip.mp4` with arguments."""
+
+    def run(*arguments: str) -> None:
+        main(["segment", "clip.mp4", f"--weights={weights}", "--device=cpu", *arguments])
+
+    return run
+
+
+def masks(folder: str) -> list[np.ndarray]:
+    return [read_mask(path)[0] for path in sorted(Path(folder, "masks").iterdir())]
+
+
+def expected(weights: Path, given: dict[int, np.ndarray], **settings) -> list[np.ndarray]:
+    """What the library gives, frame by frame."""
+    model = stma.load_model(weights)
+    segmenter = Segmenter(model, stma.SegmenterConfig(**settings) if settings else None)
+    frames = list(open_video("clip.mp4").frames())
+    return [segmenter.step(f.image, given.get(f.number)).mask for f in frames]
+
+
+def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    return len(left) == len(right) and all(map(np.array_equal, left, right))
+
+
+def test_a_video_becomes_masks_and_an_overlay(segment, weights, capsys) -> None:
+    segment("--mask", "first.png")
+    assert same(masks("clip-segmented"), expected(weights, {0: FIRST}))
+    overlay = open_video("clip-segmented/overlay.mp4")
+    assert len(list(overlay.frames())) == 8
+    assert overlay.has_sound
+    out, err = capsys.readouterr()
+    assert "8 frames: clip-segmented/masks, clip-segmented/overlay.mp4" in out
+    assert "8/8" in err
+    assert sorted(os.listdir("clip-segmented")) == [".lock", "masks", "overlay.mp4", "run.json"]
+
+
+def test_masks_come_with_later_frames_and_settings_count(segment, weights) -> None:
+    segment(
+        "--mask=first.png", "--mask=3=late.png", "-o", "out", "--save=masks", "--memory-every=2"
+    )
+    assert same(masks("out"), expected(weights, {0: FIRST, 3: LATE}, memory_interval=2))
+    assert not Path("out/overlay.mp4").exists()
+    segment("--mask=first.png", "-o", "small", "--save=masks", "--short-side=32")
+    assert same(masks("small"), expected(weights, {0: FIRST}, short_side=32))
+
+
+def test_a_folder_of_masks_is_called_as_the_frames(segment, weights) -> None:
+    Path("given").mkdir()
+    save_mask(Path("given/2.png"), FIRST)
+    save_mask(Path("given/00005.png"), LATE)
+    segment("--mask=given", "--save=masks", "-o", "out")
+    written = masks("out")
+    assert not written[0].any()
+    assert not written[1].any()
+    assert same(written, expected(weights, {2: FIRST, 5: LATE}))
+
+
+def test_backward_gives_the_frames_before_the_first_mask(segment, weights) -> None:
+    segment("--mask=5=first.png", "--backward", "-o", "out")
+    frames = list(open_video("clip.mp4").frames())
+    segmenter = Segmenter(stma.load_model(weights))
+    backward = [
+        segmenter.step(frames[t].image, FIRST if t == 5 else None).mask for t in range(5, -1, -1)
+    ]
+    segmenter.reset()
+    forward = [segmenter.step(frames[t].image, FIRST if t == 5 else None).mask for t in range(5, 8)]
+    assert same(masks("out"), backward[:0:-1] + forward)
+    assert len(list(open_video("out/overlay.mp4").frames())) == 8
+
+
+def test_every_kind_of_output_is_written(segment) -> None:
+    segment("--mask=first.png", "--save=cutout,webm,coco,overlay", "-o", "out")
+    assert len(list(Path("out/cutout").iterdir())) == 8
+    for name in ("cutout.webm", "overlay.mp4", "masks.json"):
+        assert Path("out", name).stat().st_size > 0
+
+
+def test_pictures_are_segmented_too(clip, weights) -> None:
+    Path("frames").mkdir()
+    for number in range(3):
+        save_picture(Path(f"frames/{number + 1}.jpg"), gradient(number))
+    arguments = ["--mask=first.png", "--mask=3=late.png", f"--weights={weights}", "--device=cpu"]
+    main(["segment", "frames", *arguments])
+    assert sorted(os.listdir("frames-segmented/masks")) == ["1.png", "2.png", "3.png"]
+    assert len(list(open_video("frames-segmented/overlay.mp4").frames())) == 3
+
+
+class Stop:
+    """Presses Ctrl-C when a number of frames has been segmented."""
+
+    def __init__(self, monkeypatch, after: int) -> None:
+        self.left = after
+        step = Segmenter.step
+
+        def counting(segmenter, *arguments, **keywords):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), 2)
+            return step(segmenter, *arguments, **keywords)
+
+        monkeypatch.setattr(Segmenter, "step", counting)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_interrupted_the_same_command_goes_on(segment, monkeypatch, capsys, backward) -> None:
+    arguments = ["--mask=4=first.png", "--mask=6=late.png", *(["--backward"] if backward else [])]
+    arguments += ["--memory-every=2"]
+    segment(*arguments, "-o", "whole")
+    total = 9 if backward else 4
+    for after in (2, 1):
+        stop = Stop(monkeypatch, after)
+        with pytest.raises(SystemExit) as left:
+            segment(*arguments, "-o", "out")
+        assert left.value.code == 130
+        assert "goes on" in capsys.readouterr().err
+        total -= after
+        assert stop.left == 0
+    counter = Stop(monkeypatch, 10**6)
+    segment(*arguments, "-o", "out")
+    assert 10**6 - counter.left == total  # nothing is segmented twice
+    assert same(masks("out"), masks("whole"))
+    assert len(list(open_video("out/overlay.mp4").frames())) == 8
+    assert not list(Path("out").glob("*.safetensors"))
+
+
+def test_what_is_done_when_interrupted_can_be_looked_at(segment, monkeypatch) -> None:
+    Stop(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        segment("--mask=first.png", "-o", "out")
+    assert len(masks("out")) == 3
+    assert len(list(open_video("out/overlay.mp4").frames())) == 3
+
+
+def test_killed_at_any_moment_it_goes_on_from_the_last_state(segment, monkeypatch) -> None:
+    segment("--mask=first.png", "-o", "whole")
+    monkeypatch.setattr("stma.inference.segmenting.SAVE_EVERY", 0.0)
+    step = Segmenter.step
+
+    def dying(segmenter, *arguments, **keywords):
+        if segmenter.num_frames == 5:
+            raise RuntimeError("killed")
+        return step(segmenter, *arguments, **keywords)
+
+    monkeypatch.setattr(Segmenter, "step", dying)
+    with pytest.raises(RuntimeError):
+        segment("--mask=first.png", "-o", "out")
+    monkeypatch.setattr(Segmenter, "step", step)
+    counter = Stop(monkeypatch, 10**6)
+    segment("--mask=first.png", "-o", "out")
+    assert 10**6 - counter.left == 3
+    assert same(masks("out"), masks("whole"))
+
+
+def test_done_it_only_makes_what_is_missing(segment, monkeypatch) -> None:
+    segment("--mask=first.png", "-o", "out", "--save=masks")
+    monkeypatch.setattr(Segmenter, "step", None)
+    segment("--mask=first.png", "-o", "out", "--save=masks")
+    segment("--mask=first.png", "-o", "out", "--save=coco,overlay")
+    assert len(list(open_video("out/overlay.mp4").frames())) == 8
+    assert Path("out/masks.json").exists()
+
+
+def refused(run, capsys, *arguments: str) -> str:
+    """The one line with which the command ends."""
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    message = str(caught.value.code)
+    if caught.value.code == 2:  # argparse's
+        message = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in message
+    assert "\n" not in message
+    return message
+
+
+def test_bad_masks_are_refused_before_anything_is_written(segment, capsys) -> None:
+    def message(*arguments: str) -> str:
+        told = refused(segment, capsys, *arguments)
+        assert not Path("clip-segmented").exists()
+        return told
+
+    save_mask(Path("small.png"), FIRST[:40])
+    assert "small.png: 64 x 40 pixels, the video 64 x 48" in message("--mask=small.png")
+    save_picture(Path("rgb.png"), gradient(1))
+    assert "rgb.png: the mask is RGB" in message("--mask=rgb.png")
+    smooth = (
+        Image.fromarray(FIRST * 255).resize((16, 12)).resize((64, 48), Image.Resampling.BICUBIC)
+    )
+    smooth.save("smooth.png")
+    assert "smooth.png" in (told := message("--mask=smooth.png"))
+    assert "antialiased" in told
+    Image.fromarray(np.arange(48 * 64).reshape(48, 64).astype(np.uint16) % 300).save("many.png")
+    assert "many.png: holds IDs from 0 to 299; they go up to 255" in message("--mask=many.png")
+    save_mask(Path("empty.png"), FIRST * 0)
+    assert "empty.png: the mask holds no object" in message("--mask=empty.png")
+    assert "late.png: the video has no frame 8; its frames are 00000 to 00007" in message(
+        "--mask=8=late.png"
+    )
+    assert "no frame x" in message("--mask=x=late.png")
+    assert "two masks for frame 00000: first.png and late.png" in message(
+        "--mask=first.png", "--mask=00000=late.png"
+    )
+    assert "none.png: no such mask" in message("--mask=none.png")
+    Path("text.png").write_text("no picture")
+    assert "text.png: cannot be read as a mask" in message("--mask=text.png")
+    Path("folder").mkdir()
+    assert "folder: the folder holds no PNG" in message("--mask=folder")
+    save_mask(Path("folder/first.png"), FIRST)
+    assert "folder/first.png: the video has no frame first" in message("--mask=folder")
+
+
+def test_bad_settings_are_refused(segment, capsys, weights) -> None:
+    first = "--mask=first.png"
+    assert "required: --mask" in refused(segment, capsys)
+    assert "no 'gif'; choose from masks, overlay" in refused(segment, capsys, first, "--save=gif")
+    assert "short_side is 3" in refused(segment, capsys, first, "--short-side=3")
+    assert "memory_interval is 0" in refused(segment, capsys, first, "--memory-every=0")
+    assert "'many' is not a whole number" in refused(segment, capsys, first, "--memory-every=many")
+    assert "none: no such weights file" in refused(segment, capsys, first, "--weights=none")
+    assert "device is 'tpu'" in refused(segment, capsys, first, "--device=tpu", "-o", "out")
+
+
+def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> None:
+    first = "--mask=first.png"
+    assert "the folder of the video itself" in refused(segment, capsys, first, "-o", ".")
+    Path("file").touch()
+    assert "file: exists and is a file" in refused(segment, capsys, first, "-o", "file")
+    Path("full").mkdir()
+    Path("full/thesis.txt").touch()
+    for more in ([], ["--overwrite"]):
+        told = refused(segment, capsys, first, "-o", "full", *more)
+        assert "full: the folder holds other files (thesis.txt)" in told
+    segment(first, "-o", "out", "--save=masks")
+    before = masks("out")
+    told = refused(segment, capsys, "--mask=late.png", "--short-side=32", "-o", "out")
+    assert "out: holds the result of another command (with other masks, settings)" in told
+    assert same(masks("out"), before)
+    told = refused(segment, capsys, "--mask=out/masks/00000.png", "-o", "out")
+    assert "out/masks/00000.png: the mask lies in the output" in told
+    segment("--mask=2=late.png", "-o", "out", "--save=masks", "--overwrite")
+    assert not same(masks("out"), before)
+
+
+def test_two_runs_into_one_output(segment, capsys) -> None:
+    from stma.runtime.outputs import holding
+
+    with holding(Path("out")):
+        told = refused(segment, capsys, "--mask=first.png", "-o", "out")
+    assert "out is in use by a live run" in told
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(segment, capsys, monkeypatch) -> None:
+    import errno
+
+    from stma.inference import writing
+
+    def full(path, *arguments) -> None:
+        if path.name == "00003.png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_mask(path, *arguments)
+
+    monkeypatch.setattr(writing, "save_mask", full)
+    told = refused(segment, capsys, "--mask=first.png", "-o", "out")
+    assert "out/masks/00003.png: cannot be written (No space left on device); make room" in told
+    monkeypatch.setattr(writing, "save_mask", save_mask)
+    segment("--mask=first.png", "-o", "out")
+    assert len(masks("out")) == 8
+
+
+def test_a_damaged_video_keeps_what_is_before(segment, capsys, clip, monkeypatch) -> None:
+    from stma.errors import InputError
+    from stma.inference.video import VideoFile
+
+    frames = VideoFile.frames
+
+    def damaged(video):
+        for frame in frames(video):
+            if frame.number == 5:
+                raise InputError("clip.mp4: damaged")
+            yield frame
+
+    monkeypatch.setattr(VideoFile, "frames", damaged)
+    assert "clip.mp4: damaged" in refused(segment, capsys, "--mask=first.png", "-o", "out")
+    assert len(masks("out")) == 5
+    monkeypatch.undo()
+    assert len(list(open_video(clip.parent / "out/overlay.mp4").frames())) == 5
+
+
+def test_a_video_that_ends_before_a_mask(segment, capsys, monkeypatch) -> None:
+    from stma.inference.video import VideoFile
+
+    monkeypatch.setattr(VideoFile, "__len__", lambda video: 100)
+    told = refused(segment, capsys, "--mask=first.png", "--mask=50=late.png", "-o", "out")
+    assert "late.png: the video has no frame 50; it ended after 8 frames" in told
+    assert len(masks("out")) == 8
+
+
+def test_help_is_learnt_from(capsys) -> None:
+    for command, part in ((["--help"], "segment"), (["segment", "--help"], "--mask 120=late.png")):
+        with pytest.raises(SystemExit) as left:
+            main(command)
+        assert left.value.code == 0
+        assert part in capsys.readouterr().out
+
+
+def test_the_program_starts_without_torch() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['stma', 'segment', '--help']\n"
+        "try: runpy.run_module('stma', run_name='__main__')\n"
+        "except SystemExit: print(sorted({'torch', 'av', 'numpy', 'hydra'} & set(sys.modules)))"
+    )
+    start = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "usage: stma segment" in done.stdout
+    assert time.process_time() - start < 1
