@@ -1,4 +1,4 @@
-"""Make a trained network part of the package: python scripts/ship_weights.py RUN NAME [KEY=VALUE ...]
+"""Make a trained network part of the package: ship_weights.py RUN NAME [KEY=VALUE ...]
 
 Writes stma/weights/NAME.safetensors in half precision (inference computes in fp32 again). Segmenter
 settings given here, such as short_side=288, go with the weights and replace those in the file.

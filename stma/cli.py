@@ -34,6 +34,20 @@ examples:
 
 Ctrl-C keeps what is done; the same command goes on there. docs/own_video.md says more.
 """
+EXPORT = """\
+Write the network in five parts, and stma.json, for applications that run without this package.
+
+A part is a file of ONNX, or PyTorch's .pt2 (torch.export.load). Sizes and the number of objects are
+free, frames from 32 x 32 pixels on; the memories, which change from frame to frame, are kept by the
+application. scripts/segment_onnx.py segments a clip so, with onnxruntime, NumPy and Pillow alone.
+Only the full model can be exported, in fp32; the rows of Table 1 cannot.
+
+Afterwards every part is run once more beside PyTorch's, on this CPU, at the size that the weights
+are good with: milliseconds, and the largest difference. docs/export.md says more.
+
+example:
+  stma export --weights small --format onnx -o small-onnx
+"""
 SAVE = """\
 what to write, with commas between: masks (palette PNGs, always written), overlay (an mp4 with the
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
@@ -54,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"stma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_segment(commands)
+    _add_export(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     run: Callable[[argparse.Namespace], None] = parsed.run
@@ -116,6 +131,26 @@ def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
 
 
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the network for applications without this package",
+        description=EXPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_export)
+    parser.add_argument(
+        "--weights",
+        default="small",
+        help="the name of weights that come with stma, or a file that train.py wrote; default: "
+        "small",
+    )
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", required=True, help="where to write"
+    )
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -157,6 +192,16 @@ def _segment(arguments: argparse.Namespace) -> None:
     if not outcome.complete:
         raise KeyboardInterrupt
     print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from stma.inference.export import compare, export
+
+    export(arguments.weights, arguments.output, arguments.format)
+    print(f"{'part':15s} {'PyTorch':>10s} {arguments.format:>10s} {'largest difference':>20s}")
+    for each in compare(arguments.weights, arguments.output, arguments.format):
+        times = f"{each.own:7.1f} ms {each.exported:7.1f} ms"
+        print(f"{each.part:15s} {times} {each.difference:20.1e}")
 
 
 @contextmanager

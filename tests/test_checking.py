@@ -103,7 +103,7 @@ def test_exif_rotation_and_a_pixel_of_rounding_are_warnings(root: Path) -> None:
     save_mask(mask_of(root, "b"), np.ones((48, 63), np.uint8))
     found = said(root)
     assert found["JPEGImages/a/00001.jpg"] == (
-        "EXIF orientation 3: it is turned upright when read",
+        "EXIF orientation 3: turned upright when read",
         False,
     )
     assert "48 x 63 pixels" in found["Annotations/b/00001.png"][0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY, box, perturbed, procedural_data, random_frame, write_clip
 
+from stma.cli import main
 from stma.data.dataset import ClipDataset
 from stma.data.images import read_mask
 from stma.errors import InputError
@@ -177,20 +178,23 @@ def test_example_as_a_program(onnx: tuple[Path, Path], tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_torch_at_another_size(tmp_path: Path) -> None:
+def test_the_command_and_torch(tmp_path: Path, capsys) -> None:
     weights = save(tmp_path / "w.safetensors", TINY, short_side=64)
-    files = export(weights, tmp_path / "parts", "torch")
-    assert [path.name for path in files] == [
+    parts = tmp_path / "parts"
+    main(["export", f"--weights={weights}", "--format=torch", f"--output={parts}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["part", "PyTorch", "torch", "largest", "difference"]
+    assert all(float(line.split()[-1]) < 1e-4 for line in lines[1:])
+    assert {path.name for path in parts.iterdir()} == {
         "encode.pt2",
         "readout.pt2",
         "decoder.pt2",
         "value_encoder.pt2",
         "references.pt2",
         "stma.json",
-    ]
-    for each in compare(weights, tmp_path / "parts", "torch", rounds=1):
-        assert each.difference < 1e-4, each.part
-    about = json.loads(files[-1].read_text())
+    }
+    assert len(lines) == 6
+    about = json.loads((parts / "stma.json").read_text())
     empty = torch.zeros(about["blocks"], about["heads"], 0, about["head_dim"])
-    features = load_part(files[0])(torch.zeros(1, 3, 32, 48), empty, empty)[0]
+    features = load_part(parts / "encode.pt2")(torch.zeros(1, 3, 32, 48), empty, empty)[0]
     assert features.shape == (1, 16, 2, 3)

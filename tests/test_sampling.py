@@ -160,8 +160,8 @@ def test_weights_alone() -> None:
     ("shares", "message"),
     [
         ([Share(5), Share(None)], "b is endless; give it a weight"),
-        ([Share(5), Share(5, weight=1.0)], "come to 1; .* must leave something"),
-        ([Share(5, weight=0.7), Share(5, weight=0.7)], r"come to 1\.4"),
+        ([Share(5), Share(5, weight=1.0)], "sum to 1; .* must leave something"),
+        ([Share(5, weight=0.7), Share(5, weight=0.7)], r"sum to 1\.4"),
         ([Share(5, weight=0.2), Share(5, weight=0.7)], r"every source has a weight.*0\.9"),
     ],
 )

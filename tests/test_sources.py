@@ -216,7 +216,7 @@ def test_faults_of_files_are_named_and_nothing_takes_their_place(tmp_path: Path)
 
     save_clip(tmp_path, "a", images, masks, ".jpg")
     replace_mask(tmp_path, 1, np.ones((48, 60), np.uint8))
-    fails(r"a/0000\d\.png: 48 x 6\d pixels, but 48 x 6\d in 0000\d\.png; the frames of a clip")
+    fails(r"a/0000\d\.png: 48 x 6\d pixels, but 48 x 6\d in 0000\d\.png; all frames of a clip")
     for number in range(3):
         replace_mask(tmp_path, number, np.ones((48, 60), np.uint8))
     fails(r"a/0000\d\.png: 48 x 60 pixels, its frame 48 x 64; a mask has the size")
@@ -253,7 +253,7 @@ def test_faults_of_the_root_are_named_at_the_start(tmp_path: Path) -> None:
         source(tmp_path / "nowhere")
     save_clip(tmp_path, "a", *video(3), ".png")
     save_clip(tmp_path, "b", *video(3), ".png")
-    with pytest.raises(InputError, match="exclude names c, which is not there"):
+    with pytest.raises(InputError, match="exclude names c, which does not exist"):
         source(tmp_path, exclude=["c"])
     assert source(tmp_path, exclude=["b"]).size == 1
     with pytest.raises(InputError, match=r"2 clips or images, but davis2017:train .* with 60"):

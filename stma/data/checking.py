@@ -31,8 +31,8 @@ from stma.data.video_folder import (
 from stma.errors import InputError
 from stma.runtime.workers import worker_map
 
-# What a folder is by its whole name: the first that fits counts, and where the version does not
-# show, each will do. DAVIS keeps its splits in lists, which are compared by themselves.
+# What a folder's full name says it is: the first match counts, and if the version does not show,
+# either will do. DAVIS keeps its splits in lists, which are checked on their own.
 VIDEO_SETS = (
     (r"you-?tube[-_ ]?(vos)?[-_ ]?2018", ("youtubevos2018",)),
     (r"you-?tube[-_ ]?(vos)?[-_ ]?2019", ("youtubevos2019",)),
@@ -60,7 +60,7 @@ class Check:
     """What was checked and what was found.
 
     Attributes:
-        name: what it was taken for.
+        name: what the folder was taken for.
         clips: or images.
         files: read.
     """
@@ -93,16 +93,16 @@ class Check:
 
 
 def check_root(root: Path, layouts: Sequence[Layout], workers: int) -> list[Check]:
-    """Find out what a folder holds and check it all: one set of clips or images, or several below.
+    """Find out what a folder holds and check all of it: a set of clips or images, or several.
 
-    A set that cannot be checked at all, or a folder in which nothing is recognised beside others,
-    is told, and the others are checked.
+    A set that cannot be checked, or a subfolder in which nothing is recognised, is reported, and
+    the others are checked.
 
     Args:
-        layouts: of still images, to be tried.
+        layouts: of still images, to try.
 
     Raises:
-        InputError: there is nothing that could be a dataset.
+        InputError: nothing in the folder could be a dataset.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -147,7 +147,7 @@ def check_dataset(config: DatasetConfig, workers: int) -> Check:
     check = Check(root, f"{config.kind}, {title}")
     check.problems += listing.problems
     check.clips = len(listing.videos) + len(listing.pairs)
-    if known and not config.published:  # listing has compared it otherwise
+    if known and not config.published:  # if given, list_dataset has compared it
         check.problems += _check_count(root, known, check.clips + len(config.exclude))
     if config.kind == "videos":
         check.problems += _check_lists(root, config)
@@ -178,7 +178,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
         with Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
         if orientation != 1:
-            message = f"EXIF orientation {orientation}: it is turned upright when read"
+            message = f"EXIF orientation {orientation}: turned upright when read"
             problems.append(Problem(path, message, error=False))
     problems += _other_sizes(frames, sizes)
     empty = True
@@ -187,7 +187,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
             mask = read_any_mask(path, config.mask_values)
         except InputError as error:
             problems.append(_as_problem(path, error))
-            empty = False  # nobody knows
+            empty = False  # unknown
             continue
         empty = empty and not mask.any()
         shape = sizes.get(path.stem) or sizes.get(frames.image(0).stem, mask.shape)
@@ -198,7 +198,7 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
 
 
 def _other_sizes(frames: Frames, sizes: dict[str, tuple[int, ...]]) -> Iterator[Problem]:
-    """Frames of another size than most of their clip."""
+    """Frames whose size differs from most of their clip."""
     if not sizes:
         return
     usual = Counter(sizes.values()).most_common(1)[0][0]
@@ -210,11 +210,11 @@ def _other_sizes(frames: Frames, sizes: dict[str, tuple[int, ...]]) -> Iterator[
 
 
 def recognise(root: Path, kind: str) -> list[str]:
-    """What published set a folder must be, by its own name and its parents', as ``dataset:split``;
-    several where the version does not show, none where the names say nothing."""
+    """Which published set a folder must be, by its name and its parents', as ``dataset:split``;
+    several if the version does not show, none if the names say nothing."""
     parts = _tail(root)
     sets = IMAGE_SETS if kind == "images" else VIDEO_SETS
-    # The year of YouTube-VOS may be a folder of its own.
+    # The year of YouTube-VOS may be a separate folder.
     candidates = [*parts, *("".join(pair) for pair in itertools.pairwise(parts))]
     names = next(
         (names for pattern, names in sets if any(re.fullmatch(pattern, c) for c in candidates)), ()
@@ -226,7 +226,7 @@ def recognise(root: Path, kind: str) -> list[str]:
 
 
 def _tail(root: Path) -> list[str]:
-    """The last names of its path, in lower case; those further up say nothing about it."""
+    """The last parts of its path, in lower case; those further up say nothing about it."""
     return [part.lower() for part in root.resolve().parts[-4:]]
 
 
@@ -237,7 +237,7 @@ def _check_count(root: Path, known: Sequence[str], count: int) -> Iterator[Probl
 
 
 def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
-    """Lists of ``ImageSets`` and ``meta.json`` name clips that are there, in published numbers."""
+    """Lists in ``ImageSets`` and ``meta.json`` must name existing clips, as many as published."""
     parts = [root / part for part in config.parts] or [root]
     for part in parts:
         image_root, _ = video_folders(part, config.images, config.masks)
@@ -249,7 +249,7 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
         for split in splits(folder):
             path = folder / f"{split}.txt"
             if config.split is not None and path == find_split(folder, config.split):
-                continue  # listing has compared it
+                continue  # list_dataset has checked it
             try:
                 names = read_split(path)
             except InputError as error:
@@ -282,10 +282,10 @@ def _check_meta(meta: Path, image_root: Path, there: set[str]) -> Iterator[Probl
 def _find_sets(
     root: Path, layouts: Sequence[Layout], skipped: list[Path], depth: int = 2
 ) -> list[DatasetConfig]:
-    """Sets of clips or images in a folder or else in those below it.
+    """Sets of clips or images in a folder or, if it is none, in its subfolders.
 
     Args:
-        skipped: gets the folders below in which nothing is recognised.
+        skipped: receives the subfolders in which nothing is recognised.
     """
     if (root / "JPEGImages").is_dir():
         masks = "Annotations"
@@ -294,7 +294,7 @@ def _find_sets(
             masks = str(partner)  # as YouTube-VOS's archives of all frames
         return [DatasetConfig(root=str(root), masks=masks)]
     below = [root / name for name in subfolders(root)]
-    # Folders of images look like the classes of one set, unless some have names that we know.
+    # Folders of images look like the classes of one set, unless some have names of known sets.
     own = recognise(root, "images")
     classes = not any(recognise(path, "images") not in ([], own) for path in below)
     telling = [layout for layout in layouts if re.search(r"[^*/][^/]*/", layout.images)]

@@ -1,12 +1,12 @@
 """Composite clips: objects cut out of real pictures and videos, moving over other real pictures.
 
-What BL30K is with rendered models, this is with whatever masks are at hand. An object is cut out
-along its mask with a soft edge, and pasted on a picture that has nothing to do with it; it moves,
-turns, grows, bends, hides others and leaves the frame, and so does the camera. Objects and grounds
-from videos play on, so that a horse gallops while it is carried about. Unlabelled cut-outs, half of
+What BL30K does with rendered models, this does with whatever masks are at hand. An object is cut
+out along its mask with a soft edge, and pasted on an unrelated picture; it moves, turns, grows,
+bends, hides others and leaves the frame, while the camera moves as well. Objects and grounds from
+videos keep playing, so that a horse gallops while it is carried about. Unlabelled cut-outs, half of
 them copies of an object, pass by too.
 
-Every layer is resampled once a frame, with its transparency.
+Every layer is resampled once per frame, along with its transparency.
 """
 
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ from stma.data.thin_plate import random_thin_plate
 from stma.data.transforms import ColourConfig, apply_colours, draw_colour, smooth_map
 from stma.errors import InputError
 
-BEND_SPEED = (0.05, 0.35)  # radians a frame, of the two deformations of a layer
-MAX_PICTURES = 50  # to look through for an object that is large enough
-BEND_GRID = 9  # points along a side where a deformation is computed; it is linear between
-LARGEST_ZOOM = 2.5  # of a cut-out: beyond it only blur is seen
-GROUND_ZOOM = (1.05, 1.6)  # the ground's shorter side in shorter sides of the frame
+BEND_SPEED = (0.05, 0.35)  # radians per frame, of the two deformations of a layer
+MAX_PICTURES = 50  # to search for an object that is large enough
+BEND_GRID = 9  # points along a side where a deformation is computed; linear in between
+LARGEST_ZOOM = 2.5  # of a cut-out: beyond it there is only blur
+GROUND_ZOOM = (1.05, 1.6)  # the ground's shorter side, in shorter sides of the frame
 MARGIN = 3  # pixels kept around a cut-out, for its soft edge
 
 
 @dataclass
 class CompositeConfig(SceneConfig):
-    """What a composite clip shows, besides what :class:`stma.data.scene.SceneConfig` says.
+    """What a composite clip shows, in addition to :class:`stma.data.scene.SceneConfig`.
 
     Attributes:
-        tilt: radians to either side that a cut-out is turned at first.
-        min_cut: pixels that an object has in its own picture, or it is not cut out.
+        tilt: largest initial rotation of a cut-out, in radians to either side.
+        min_cut: least pixels of an object in its own picture; smaller ones are not cut out.
         edge: standard deviation of the blur of a cut-out's edge, in pixels of its picture.
-        bend: how likely a cut-out bends as it moves.
+        bend: probability that a cut-out bends as it moves.
         bend_strength: standard deviation of its control points, as a share of its sides.
-        play: how likely what comes from a video plays on instead of standing still.
-        follow_ground: how likely the ground's own objects are followed too.
-        colour: largest changes of each layer's colours, of the whole clip.
+        play: probability that a cut-out or ground from a video plays instead of standing still.
+        follow_ground: probability that the ground's own objects are annotated too.
+        colour: largest changes of each layer's colours, the same for the whole clip.
     """
 
     min_objects: int = 1
@@ -80,14 +80,14 @@ class Pictures(Protocol):
     def pictures(
         self, times: np.ndarray, rng: np.random.Generator
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Frames ``(H, W, 3)`` uint8 and index masks ``(H, W)`` of one video, of a still picture
-        itself alone.
+        """Frames ``(H, W, 3)`` uint8 and index masks ``(H, W)`` of one video; for a still picture,
+        only itself.
 
         Args:
-            times: frames after the first one, which is drawn at random; from 0, growing.
+            times: increasing from 0, in frames after the first, which is drawn at random.
 
         Raises:
-            InputError: names the file that is at fault.
+            InputError: names the faulty file.
         """
         ...
 
@@ -97,9 +97,9 @@ class Sprite:
     """One frame of a cut-out.
 
     Attributes:
-        pixels: ``(h, w, 4)`` uint8, RGB times alpha and alpha.
+        pixels: ``(h, w, 4)`` uint8, RGB times alpha, and alpha.
         centre: (x, y), the mean of the object's pixels.
-        radius: of the circle of the object's area in the first frame, in pixels.
+        radius: of a circle with the object's area in the first frame, in pixels.
     """
 
     pixels: np.ndarray
@@ -120,8 +120,8 @@ class Bend:
     phases: np.ndarray
 
     def __call__(self, points: np.ndarray, t: float) -> np.ndarray:
-        """Displacements ``(P, 2)`` of points ``(P, 2)`` of the unit square at time ``t``; outside
-        of it, those of its edge."""
+        """Displacements ``(P, 2)`` of points ``(P, 2)`` of the unit square at time ``t``; points
+        outside move with its edge."""
         first, second = np.sin(self.speeds * t + self.phases)
         field = cv2.addWeighted(self.fields[0], first, self.fields[1], second, 0.0)
         places = ((BEND_GRID - 1) * points).astype(np.float32)[None]
@@ -151,7 +151,7 @@ class Layer:
     bend: Bend | None
 
     def matrix(self, frame: int, t: float, unit: float) -> np.ndarray:
-        """``(3, 3)``: pixels of the sprite of a frame to pixels of a fixed camera at time ``t``."""
+        """``(3, 3)``: pixels of a frame's sprite to pixels of a fixed camera at time ``t``."""
         sprite = self.sprites[min(frame, len(self.sprites) - 1)]
         side = -1.0 if self.mirrored else 1.0
         to_unit = np.diag([side / sprite.radius, 1 / sprite.radius, 1.0])
@@ -162,7 +162,7 @@ class Layer:
 def cut_out(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], value: int, edge: float
 ) -> list[Sprite]:
-    """An object of successive frames with its transparency; frames without it are left out."""
+    """One object in successive frames, with transparency; frames without it are left out."""
     sprites: list[Sprite] = []
     radius = 0.0
     for image, mask in zip(images, masks, strict=True):
@@ -176,7 +176,7 @@ def cut_out(
         columns = slice(max(left - MARGIN, 0), left + width + MARGIN)
         alpha = 255 * inside[rows, columns]
         if edge > 0:
-            # What lies beyond the picture's edge is object too, or cut objects would fade there.
+            # Objects continue beyond the picture's edge; otherwise they would fade there.
             alpha = cv2.GaussianBlur(alpha, (0, 0), edge, borderType=cv2.BORDER_REPLICATE)
         colours = cv2.multiply(image[rows, columns], cv2.merge([alpha] * 3), scale=1 / 255)
         centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
@@ -186,7 +186,7 @@ def cut_out(
 
 
 def shrunk(sprite: Sprite, factor: int) -> Sprite:
-    """``factor`` times smaller, its pixels averaged, so that drawing it small does not alias."""
+    """``factor`` times smaller, by averaging pixels, so that drawing it small does not alias."""
     if factor < 2:
         return sprite
     height, width = sprite.pixels.shape[:2]
@@ -200,9 +200,9 @@ class CompositeScene(Scene):
     """Cut-outs over a picture; see :class:`stma.data.scene.Scene`.
 
     Args:
-        times: of the frames: what plays advances with them.
-        cut_from: where objects are cut from, each as likely as the others.
-        grounds: where the pictures below them come from, likewise.
+        times: of the frames; what comes from videos advances with them.
+        cut_from: where objects are cut from, all equally likely.
+        grounds: where the backgrounds come from, likewise.
 
     Raises:
         InputError: no object of ``min_cut`` pixels is found.
@@ -239,7 +239,7 @@ class CompositeScene(Scene):
         return pool[int(rng.integers(len(pool)))].pictures(times, rng)
 
     def _new_layer(self, alike: Sequence[Layer]) -> Layer:
-        """Of a new object, or of the same as one of those it shall look like."""
+        """With a new object, or a copy of one of ``alike``."""
         config, rng = self.config, self.rng
         motion = random_motion(config, self.extent, config.tilt, rng)
         if alike:
@@ -312,11 +312,11 @@ class CompositeScene(Scene):
         matrix = (camera @ self.ground_matrix)[:2]
         size = self.size[::-1]
         ground = self.grounds[min(index, len(self.grounds) - 1)]
-        # Mirrored beyond its edges: as good as more of the scene, and its objects have twins there.
+        # Mirrored beyond its edges: as good as more of the scene, with twins of its objects.
         frame = cv2.warpAffine(
             ground, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
         )
-        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA)  # four channels, as what is pasted
+        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA)  # four channels, like the sprites
         if self.ground_masks:
             ground_mask = self.ground_masks[min(index, len(self.ground_masks) - 1)]
             mask = cv2.warpAffine(ground_mask, matrix, size, flags=cv2.INTER_NEAREST)
@@ -342,8 +342,8 @@ def paste(
     """Paint a sprite over ``frame`` and ``mask``, in place, within its bounding box.
 
     Args:
-        frame: ``(H, W, 4)`` uint8; what is in the fourth channel means nothing.
-        pixels: ``(h, w, 4)`` uint8, RGB times alpha and alpha.
+        frame: ``(H, W, 4)`` uint8; the fourth channel means nothing.
+        pixels: ``(h, w, 4)`` uint8, RGB times alpha, and alpha.
         matrix: ``(3, 3)``, pixels of the sprite to those of the frame.
     """
     sides = np.array([pixels.shape[1], pixels.shape[0]])

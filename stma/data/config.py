@@ -1,4 +1,4 @@
-"""The settings of one dataset: a block of YAML below configs/dataset."""
+"""The settings of one dataset: a YAML block in configs/dataset."""
 
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -31,7 +31,7 @@ ON_DISK = (
     "clear_pixels",
     "transform",
 )
-NEEDLESS = {  # keys without a meaning
+NEEDLESS = {  # keys that mean nothing to a kind
     "videos": ("layouts", *MADE),
     "images": ("images", "masks", "parts", "split", "annotation_stride", *MADE),
     "procedural": (*ON_DISK, "cut_from", "grounds", "composite"),
@@ -46,29 +46,27 @@ class DatasetConfig:
     Attributes:
         kind: ``videos`` (the DAVIS layout), ``images`` (a clip is one image, deformed),
             ``procedural`` (drawn on the fly) or ``composite`` (cut from others on the fly).
-        root: its folder; the last two have none.
-        images, masks: of videos: the two folders of clips, below the root or absolute.
-        parts: of videos: sub-folders of the root that hold one such pair of folders each, where
-            the set comes in parts.
-        layouts: of images: where they lie; the first that finds an image counts.
-        split: of videos: a list in ``ImageSets``; null takes every clip.
-        exclude: names of clips or images to leave out; a ``*`` stands for any text (``*7`` leaves
-            out a tenth of numbered pictures, to validate on).
-        published: ``dataset:split`` of `stma/data/published.py`, whose count it has to have.
+        root: its folder; the last two kinds have none.
+        images, masks: for videos: the two folders of clips, under the root or absolute.
+        parts: for videos: subfolders of the root that each hold such a pair of folders, if the
+            set comes in parts.
+        layouts: for images: where they are; the first that finds an image is used.
+        split: for videos: a list in ``ImageSets``; null takes every clip.
+        exclude: names of clips or images to leave out; ``*`` stands for any text (``*7`` leaves
+            out every tenth of a set of numbered pictures, to validate on).
+        published: ``dataset:split`` of `stma/data/published.py`, whose count it must match.
         mask_values: ``index`` (a pixel is the ID of its object) or ``binary`` (bright is object).
-        annotation_stride: frames of the video from one annotated frame to the next; the largest
-            gap of a clip is divided by it.
-        repeats: how often each clip comes in an epoch.
-        weight: share of all samples, 0 to 1; null leaves it to the number of clips and repeats.
+        annotation_stride: frames of the video from one annotated frame to the next; a clip's
+            maximum gap is divided by it.
+        repeats: how often each clip occurs in an epoch.
+        weight: share of all samples, 0 to 1; null: given by the number of clips and repeats.
         min_pixels, clear_pixels: an object is followed if it shows ``min_pixels`` in the first
-            frame, and either ``clear_pixels`` there or never more than four times as many.
-        transform: augmentation; what is made on the fly has none.
+            frame, and either ``clear_pixels`` there or never more than four times its first area.
+        transform: augmentation; clips made on the fly have none.
         scene: what procedural clips show.
         composite: what composite clips show.
-        cut_from: datasets that composite clips cut their objects from, each as likely as the
-            others.
-        grounds: datasets that they take their backgrounds from; those of ``cut_from`` where there
-            are none.
+        cut_from: datasets that composite clips cut their objects from, all equally likely.
+        grounds: datasets that they take their backgrounds from; if empty, those of ``cut_from``.
     """
 
     kind: str = "videos"
@@ -106,15 +104,15 @@ class DatasetConfig:
         if self.weight is not None:
             if not 0 < self.weight <= 1:
                 raise InputError(
-                    f"weight is {self.weight}; it is a share of all samples, more than 0 and up "
-                    "to 1 (null leaves it to the number of clips)"
+                    f"weight is {self.weight}; it is a share of all samples, more than 0 and at "
+                    "most 1 (null: by the number of clips)"
                 )
             if self.repeats != 1:
-                raise InputError("weight and repeats are both given; one of them says how much")
+                raise InputError("weight and repeats are both given; give only one of them")
         if self.published is not None:
             published_count(self.published)
         if self.kind == "images" and not self.layouts:
-            raise InputError("layouts is empty; say where images and masks lie below the root")
+            raise InputError("layouts is empty; say where images and masks are under the root")
         for key in ("cut_from", "grounds"):
             for name, block in getattr(self, key).items():
                 if block.kind not in ("videos", "images"):

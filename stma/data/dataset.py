@@ -22,15 +22,15 @@ class DataConfig:
     """Training clips.
 
     Attributes:
-        sources: the datasets, by names of the user's choice.
+        sources: the datasets, under names of the user's choice.
         height, width: of the clips.
         num_frames: of a clip.
-        max_objects: followed in a clip; drawn at random where there are more.
-        max_gaps: largest distance of two neighbouring frames of a clip, in frames of the video.
-        max_gap_starts: shares of the stage at which each of ``max_gaps`` begins.
-        reverse: how likely a clip runs backwards.
-        num_references: past frames drawn as references of every frame (2 in the paper).
-        limit: train on the first so many samples alone, again and again; null for no limit.
+        max_objects: followed in a clip; drawn at random if there are more.
+        max_gaps: maximum distance between neighbouring frames of a clip, in frames of the video.
+        max_gap_starts: share of the stage at which each of ``max_gaps`` begins.
+        reverse: probability that a clip runs backwards.
+        num_references: past frames drawn as references for every frame (2 in the paper).
+        limit: train on the first ``limit`` samples only, over and over; null for no limit.
     """
 
     sources: dict[str, DatasetConfig] = field(default_factory=dict)
@@ -47,7 +47,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self, "data.")
         if min(self.height, self.width) < 16:
-            raise InputError(f"data: clips of {self.height} x {self.width}; 16 pixels at least")
+            raise InputError(
+                f"data: clips of {self.height} x {self.width}; at least 16 pixels a side"
+            )
         if self.num_frames < 2:
             raise InputError(f"data.num_frames is {self.num_frames}; a clip needs 2 or more")
         if not 1 <= self.max_objects <= 255:
@@ -65,20 +67,20 @@ class DataConfig:
         if len(gaps) != len(starts) or not gaps:
             raise InputError(
                 f"data.max_gaps has {len(gaps)} values and data.max_gap_starts {len(starts)}; "
-                "every gap needs its start, and there is at least one"
+                "every gap needs its start, and at least one is needed"
             )
         if min(gaps) < 1:
             raise InputError(f"data.max_gaps is {gaps}; give 1 or more")
         if starts[0] != 0 or sorted(starts) != starts or starts[-1] >= 1:
-            raise InputError(f"data.max_gap_starts is {starts}; it grows from 0 to less than 1")
+            raise InputError(f"data.max_gap_starts is {starts}; it must rise from 0 to less than 1")
 
 
 class ClipDataset(Dataset["Clip | InputError"]):
     """The samples of a stage, numbered from 0 to its end, over all epochs.
 
     The number of a sample determines its epoch and its place there; all chance comes from the seed,
-    the epoch and the sample's index in the epoch before shuffling. So the number of workers, of
-    processes and of restarts changes nothing. Only the curriculum looks at how far the stage is.
+    the epoch and the sample's index in the epoch before shuffling. So the number of workers,
+    processes and restarts changes nothing. Only the curriculum depends on the stage's progress.
 
     Args:
         length: samples of the whole stage.
@@ -94,7 +96,7 @@ class ClipDataset(Dataset["Clip | InputError"]):
         blocks = config.sources
         if not blocks:
             raise InputError(
-                "data.sources is empty; choose a stage that has some (stage=video, say)"
+                "data.sources is empty; choose a stage that has some (such as stage=video)"
             )
         for block in blocks.values():
             if block.kind == "procedural":
@@ -156,8 +158,8 @@ class ClipDataset(Dataset["Clip | InputError"]):
 def clip_batches(
     clips: ClipDataset, numbers: BatchNumbers, num_workers: int, pin_memory: bool = False
 ) -> Generator[ClipBatch, None, None]:
-    """Load batches, in worker processes if there are any. Close it to end them: a program that ends
-    would wait for those of a generator that something still holds, a traceback say.
+    """Load batches, in worker processes if there are any. Close it to end them: otherwise the
+    program's exit would wait for them while anything, such as a traceback, holds the generator.
 
     Raises:
         InputError: a file is at fault; the message names it, and no other clip takes its place.
@@ -178,10 +180,10 @@ def clip_batches(
 
 
 def _start_worker(worker: int) -> None:
-    """Signals to leave go to all processes of a session (torchrun, srun), but only the one that
-    trains follows them: it needs its workers until it has saved, and ends them then."""
+    """Ignore signals to stop: they reach all processes of a session (a terminal, torchrun), but the
+    one that trains needs its workers until it has saved, and then ends them."""
     one_thread()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -15,7 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass
 class Layout:
-    """Where images and masks lie below a root: each ``*`` stands for the same text in both.
+    """Where images and masks are under a root: each ``*`` stands for the same text in both.
 
     A layout of class folders is ``*/*.jpg`` and ``*/*.png``. Suffixes match in upper and lower
     case.
@@ -27,12 +27,14 @@ class Layout:
     def __post_init__(self) -> None:
         for pattern in (self.images, self.masks):
             if Path(pattern).suffix not in SUFFIXES or "**" in pattern:
-                raise InputError(f"pattern {pattern!r}; it ends in one of {SUFFIXES} and has no **")
+                raise InputError(
+                    f"pattern {pattern!r}; it must end in one of {SUFFIXES}, without **"
+                )
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise InputError(f"pattern {pattern!r}; it lies below the root")
+                raise InputError(f"pattern {pattern!r}; it must be under the root")
         if self.images.count("*") != self.masks.count("*") or "*" not in self.images:
             raise InputError(
-                f"patterns {self.images!r} and {self.masks!r}; both have the same number of *"
+                f"patterns {self.images!r} and {self.masks!r}; both need the same number of *"
             )
 
     def __str__(self) -> str:
@@ -49,7 +51,7 @@ class ImagePair:
 
 
 def find_layout(root: Path, layouts: Sequence[Layout]) -> Layout:
-    """The first layout of which the root has an image.
+    """The first layout that finds an image under the root.
 
     Raises:
         InputError: there is none, or no such folder.
@@ -64,7 +66,7 @@ def find_layout(root: Path, layouts: Sequence[Layout]) -> Layout:
 
 
 def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Problem]]:
-    """All images with their masks, sorted, and all that is wrong with the names."""
+    """All images with their masks, sorted, and everything wrong with the names."""
     images, masks = _matches(root, layout.images), _matches(root, layout.masks)
     problems = [
         Problem(root / image, f"no mask of this name; {_fill(layout.masks, stars)} is missing")
@@ -85,7 +87,7 @@ def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Proble
             elif name == PREPARED or os.path.join(folder, name) in known:
                 continue
             elif path.is_file():
-                problems.append(Problem(path, f"a stray file; here belong {layout}", error=False))
+                problems.append(Problem(path, f"a stray file; expected {layout}", error=False))
     pairs = [
         ImagePair("/".join(stars), images[stars], masks[stars])
         for stars in sorted(images)
@@ -101,7 +103,7 @@ def _fill(pattern: str, stars: tuple[str, ...]) -> str:
 
 
 def _folders(root: Path, pattern: str) -> list[str]:
-    """Folders below the root that a pattern looks into, relative to it."""
+    """Folders under the root that a pattern looks into, relative to it."""
     parent = os.path.dirname(pattern)
     if not parent:
         return [""]
@@ -113,7 +115,7 @@ def _folders(root: Path, pattern: str) -> list[str]:
 
 
 def _matches(root: Path, pattern: str) -> dict[tuple[str, ...], str]:
-    """Files that match, relative to the root, by the texts that the stars stand for."""
+    """Matching files, relative to the root, keyed by what the stars stand for."""
     stem, suffix = os.path.splitext(pattern)
     expression = re.compile(
         re.escape(stem).replace(r"\*", "([^/]+)") + rf"(?i:{re.escape(suffix)})"

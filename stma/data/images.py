@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 MASK_SUFFIXES = (".png",)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# All that Pillow has been seen to raise on damaged files. InputError is a ValueError too, and is
-# let through first where these are caught.
+# Everything Pillow has been seen to raise on damaged files. InputError is a ValueError too, so it
+# is let through first where these are caught.
 UNREADABLE = (
     UnidentifiedImageError,
     OSError,
@@ -30,18 +30,18 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 ORIENTATION = ExifTags.Base.Orientation
-MIN_INTERPOLATED = 3  # IDs without inside, between their neighbours' IDs: no annotator draws so
+MIN_INTERPOLATED = 3  # IDs without an interior, between their neighbours' IDs: nobody draws that
 
 
 def read_image(path: Path, reduce: int = 1) -> np.ndarray:
-    """``(H, W, 3)`` uint8, RGB, upright: rotated as its EXIF orientation says, as viewers show it.
+    """``(H, W, 3)`` uint8, RGB, upright: turned by its EXIF orientation, as viewers show it.
 
     Args:
-        reduce: 2, 4 or 8 reads it that much smaller (sides rounded up), averaging pixels. A JPEG
-            is then decoded at that size, which is faster too.
+        reduce: 2, 4 or 8 reads it that many times smaller (sides rounded up), averaging pixels. A
+            JPEG is decoded at that size, which is faster too.
 
     Raises:
-        InputError: the file is not a whole image of 8 bits a channel.
+        InputError: the file is not a complete image of 8 bits per channel.
     """
     try:
         with Image.open(path) as opened:
@@ -83,7 +83,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
     """An index mask ``(H, W)`` uint8, and its palette if it has one.
 
     Raises:
-        InputError: the file is not a whole image, or not one channel of IDs up to 255.
+        InputError: the file is not a complete image, or not one channel of IDs up to 255.
     """
     mask, mode, palette = _read_mask_file(path)
     if mode not in ("P", "L", "1") and not mode.startswith("I"):
@@ -97,21 +97,20 @@ def read_mask(path: Path) -> tuple[np.ndarray, bytes | None]:
 
 
 def read_binary_mask(path: Path) -> np.ndarray:
-    """A mask of one object, ``(H, W)`` uint8: 1 where the picture is brighter than middle grey,
-    or, in an image with a coloured palette (IDs), where the index is not 0.
+    """A mask of one object, ``(H, W)`` uint8: 1 where the picture is brighter than mid-grey, or, in
+    an image with a coloured palette (IDs), where the index is not 0.
 
-    Saliency sets store masks so: 0 and 255, often antialiased, sometimes as RGB with equal
-    channels.
+    Saliency sets store masks as 0 and 255, often antialiased, sometimes as RGB with equal channels.
 
     Raises:
-        InputError: the file is not a whole image, or is coloured, or nothing in it is bright.
+        InputError: the file is not a complete image, or is coloured, or nothing in it is bright.
     """
     mask, mode, palette = _read_mask_file(path)
     if palette is not None:
         colours = np.zeros((256, 3), np.uint8)
         colours.ravel()[: len(palette)] = np.frombuffer(palette, np.uint8)
         used = colours[np.flatnonzero(count_ids(mask))]
-        if (used == used[:, :1]).all():  # greys: the order of a palette means nothing
+        if (used == used[:, :1]).all():  # greys: the palette's order means nothing
             mask, mode = colours[mask, 0], "L"
     if mode in ("P", "1"):
         return (mask > 0).astype(np.uint8)
@@ -126,7 +125,7 @@ def read_binary_mask(path: Path) -> np.ndarray:
     middle = 32767 if mask.dtype != np.uint8 else 127
     if 0 < mask.max(initial=0) <= middle:
         raise InputError(
-            f"{path}: no pixel is brighter than {middle}, the largest value is {mask.max()}; "
+            f"{path}: no pixel is brighter than {middle}; the largest value is {mask.max()}; "
             "masks that hold IDs need mask_values=index"
         )
     return (mask > middle).astype(np.uint8)
@@ -146,8 +145,8 @@ def _read_mask_file(path: Path) -> tuple[np.ndarray, str, bytes | None]:
 def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
     """A mask that is one pixel off its frame's size, resized (nearest) to it, with a warning.
 
-    Frames and masks that were scaled apart round differently. Any larger difference means another
-    frame, and is left for the caller to refuse.
+    Frames and masks that were scaled separately may be rounded differently. Any larger difference
+    means another frame, and is left for the caller to refuse.
 
     Args:
         mask: ``(H', W')``.
@@ -163,12 +162,12 @@ def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
 
 
 def almost_equal_sizes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Heights and widths differ by one pixel at most."""
+    """Heights and widths differ by at most one pixel."""
     return max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= 1
 
 
 def size_message(mask: tuple[int, ...], frame: tuple[int, ...]) -> str:
-    """What is said of a mask of another size than its frame's, both ``(H, W)``."""
+    """The message for a mask whose size is not its frame's, both ``(H, W)``."""
     return (
         f"{mask[0]} x {mask[1]} pixels, its frame {frame[0]} x {frame[1]}; a mask has the size of "
         "its frame (upright, where the frame has an EXIF rotation)"
@@ -176,7 +175,7 @@ def size_message(mask: tuple[int, ...], frame: tuple[int, ...]) -> str:
 
 
 def count_ids(mask: np.ndarray) -> np.ndarray:
-    """``(256,)``: pixels of every ID of a uint8 mask of any shape."""
+    """``(256,)``: the number of pixels of every ID in a uint8 mask of any shape."""
     # Three times as fast as numpy's bincount, which converts to int64 first.
     counts = cv2.calcHist([np.ascontiguousarray(mask).reshape(-1, 1)], [0], None, [256], [0, 256])
     return counts.ravel().astype(np.int64)
@@ -185,14 +184,14 @@ def count_ids(mask: np.ndarray) -> np.ndarray:
 def interpolated_ids(mask: np.ndarray) -> list[int]:
     """IDs that look like the result of interpolation, empty if there are fewer than three.
 
-    Such an ID has no inside (no 3 x 3 block) and lies, at most of its pixels, strictly between
-    the smallest and the largest ID around. One or two may be thin objects; more, and more than
-    the honest IDs, are a mask that was resized or saved as if it were a picture.
+    Such an ID has no interior (no 3 x 3 block) and is, at most of its pixels, strictly between the
+    smallest and the largest ID around it. One or two may be thin objects; more, and more than the
+    genuine IDs, mean that the mask was resized or saved as if it were a picture.
 
     Args:
         mask: ``(H, W)`` uint8.
     """
-    if mask.max(initial=0) <= MIN_INTERPOLATED:  # they lie below at least one larger ID
+    if mask.max(initial=0) <= MIN_INTERPOLATED:  # each lies below a larger ID
         return []
     counts = count_ids(mask)
     present = np.flatnonzero(counts)
@@ -214,7 +213,7 @@ def check_ids(mask: np.ndarray, path: Path) -> None:
     if suspects := interpolated_ids(mask):
         listed = ", ".join(map(str, suspects[:8])) + (", ..." if len(suspects) > 8 else "")
         raise InputError(
-            f"{path}: {len(suspects)} IDs ({listed}) stand on edges only, between larger and "
+            f"{path}: {len(suspects)} IDs ({listed}) occur only on edges, between larger and "
             "smaller ones: the mask was antialiased or resized as a picture; make it again with "
             "nearest neighbours (or, if it holds one object in grey, set mask_values=binary)"
         )

@@ -1,4 +1,4 @@
-"""Which clips or images a dataset has, and what is wrong with their files' names."""
+"""Which clips or images a dataset has, and what is wrong with their file names."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ MANY = 2000  # clips whose listing takes long enough for a progress bar
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Files of one clip, or of one still image; names are kept small, paths made when asked for.
+    """Files of one clip, or of one still image; paths are made on demand, to save memory.
 
     Attributes:
         image_files, mask_files: relative to their folders.
@@ -68,10 +68,10 @@ class Frames:
 
 @dataclass(frozen=True)
 class Listing:
-    """What is there, before anything is read; one of the two lists is empty.
+    """What a dataset has, before any file is read; one of the first two lists is empty.
 
     Attributes:
-        problems: of the files' names and numbers.
+        problems: with file names and counts.
     """
 
     videos: list[VideoFolder]
@@ -80,7 +80,7 @@ class Listing:
 
 
 def list_dataset(config: DatasetConfig) -> Listing:
-    """List a dataset on disk as its block of YAML describes it, without those to exclude.
+    """List a dataset on disk as its YAML block describes it, without what it excludes.
 
     Raises:
         InputError: there is nothing to list: no such folder, no such split.
@@ -105,7 +105,7 @@ def list_dataset(config: DatasetConfig) -> Listing:
     if not names and not any(problem.error for problem in problems):
         raise InputError(f"{root}: no clips")
     if unknown := [e for e in config.exclude if not any(excluded(name, [e]) for name in names)]:
-        raise InputError(f"{root}: exclude names {', '.join(unknown)}, which is not there")
+        raise InputError(f"{root}: exclude names {', '.join(unknown)}, which does not exist")
     if config.published is not None and (wrong := count_message(config.published, len(names))):
         problems.insert(0, Problem(root, wrong))
     pairs = [pair for pair in pairs if not excluded(pair.name, config.exclude)]
@@ -120,8 +120,8 @@ def excluded(name: str, patterns: Sequence[str]) -> bool:
 def _clip_folders(
     root: Path, config: DatasetConfig, problems: list[Problem]
 ) -> Iterator[tuple[Path, Path]]:
-    """The folders of frames and masks of every clip. Without a split, a clip that only one of the
-    two has is listed too, to be named as a problem."""
+    """The folders of frames and masks of every clip. Without a split, a clip found in only one of
+    the two is listed too, to be reported."""
     for part in config.parts or [""]:
         images, masks = video_folders(root / part, config.images, config.masks)
         for folder in (images, masks):

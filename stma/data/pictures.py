@@ -31,7 +31,7 @@ def save_mask(
     """Write ``(H, W)`` uint8 as a palette PNG, in DAVIS's colours where the palette has none.
 
     Args:
-        palette: RGB triples from ID 0 on, 256 of them at most.
+        palette: RGB triples from ID 0 on, at most 256.
         compress_level: zlib's, 0 to 9; 1 takes half the time of 6.
     """
     image = Image.fromarray(mask)
@@ -52,7 +52,7 @@ def save_clip(
     """Write a clip in the DAVIS layout, numbered from 00000.
 
     Args:
-        suffix: of the frames, ``.jpg`` (of quality 95) or ``.png``.
+        suffix: of the frames, ``.jpg`` (quality 95) or ``.png``.
     """
     image_folder, mask_folder = (root / kind / name for kind in ("JPEGImages", "Annotations"))
     for folder in (image_folder, mask_folder):
@@ -81,7 +81,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> n
 
 @cache
 def _bright_palette() -> np.ndarray:
-    """The palette's colours are dark ones; on a picture twice as bright is easier to see."""
+    """The palette is dark; twice as bright, it is easier to see on a picture."""
     return np.minimum(2 * davis_palette().astype(int), 255).astype(np.uint8)
 
 
@@ -118,7 +118,7 @@ def _scale_to_height(picture: np.ndarray, height: int) -> np.ndarray:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 12) -> None:
-    """An H.264 video that browsers play; odd sizes lose their last row or column.
+    """Write an H.264 video that browsers play; odd sizes lose their last row or column.
 
     Args:
         frames: ``(H, W, 3)`` uint8, RGB, all of one size.

@@ -1,4 +1,4 @@
-"""A smaller copy of a dataset, which loads faster: on all cores, continued where it stopped."""
+"""A smaller copy of a dataset, which loads faster: made on all cores, resumed if interrupted."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from stma.runtime.outputs import PARTIAL, replacing
 from stma.runtime.workers import worker_map
 
 JPEG_QUALITY = 95
-DRAFT = 2  # a JPEG is decoded at this many times the size it is resized to, at least
+DRAFT = 2  # a JPEG is decoded at no less than this many times its new size
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file: from where, to where."""
+    """One file to copy."""
 
     source: Path
     target: Path
@@ -48,20 +48,20 @@ class Prepared:
 
 
 def prepare(source: Path, target: Path, short_side: int, workers: int) -> Prepared:
-    """Copy a folder with all below it; images and masks of more than ``short_side`` are resized.
+    """Copy a folder and all it contains, resizing images and masks larger than ``short_side``.
 
-    Images are resized with antialiasing and masks with nearest neighbours, in their palette;
-    smaller ones and other files are copied as they are. A file appears under its name only when it
-    is whole, so that a run that was interrupted continues with those that are missing.
+    Images are resized with antialiasing and masks with nearest neighbours, keeping their palette;
+    smaller ones and other files are copied as they are. A file appears under its name only once it
+    is complete, so a run after an interruption makes only the missing ones.
 
     Raises:
-        InputError: the source is not there, the target is in it or holds something else, or the
+        InputError: the source does not exist, the target is in it or holds something else, or the
             disk is full.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder")
     if target.resolve() == source.resolve() or source.resolve() in target.resolve().parents:
-        raise InputError(f"{target}: lies in {source}; give another folder for the copy")
+        raise InputError(f"{target}: is inside {source}; give another folder for the copy")
     if not any(_jobs(source, target)):
         raise InputError(f"{source}: holds no files, so there is nothing to prepare")
     _claim(target, {"source": str(source.resolve()), "short_side": short_side})
@@ -93,7 +93,7 @@ def _claim(target: Path, settings: dict[str, object]) -> None:
             except ValueError as error:
                 raise InputError(f"{path}: cannot be read ({error}); delete the copy") from error
             if before != settings:
-                raise InputError(f"{target}: was made with {before}, now asked for {settings}")
+                raise InputError(f"{target}: was made with {before}, not with {settings}")
         elif target.exists() and any(target.iterdir()):
             raise InputError(f"{target}: is not empty, and was not made by this script")
         target.mkdir(parents=True, exist_ok=True)
@@ -145,13 +145,13 @@ def _do(job: Job, short_side: int) -> Problem | None:
 
 
 def _resize(path: Path, short_side: int) -> bytes | None:
-    """The file's new content; None where it keeps its size."""
+    """The file's new content; None if it keeps its size."""
     with Image.open(path) as image:
         new = resized(image.size, short_side)
         if new == image.size:
-            image.load()  # a file that is not whole is found now, not in training
+            image.load()  # an incomplete file is found now, not in training
             return None
-        options: dict[str, Any] = {"exif": image.getexif().tobytes()}  # it may say how to turn it
+        options: dict[str, Any] = {"exif": image.getexif().tobytes()}  # it may hold the orientation
         if image.format == "JPEG":
             image.draft("RGB", (DRAFT * new[0], DRAFT * new[1]))
             options["quality"] = JPEG_QUALITY

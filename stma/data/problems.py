@@ -1,5 +1,4 @@
-"""What can be wrong with a dataset, and how it is said: the same words from the checker and from
-training."""
+"""What can be wrong with a dataset, reported in the same words by the checker and by training."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ class Problem:
     Attributes:
         path: of the file or folder.
         message: what is wrong and what to do.
-        error: False for what is tidied up or ignored without harm.
+        error: False if it is corrected or ignored without harm.
     """
 
     path: Path
@@ -27,7 +26,7 @@ class Problem:
 
 
 def raise_first(problems: Iterable[Problem]) -> None:
-    """Stop at the first error, and say how many there are.
+    """Raise the first error, and say how many there are.
 
     Raises:
         InputError: there is one.

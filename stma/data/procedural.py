@@ -1,6 +1,6 @@
 """Procedural clips: textured shapes that move, turn, deform and occlude one another.
 
-A clip is a function of its seed alone. Nothing is stored: shapes are closed outlines, textures
+A clip is a function of its seed alone. Nothing is stored: shapes are closed outlines, textures are
 small images, and every frame draws them back to front.
 """
 

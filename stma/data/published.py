@@ -36,12 +36,12 @@ def published_count(key: str) -> int:
 
 
 def count_message(key: str, found: int) -> str | None:
-    """What is said where a count differs from the published one; None where it does not."""
+    """The message for a count that differs from the published one; None if it does not."""
     expected = published_count(key)
     if found == expected:
         return None
     return (
-        f"{found} clips or images, but {key} was published with {expected}: the download or the "
-        "extraction is not complete, or it is another version or a part (which published=null in "
+        f"{found} clips or images, but {key} was published with {expected}: the download or "
+        "extraction is incomplete, or this is another version or a part (which published=null in "
         "its block, or --dataset folder, allows)"
     )

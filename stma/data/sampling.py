@@ -1,4 +1,4 @@
-"""Which frames make a clip, which objects are followed, and in which order clips come."""
+"""Which frames make up a clip, which objects are followed, and the order of clips."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from torch.utils.data import Sampler
 from stma.data.images import count_ids
 from stma.errors import InputError
 
-LARGER = 4  # times its first area: a small object that grows more was hardly visible at first
+LARGER = 4  # times its first area: a small object that grows more was barely visible at first
 
 
 def sample_times(num_frames: int, max_gap: int, rng: np.random.Generator) -> np.ndarray:
-    """``num_frames`` growing frame numbers from 0, each at most ``max_gap`` after the last."""
+    """``num_frames`` increasing frame numbers from 0, neighbours at most ``max_gap`` apart."""
     gaps = rng.integers(1, max_gap + 1, num_frames - 1)
     return np.concatenate([[0], np.cumsum(gaps)])
 
@@ -24,12 +24,12 @@ def sample_times(num_frames: int, max_gap: int, rng: np.random.Generator) -> np.
 def sample_frames(
     length: int, num_frames: int, max_gap: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """``num_frames`` growing frame numbers of a video, neighbours at most ``max_gap`` apart.
+    """``num_frames`` increasing frame numbers of a video, neighbours at most ``max_gap`` apart.
 
-    Gaps are drawn one by one, each leaving room for the rest, then shuffled; then the place.
+    Gaps are drawn one by one, each leaving room for the rest, then shuffled; then the start.
 
     Args:
-        length: frames of the video, ``num_frames`` at least.
+        length: frames of the video, at least ``num_frames``.
     """
     room = length - 1
     gaps = []
@@ -42,10 +42,10 @@ def sample_frames(
 
 
 def draw_references(num_frames: int, num_references: int, rng: np.random.Generator) -> np.ndarray:
-    """For every frame, past frames as its references, drawn at random as the paper does.
+    """For every frame, past frames as its references, drawn at random as in the paper.
 
     Distinct and in order; a frame with fewer past frames than ``num_references`` takes all of
-    them, and the rest of its row is 0 and not to be read.
+    them, and the rest of its row is 0 and must not be read.
 
     Returns:
         ``(num_frames, num_references)`` int64.
@@ -58,11 +58,11 @@ def draw_references(num_frames: int, num_references: int, rng: np.random.Generat
 
 
 def learnable_objects(masks: np.ndarray, min_pixels: int, clear_pixels: int) -> np.ndarray:
-    """IDs that show enough of themselves in the first frame to be followed.
+    """IDs of the objects that show enough in the first frame to be followed.
 
-    At least ``min_pixels``; and one of fewer than ``clear_pixels`` only if it never grows to more
-    than four times its first area, so that small objects count but slivers of large ones do not
-    (as XMem does for BL30K).
+    That is ``min_pixels``; one with fewer than ``clear_pixels`` counts only if it never exceeds
+    four times its first area, so that small objects count but slivers of large ones do not (as XMem
+    does for BL30K).
 
     Args:
         masks: ``(T, H, W)`` uint8.
@@ -95,12 +95,12 @@ def max_gap_at(progress: float, gaps: Sequence[int], starts: Sequence[float]) ->
 
 @dataclass(frozen=True)
 class Share:
-    """How much of an epoch a source gives.
+    """How much of an epoch a source provides.
 
     Attributes:
         size: number of its items; None for an endless source.
-        repeats: times that each item comes in an epoch, where ``weight`` is None.
-        weight: share of all samples, more than 0 and up to 1.
+        repeats: how often each item occurs in an epoch, if ``weight`` is None.
+        weight: share of all samples, more than 0 and at most 1.
     """
 
     size: int | None
@@ -122,16 +122,16 @@ class Epochs:
     """The endless list of samples: epoch after epoch, each shuffled as a whole.
 
     An epoch holds every item of the sources without weight ``repeats`` times (or a multiple of it,
-    where small shares need more samples to come out right), and as many of the weighted ones as
-    their shares need; these go on in the next epoch where they stopped. Shuffling
-    all sources together, by the seed and the epoch alone, makes any slice of the list a fair mix.
+    if small shares need more samples to come out right), and as many of the weighted ones as their
+    shares require; these continue in the next epoch where they stopped. Shuffling all sources
+    together, by the seed and the epoch alone, makes any slice of the list a fair mix.
 
     Args:
         shares: one for each source.
         names: of the sources, for messages.
 
     Raises:
-        InputError: shares that cannot be.
+        InputError: impossible shares.
     """
 
     def __init__(self, shares: Sequence[Share], names: Sequence[str], seed: int) -> None:
@@ -151,8 +151,8 @@ class Epochs:
         size = self.shares[source].size
         if size is None:
             return Draw(epoch, index, source, nth)
-        # A weighted source may end an epoch anywhere among its items: every round through them
-        # has an order of its own, so that none is left out for long.
+        # A weighted source may end an epoch anywhere among its items: every pass through them has
+        # its own order, so that none is left out for long.
         turn, place = divmod(nth, size)
         item = int(_shuffled(size, (self.seed, turn, source))[place])
         return Draw(epoch, index, source, item)
@@ -172,21 +172,21 @@ def _counts(shares: Sequence[Share], names: Sequence[str]) -> list[int]:
     for share, name in zip(shares, names, strict=True):
         if share.size is None and share.weight is None and len(shares) > 1:
             raise InputError(
-                f"{name} is endless; give it a weight, its share of all samples (0.2, say)"
+                f"{name} is endless; give it a weight, its share of all samples (such as 0.2)"
             )
     if total > 1 + 1e-6 or (any(free) and total > 1 - 1e-6):
         raise InputError(
-            f"the weights of the sources come to {total:g}; they are shares of all samples, and "
-            "must leave something for the sources without weight"
+            f"the sources' weights sum to {total:g}; they are shares of all samples, and must "
+            "leave something for the sources without weight"
         )
     if not any(free) and abs(total - 1) > 1e-6:
-        raise InputError(f"every source has a weight, and they come to {total:g}; make it 1")
+        raise InputError(f"every source has a weight, and they sum to {total:g}; make it 1")
     sizes = [
         (ENDLESS_EPOCH if share.size is None else share.size) * share.repeats for share in shares
     ]
     if not total:
         return sizes
-    # Shares are rounded to whole samples: an epoch is long enough for that not to matter.
+    # Shares are rounded to whole samples; the epoch is made long enough for that not to matter.
     unweighted = sum(size for size, is_free in zip(sizes, free, strict=True) if is_free)
     smallest = min(share.weight for share in shares if share.weight is not None)
     wanted = math.ceil(ROUNDING / smallest)
@@ -202,20 +202,20 @@ def _counts(shares: Sequence[Share], names: Sequence[str]) -> list[int]:
     ]
 
 
-ROUNDING = 200  # samples of the smallest share in an epoch, at least: half a sample is 0.25 %
-ENDLESS_EPOCH = 10_000  # samples that count as an epoch where every source is endless
+ROUNDING = 200  # least samples of the smallest share in an epoch: half a sample is then 0.25 %
+ENDLESS_EPOCH = 10_000  # samples that count as an epoch if every source is endless
 
 
 class BatchNumbers(Sampler[list[int]]):
-    """Numbers of the samples of each batch, for one process of several.
+    """The sample numbers of each batch, for one process of several.
 
     Process ``rank`` takes its slice of every batch, so that a batch holds the same samples for any
-    number of processes, and a restart goes on from any batch.
+    number of processes, and a restart can continue from any batch.
 
     Args:
         start, stop: first batch, and the one after the last.
-        batch_size: of all processes together.
-        accumulate: parts that a process splits its slice into; they come one after another.
+        batch_size: over all processes.
+        accumulate: parts that a process splits its slice into, which follow one another.
 
     Raises:
         InputError: the batch cannot be divided.

@@ -1,7 +1,7 @@
-"""What procedural and composite clips share: how things, the camera and the light move.
+"""What procedural and composite clips share: how objects, the camera and the light move.
 
-A scene is drawn back to front, at any time, from layers that each bring their own pixels. Chance
-comes from one generator, when the scene is made; drawing it has none.
+A scene is drawn back to front, at any time, from layers that each have their own pixels. All chance
+comes from one generator, when the scene is made; drawing has none.
 """
 
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ from stma.data.sampling import keep_objects
 from stma.errors import InputError
 from stma.runtime.config import check_types
 
-MIN_PIXELS = 40  # of an object in the first frame, or it is not annotated
+MIN_PIXELS = 40  # of an object in the first frame; a smaller one is not annotated
 MAX_SCENES = 1000  # to try for one clip
-BEYOND = 0.1  # shorter sides: how far the middle of a layer drifts out of the frame
+BEYOND = 0.1  # shorter sides: how far the centre of a layer drifts out of the frame
 DRIFT = 0.2  # shorter sides that the camera moves to either side
 ZOOM = 0.2  # logarithm of the camera's largest zoom
 TURN = 0.3  # radians that it turns to either side
@@ -28,19 +28,19 @@ NEUTRAL_LIGHT = 128  # of a light field, in uint8
 
 @dataclass
 class SceneConfig:
-    """What a scene holds, and how fast it moves.
+    """What a scene contains, and how fast it moves.
 
     Attributes:
         min_objects, max_objects: annotated objects, all visible in the first frame.
         max_distractors: moving shapes that are never annotated; half of them look like an object.
-        look_alike: how likely an object looks like the one before it.
+        look_alike: probability that an object looks like the one before it.
         min_radius, max_radius: mean radius of a shape, as a share of the frame's shorter side.
-        speed: how far an object travels in a frame, as a share of the shorter side.
-        spin: how far an object turns in a frame, in radians.
+        speed: how far an object travels per frame, as a share of the shorter side.
+        spin: how far an object turns per frame, in radians.
         camera_speed: as `speed`, for the camera.
-        leave: how likely an object's path leads out of the frame and back.
-        blur: how likely a clip has motion blur.
-        light: how likely the light of a clip changes, in time and across the frame.
+        leave: probability that an object's path leads out of the frame and back.
+        blur: probability that a clip has motion blur.
+        light: probability that the light of a clip changes, in time and across the frame.
     """
 
     min_objects: int = 1
@@ -85,7 +85,7 @@ class SceneConfig:
         """
         height, width = size
         if min(size) < 16:
-            raise InputError(f"frames of {height} x {width}; 16 pixels at least")
+            raise InputError(f"frames of {height} x {width}; at least 16 pixels a side")
         largest = np.pi * (self.max_radius * min(size)) ** 2
         if largest < 2 * MIN_PIXELS:
             raise InputError(
@@ -96,7 +96,7 @@ class SceneConfig:
 
 @dataclass
 class Excursion:
-    """A way out of the frame and back, again and again: still, out, back, still."""
+    """A repeated trip out of the frame and back: still, out, back, still."""
 
     direction: np.ndarray  # (2,), in shorter sides
     delay: float  # frames
@@ -149,7 +149,7 @@ class Motion:
 def random_motion(
     config: SceneConfig, extent: np.ndarray, tilt: float, rng: np.random.Generator
 ) -> Motion:
-    """Args: tilt: radians to either side that a layer is turned at first."""
+    """Args: tilt: largest initial rotation of a layer, in radians to either side."""
     direction = rng.uniform(0, 2 * np.pi)
     speed = config.speed * rng.uniform(0, 1)
     excursion = None
@@ -183,7 +183,7 @@ def random_motion(
 
 
 def _bounce(position: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Back from a little beyond the frame's edges, so that long clips do not empty themselves."""
+    """Turn back a little beyond the frame's edges, so that long clips do not become empty."""
     span = extent + 2 * BEYOND
     turned = np.mod(position + BEYOND, 2 * span)
     return np.minimum(turned, 2 * span - turned) - BEYOND
@@ -196,7 +196,7 @@ def _wave(wave: np.ndarray, t: float) -> float:
 
 
 class Light:
-    """How the light of a clip changes: a gain and a tint in time, and a bright side."""
+    """How the light of a clip changes: a gain and a tint over time, and a brighter side."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.gains = [_random_wave(0.35, rng)] + [_random_wave(0.1, rng) for _ in range(3)]
@@ -222,7 +222,7 @@ class Scene(ABC):
     """Everything that one clip shows; `render` draws it at any time.
 
     Args:
-        config: what it holds and how fast.
+        config: what it contains and how fast it moves.
         size: height and width of the frames.
         rng: the only source of chance.
     """
@@ -247,7 +247,7 @@ class Scene(ABC):
     def camera(self, t: float) -> np.ndarray:
         """``(3, 3)``: pixels of a fixed camera to those of the moving one."""
         centre = np.array([self.size[1], self.size[0]]) / 2
-        # To and fro, since what drifted on would leave every object behind.
+        # Back and forth, since a steady drift would leave every object behind.
         angle = TURN * np.sin(self.camera_spin * t / TURN)
         zoom = np.exp(ZOOM * np.sin(self.camera_zoom * t / ZOOM))
         drift = DRIFT * np.sin(self.camera_velocity * t / DRIFT)
@@ -261,7 +261,7 @@ class Scene(ABC):
         """Draw the frame at time ``t``: ``(H, W, 3)`` uint8 RGB and ``(H, W)`` uint8 indices.
 
         With motion blur, the frame is the mean over the time that the shutter is open, and the
-        mask is that of its middle.
+        mask belongs to the middle of that time.
         """
         frame, mask = self.draw_at(t)
         if self.shutter > 0:
@@ -275,7 +275,7 @@ class Scene(ABC):
 
     @abstractmethod
     def draw_at(self, t: float) -> tuple[np.ndarray, np.ndarray]:
-        """The frame and its mask at one moment, without blur and light."""
+        """The frame and its mask at one moment, without blur or changes of light."""
 
 
 def draw_clip(
@@ -283,8 +283,8 @@ def draw_clip(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Draw one clip.
 
-    Objects of which fewer than ``MIN_PIXELS`` show in the first frame lose their label; a scene
-    without any object left is replaced by the next one.
+    Objects with fewer than ``MIN_PIXELS`` in the first frame lose their label; a scene left without
+    any object is replaced by the next one.
 
     Args:
         times: frames to draw, in units of a frame.

@@ -35,19 +35,19 @@ from stma.data.video_folder import VideoFolder
 from stma.errors import InputError
 from stma.structures import Clip
 
-TRIES = 8  # of frames and crops, until an object shows in the first frame
+TRIES = 8  # at drawing frames and crops, until the first frame shows an object
 NAMED = 5  # clips that a message lists
-CUT_SIDE = 512  # pictures to cut from are read at half the size while their short side stays above
+CUT_SIDE = 512  # pictures to cut from are halved as long as their short side stays above this
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What every clip of a stage has in common, whatever its source.
+    """What all clips of a stage have in common, whatever their source.
 
     Attributes:
         size: height and width.
-        max_gap: largest distance of neighbouring frames, in frames of the video.
-        reverse: how likely a clip runs backwards.
+        max_gap: maximum distance between neighbouring frames, in frames of the video.
+        reverse: probability that a clip runs backwards.
     """
 
     num_frames: int
@@ -63,8 +63,8 @@ class Source(Protocol):
 
     Attributes:
         name: for messages.
-        size: number of its items, None where there is no end.
-        notes: what the user should know of it.
+        size: number of its items, None if endless.
+        notes: what the user should know about it.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Source(Protocol):
         """A clip of one item.
 
         Raises:
-            InputError: a file is at fault; the message names it.
+            InputError: a file is faulty; the message names it.
         """
         ...
 
@@ -97,11 +97,11 @@ class ProceduralSource:
 
 
 class CompositeSource:
-    """Objects cut out of other sources, on pictures of others; the item counts clips and means
-    nothing else.
+    """Objects cut out of some sources, pasted on pictures of others; the item counts clips and
+    means nothing else.
 
     Raises:
-        InputError: names the source that there is nothing to cut from, or that cannot be read.
+        InputError: there is no source to cut from, or one cannot be read; the message names it.
     """
 
     def __init__(self, name: str, config: DatasetConfig) -> None:
@@ -133,12 +133,12 @@ class CompositeSource:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What was drawn for a clip: frames, where their pixels come from, and what the masks show.
+    """What was drawn for a clip: its frames, how they are warped, and their masks.
 
     Attributes:
         original: height and width of the frames on disk.
         masks: ``(T, H, W)``, warped.
-        ids: of the objects that can be followed.
+        ids: of the objects to follow.
     """
 
     indices: list[int]
@@ -152,10 +152,10 @@ class FileSource:
     """Videos or still images on disk.
 
     Args:
-        num_frames: of a clip; shorter videos are left out, which the notes say.
+        num_frames: of a clip; shorter videos are left out and mentioned in the notes.
 
     Raises:
-        InputError: names what is wrong with the root.
+        InputError: says what is wrong with the root.
     """
 
     def __init__(self, name: str, config: DatasetConfig, num_frames: int) -> None:
@@ -198,7 +198,7 @@ class FileSource:
     def pictures(
         self, times: np.ndarray, rng: np.random.Generator
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """See :class:`stma.data.composite.Pictures`; a short video plays to and fro."""
+        """See :class:`stma.data.composite.Pictures`; a short video plays back and forth."""
         assert self.size is not None
         frames = self._frames(int(rng.integers(self.size)))
         length = len(frames.mask_files)
@@ -223,14 +223,14 @@ class FileSource:
         ]
 
     def _frames(self, item: int) -> Frames:
-        """The annotated frames of an item: one of a still image, many of a video."""
+        """The annotated frames of an item: one for a still image, several for a video."""
         if self.pairs:
             return Frames.of_pair(self.root, self.pairs[item])
         video = self.videos[item]
         return Frames.of_video(video, video.annotated)
 
     def _draw(self, frames: Frames, spec: ClipSpec, rng: np.random.Generator) -> _Drawn:
-        """Draw frames and warps until an object can be followed from the first frame on."""
+        """Draw frames and warps until the first frame shows an object to follow."""
         config = self.config
         masks: dict[int, np.ndarray] = {}
         for _ in range(TRIES):
@@ -242,7 +242,7 @@ class FileSource:
             ids = learnable_objects(warped, config.min_pixels, config.clear_pixels)
             if len(ids):
                 return _Drawn(indices, warps, original, warped, ids)
-        # Rare: objects show seldom, or are small. Look at all frames, and at the object itself.
+        # Rare: objects are seldom visible, or small. Try all frames, and crop around an object.
         for first in rng.permutation(len(frames.mask_files)).tolist():
             self._read_masks(frames, [first], masks)
             visible = np.argwhere(masks[first])
@@ -266,7 +266,7 @@ class FileSource:
     def _read_masks(
         self, frames: Frames, indices: Sequence[int], masks: dict[int, np.ndarray]
     ) -> None:
-        """Read those that are not in ``masks`` yet; all of a clip have one size."""
+        """Read those not yet in ``masks``; all masks of a clip have the same size."""
         for index in indices:
             if index in masks:
                 continue
@@ -295,10 +295,10 @@ class FileSource:
 
 
 def build_source(name: str, config: DatasetConfig, num_frames: int) -> Source:
-    """The source that a block of YAML describes.
+    """The source that a YAML block describes.
 
     Raises:
-        InputError: names the source and what is wrong.
+        InputError: names the source and says what is wrong.
     """
     if config.kind == "procedural":
         return ProceduralSource(name, config)
@@ -308,7 +308,7 @@ def build_source(name: str, config: DatasetConfig, num_frames: int) -> Source:
 
 
 def read_any_mask(path: Path, mask_values: str) -> np.ndarray:
-    """``(H, W)`` uint8, of either kind; IDs that are none are refused.
+    """``(H, W)`` uint8, of either kind; interpolated IDs are refused.
 
     Raises:
         InputError: names the file and what is wrong with it.
@@ -321,7 +321,7 @@ def read_any_mask(path: Path, mask_values: str) -> np.ndarray:
 
 
 def empty_clip(frames: Frames) -> Problem:
-    """What is said of a clip in which nothing can be followed."""
+    """The message for a clip without any object."""
     where = frames.mask(0) if len(frames.mask_files) == 1 else frames.mask(0).parent
     return Problem(where, f"no mask holds an object; leave it out with exclude=[{frames.name}]")
 
@@ -329,24 +329,24 @@ def empty_clip(frames: Frames) -> Problem:
 def other_size_message(
     size: tuple[int, ...], first: tuple[int, ...], first_name: str
 ) -> str | None:
-    """What is said of a file of another size than the first of its clip; None if it has the same,
-    give or take the pixel of rounding."""
+    """The message for a file whose size is not that of the first of its clip; None if it is, give
+    or take one pixel of rounding."""
     if almost_equal_sizes(size, first):
         return None
     sizes = f"{size[0]} x {size[1]} pixels, but {first[0]} x {first[1]}"
-    return f"{sizes} in {first_name}; the frames of a clip have one size"
+    return f"{sizes} in {first_name}; all frames of a clip must have the same size"
 
 
 def walk_from(first: int, length: int, num_frames: int) -> list[int]:
-    """Frame after frame, to and fro between the ends of the video."""
+    """Frame after frame, back and forth between the ends of the video."""
     period = max(1, 2 * (length - 1))
     steps = [(first + step) % period for step in range(num_frames)]
     return [min(step, period - step) if length > 1 else 0 for step in steps]
 
 
 def _reduction(warps: Sequence[Warp]) -> int:
-    """How much smaller than stored a picture may be read: half of what is not needed anyway, so
-    that bilinear sampling meets at most two pixels to one and does not alias."""
+    """How many times smaller than stored a picture may be read: an output pixel then spans one to
+    two of its pixels, so bilinear sampling does not alias."""
     shrinking = min(warp.shrinking for warp in warps)
     return next(reduce for reduce in (8, 4, 2, 1) if reduce == 1 or shrinking >= reduce)
 
@@ -354,7 +354,7 @@ def _reduction(warps: Sequence[Warp]) -> int:
 def _check_size(
     frames: Frames, index: int, image: np.ndarray, original: tuple[int, ...], reduce: int
 ) -> None:
-    """A frame has the size of its mask, give or take the pixel of rounding."""
+    """A frame must have the size of its mask, give or take one pixel of rounding."""
     size = image.shape[:2] if reduce == 1 else image_size(frames.image(index))
     if not almost_equal_sizes(size, original):
         raise InputError(f"{frames.mask(index)}: {size_message(original, size)}")
@@ -368,7 +368,7 @@ def _clip(
     spec: ClipSpec,
     rng: np.random.Generator,
 ) -> Clip:
-    """With as many of the objects as a clip may have, drawn at random."""
+    """A clip with at most ``spec.max_objects`` of the objects, drawn at random."""
     if len(ids) > spec.max_objects:
         ids = np.sort(rng.choice(ids, spec.max_objects, replace=False))
     return Clip(

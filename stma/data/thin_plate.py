@@ -2,14 +2,14 @@
 
 import numpy as np
 
-GRID = (4, 3)  # control points: one at random in each cell, so that no two ever meet
+GRID = (4, 3)  # control points: one at random in each cell, so that no two coincide
 
 
 class ThinPlate:
-    """A smooth deformation of the plane that moves control points where they are told.
+    """A smooth deformation of the plane that displaces control points as given.
 
     Args:
-        points: ``(K, 2)``, three of them not on a line.
+        points: ``(K, 2)``, not all on one line.
         displacements: ``(K, 2)``.
     """
 
@@ -36,7 +36,7 @@ class ThinPlate:
 
 
 def random_thin_plate(strength: float, rng: np.random.Generator) -> ThinPlate:
-    """Of the unit square; its 12 control points move by a normal deviate of ``strength``."""
+    """Of the unit square: 12 control points, moved by normal deviates of deviation ``strength``."""
     cells = np.stack(np.meshgrid(np.arange(GRID[0]), np.arange(GRID[1])), -1).reshape(-1, 2)
     points = (cells + rng.uniform(0.15, 0.85, cells.shape)) / GRID
     return ThinPlate(points, rng.normal(0, strength, points.shape))

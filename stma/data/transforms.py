@@ -1,9 +1,9 @@
 """Augmentation of whole clips: all geometry of a frame in one resampling, all colour in one matrix.
 
-Geometry maps points of the output to points of the original: crop, flip, affine and thin plate are
-composed first, then every output pixel is read from the original pixels once, bilinearly for images
-and from the nearest pixel for masks. Points are (x, y) in pixels, and the centre of the first pixel
-is (0, 0), as in OpenCV.
+Geometry maps output points to points of the original: crop, flip, affine and thin plate are
+composed first, then every output pixel is sampled from the original once, bilinearly for images and
+from the nearest pixel for masks. Points are (x, y) in pixels, and the centre of the first pixel is
+(0, 0), as in OpenCV.
 """
 
 from collections.abc import Callable
@@ -47,20 +47,20 @@ class ColourConfig:
 
 @dataclass
 class TransformConfig:
-    """How clips are augmented. What is said "of the clip" is drawn once for all of its frames.
+    """How clips are augmented. "Per clip" is drawn once for all frames of a clip.
 
     Attributes:
-        crop_scale: of the clip: area of the crop, as a share of the frame's, from and to.
-        crop_ratio: of the clip: width by height of the crop, from and to.
-        flip: of the clip: how likely it is mirrored.
-        rotate, shear: of each frame, in degrees, to either side.
-        zoom: of each frame, from and to.
-        shift: of each frame, as a share of the output's sides, to either side.
-        thin_plate: of each frame: standard deviation of 12 control points, as a share of the
-            output's sides; 0 for none.
-        colour: of the clip.
-        frame_colour: of each frame, on top.
-        greyscale: of the clip: how likely it loses its colours.
+        crop_scale: per clip: area of the crop as a share of the frame's, ``[from, to]``.
+        crop_ratio: per clip: width / height of the crop, ``[from, to]``.
+        flip: per clip: probability of mirroring.
+        rotate, shear: per frame: largest angle in degrees, to either side.
+        zoom: per frame, ``[from, to]``.
+        shift: per frame: largest shift as a share of the output's sides, to either side.
+        thin_plate: per frame: standard deviation of 12 control points, as a share of the output's
+            sides; 0 for none.
+        colour: per clip.
+        frame_colour: per frame, on top.
+        greyscale: per clip: probability of losing all colour.
     """
 
     crop_scale: list[float] = field(default_factory=lambda: [0.36, 1.0])
@@ -80,9 +80,9 @@ class TransformConfig:
         for name in ("crop_scale", "crop_ratio", "zoom"):
             values = getattr(self, name)
             if len(values) != 2 or not 0 < values[0] <= values[1]:
-                raise InputError(f"{name} is {values}; give [from, to], from more than 0 up")
+                raise InputError(f"{name} is {values}; give [from, to] with 0 < from <= to")
         if self.crop_scale[1] > 1:
-            raise InputError(f"crop_scale is {self.crop_scale}; a crop is 1 at most (zoom out?)")
+            raise InputError(f"crop_scale is {self.crop_scale}; a crop is at most 1 (zoom out?)")
         for name in ("flip", "greyscale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a probability, 0 to 1")
@@ -107,11 +107,11 @@ class Warp:
 
     @property
     def shrinking(self) -> float:
-        """Original pixels to one output pixel, along the direction where these are fewest."""
+        """Original pixels per output pixel, along the direction with the fewest."""
         return float(np.linalg.svd(self.matrix[:2, :2], compute_uv=False)[-1])
 
     def of_reduced(self, reduce: int) -> "Warp":
-        """For an original that was read ``reduce`` times smaller."""
+        """The same warp for an original that was read ``reduce`` times smaller."""
         shift = (reduce - 1) / 2  # of the first pixel's centre
         to_reduced = np.array([[1, 0, -shift], [0, 1, -shift], [0, 0, reduce]]) / reduce
         return Warp(to_reduced @ self.matrix, self.size, self.thin_plate)
@@ -161,8 +161,8 @@ def smooth_map(source: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]
     """``(*size, 2)`` float32: where every output pixel comes from, for `cv2.remap`.
 
     Args:
-        source: output points ``(P, 2)`` to original points. It is smooth, so it is asked on a
-            coarse grid alone; matrices may be in it, since linear interpolation commutes with them.
+        source: output points ``(P, 2)`` to original points. It is smooth, so it is evaluated only
+            on a coarse grid; matrices may be part of it: linear interpolation commutes with them.
     """
     height, width = size
     x, y = (_coarse(side) for side in (width, height))
@@ -174,7 +174,7 @@ def smooth_map(source: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]
 
 
 def _coarse(side: int) -> np.ndarray:
-    """Points whose linear upsampling, without the margin, lands on ``0..side-1``."""
+    """Points whose linear upsampling, less the margin, gives ``0..side-1``."""
     count = -(-side // THIN_PLATE_SPACING)
     return (np.arange(-1, count + 1) + 0.5) * THIN_PLATE_SPACING - 0.5
 
@@ -186,7 +186,7 @@ def draw_warps(
     num_frames: int,
     rng: np.random.Generator,
 ) -> list[Warp]:
-    """One warp for each frame of a clip, which share their crop and flip.
+    """One warp for each frame of a clip, all with the same crop and flip.
 
     Args:
         original: height and width of the frames.
@@ -204,7 +204,7 @@ def draw_warps(
 
 
 def window(original: tuple[int, ...], size: tuple[int, int], point: np.ndarray) -> Warp:
-    """A part of the frame around a pixel, never shrunk, so that the pixel is in the output.
+    """A crop of the frame around a pixel, never shrunk, so that the output has the pixel.
 
     Args:
         point: row and column.
@@ -237,7 +237,7 @@ def _crop(box: tuple[float, float, float, float], size: tuple[int, int]) -> np.n
     """``(3, 3)``: points of the output to those of the original."""
     left, top, width, height = box
     x, y = width / size[1], height / size[0]
-    # Pixel edges, not centres, meet the box: hence the halves.
+    # Pixel edges, not centres, align with the box: hence the halves.
     return np.array([[x, 0, left + (x - 1) / 2], [0, y, top + (y - 1) / 2], [0, 0, 1]])
 
 
@@ -270,10 +270,10 @@ class Colour:
     grey: bool = False
 
     def matrix(self, mean: np.ndarray) -> np.ndarray:
-        """``(4, 4)``, for (R, G, B, 1), as linear as each of the changes is.
+        """``(4, 4)``, for (R, G, B, 1): all the changes, since each is linear.
 
         Args:
-            mean: ``(3,)``, of the picture: contrast is about its grey.
+            mean: ``(3,)``, of the picture: contrast is relative to its grey.
         """
         saturate = self.saturation * np.eye(3) + (1 - self.saturation) * TO_GREY
         after = _hue_rotation(self.hue) @ saturate if self.hue else saturate
@@ -287,7 +287,7 @@ class Colour:
 
 
 def _hue_rotation(hue: float) -> np.ndarray:
-    """``(3, 3)``: a turn about the axis of greys, by a share of the circle."""
+    """``(3, 3)``: a rotation about the grey axis, by a share of the circle."""
     angle = 2 * np.pi * hue
     axis = np.full(3, 1 / np.sqrt(3))
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
@@ -295,7 +295,7 @@ def _hue_rotation(hue: float) -> np.ndarray:
 
 
 def draw_colour(config: ColourConfig, rng: np.random.Generator, greyscale: float = 0.0) -> Colour:
-    """Args: greyscale: how likely all colour goes."""
+    """Args: greyscale: probability of losing all colour."""
     brightness, contrast, saturation = (
         rng.uniform(1 - x, 1 + x) for x in (config.brightness, config.contrast, config.saturation)
     )

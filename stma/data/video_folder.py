@@ -15,7 +15,7 @@ from stma.errors import InputError
 
 RESOLUTIONS = ("480p", "Full-Resolution")
 HIDDEN = "a hidden file; delete it"
-PREPARED = "prepared.json"  # where preparing.py notes what it made a copy from
+PREPARED = "prepared.json"  # where preparing.py records what it copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class VideoFolder:
     File names are kept as arrays of bytes, so that the millions of files of BL30K take megabytes.
 
     Attributes:
-        frame_files: ``(T,)``, names of the frames' files, sorted.
-        mask_files: ``(T,)``, the mask of each frame, empty where there is none.
+        frame_files: ``(T,)``, file names of the frames, sorted.
+        mask_files: ``(T,)``, file name of each frame's mask, empty if there is none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class VideoFolder:
         return self.image_folder / os.fsdecode(self.frame_files[index])
 
     def mask(self, index: int) -> Path:
-        """Where there is one, see :attr:`annotated`."""
+        """Only for the frames in :attr:`annotated`."""
         return self.mask_folder / os.fsdecode(self.mask_files[index])
 
     @property
@@ -61,7 +61,7 @@ class VideoFolder:
 
     @cached_property
     def masks(self) -> dict[str, Path]:
-        """By the stem of their frame."""
+        """Keyed by the stem of the frame."""
         return {self.frame(index).stem: self.mask(index) for index in self.annotated}
 
 
@@ -73,11 +73,11 @@ def find_videos(
     """The videos of a root in the DAVIS layout.
 
     ``JPEGImages/<video>/*.jpg`` and ``Annotations/<video>/*.png``, with or without a folder
-    ``480p`` or ``Full-Resolution`` between; a split is a list of names in ``ImageSets``.
+    ``480p`` or ``Full-Resolution`` in between; a split is a list of names in ``ImageSets``.
 
     Args:
-        split: name or path of a list below ``ImageSets`` (``val``, ``2017/val``); None takes
-            every video that has a mask.
+        split: name or path of a list in ``ImageSets`` (``val``, ``2017/val``); None takes every
+            video that has a mask.
         names: keep only these videos.
 
     Raises:
@@ -96,7 +96,7 @@ def find_videos(
 
 
 def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
-    """The videos of a split, or without one all that have a folder of masks.
+    """The videos of a split; without a split, all that have a folder of masks.
 
     Raises:
         InputError: there is no such split, or no video.
@@ -111,10 +111,10 @@ def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
 
 
 def select_names(listed: Sequence[str], names: Sequence[str], where: str) -> list[str]:
-    """Those of a list that a user asks for.
+    """Those of a list that the user asks for.
 
     Raises:
-        InputError: they ask for none, or for what is not in it.
+        InputError: none are asked for, or some that are not listed.
     """
     if not names:
         raise InputError("clips is empty; leave it out (null) to take all")
@@ -124,7 +124,7 @@ def select_names(listed: Sequence[str], names: Sequence[str], where: str) -> lis
 
 
 def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
-    """The folders of the videos, both at the same resolution where there are several."""
+    """The folders of frames and masks, at the same resolution if there are several."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; see datasets/README.md for where data goes")
     image_root, mask_root = root / images, root / masks
@@ -151,10 +151,10 @@ def find_split(folder: Path, split: str) -> Path:
 
     Args:
         folder: ``ImageSets``.
-        split: name or path of a list below it, without ``.txt``.
+        split: name or path of a list in it, without ``.txt``.
 
     Raises:
-        InputError: there is none, or there are several; names those there are.
+        InputError: there is none, or there are several; the message names those that exist.
     """
     names = f"{split}.txt"
     found = [folder / f"{known}.txt" for known in splits(folder)]
@@ -168,8 +168,8 @@ def find_split(folder: Path, split: str) -> Path:
 
 
 def read_split(path: Path) -> list[str]:
-    """Names of a list, one a line; in DAVIS 2016's own lists, a line is the path of a frame and
-    that of its mask, and the video is the folder that holds them.
+    """The names in a list, one a line; in DAVIS 2016's own lists, a line has the paths of a frame
+    and its mask, and the video is the folder that holds them.
 
     Raises:
         InputError: it is not a text file.
@@ -186,7 +186,7 @@ def read_split(path: Path) -> list[str]:
 def missing_clips(
     path: Path, names: Iterable[str], image_root: Path, there: Container[str]
 ) -> list[Problem]:
-    """Clips that a list names, and that are not there.
+    """Clips that a list names but that do not exist.
 
     Args:
         there: the clips of ``image_root``.
@@ -214,9 +214,9 @@ def splits(folder: Path) -> list[str]:
 
 
 def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:
-    """The video, unless it cannot be used, and all that is wrong with its files' names."""
+    """The video, unless it cannot be used, and everything wrong with its file names."""
     problems = [
-        Problem(folder, "no such folder, though the other of the two has this clip")
+        Problem(folder, "no such folder, though its counterpart has this clip")
         for folder in (image_folder, mask_folder)
         if not folder.is_dir()
     ]
@@ -249,7 +249,7 @@ def open_video(image_folder: Path, mask_folder: Path) -> VideoFolder:
     """The video.
 
     Raises:
-        InputError: the first of what :func:`list_video` finds wrong with it.
+        InputError: the first error that :func:`list_video` finds.
     """
     video, problems = list_video(image_folder, mask_folder)
     raise_first(problems)
@@ -258,8 +258,8 @@ def open_video(image_folder: Path, mask_folder: Path) -> VideoFolder:
 
 
 def missing_masks(video: VideoFolder) -> list[Problem]:
-    """Frames without a mask where most frames have one: a training set has them all, or as few as
-    every second."""
+    """Frames without a mask, if most frames have one: a training set has a mask for every frame, or
+    for at most every second."""
     annotated = len(video.annotated)
     if annotated <= len(video) / 2:
         return []
@@ -273,7 +273,7 @@ def missing_masks(video: VideoFolder) -> list[Problem]:
 
 
 def is_hidden(name: str) -> bool:
-    """What file managers leave behind."""
+    """Whether a file manager left it behind."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
@@ -290,7 +290,7 @@ def _stem(name: str) -> str:
 
 
 def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> list[str]:
-    """Names of the folder's images in order; what else lies there is a warning."""
+    """Names of the folder's images in order; anything else in it is a warning."""
     found = []
     for name in sorted(os.listdir(folder)):
         if is_hidden(name):
@@ -300,10 +300,10 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> li
         else:
             expected = ", ".join(suffixes)
             problems.append(
-                Problem(folder / name, f"a stray file; here belong {expected}", error=False)
+                Problem(folder / name, f"a stray file; expected {expected}", error=False)
             )
     if all(_stem(name).isdigit() for name in found):
-        found.sort(key=lambda name: int(_stem(name)))  # 2 before 10, however they are written
+        found.sort(key=lambda name: int(_stem(name)))  # 2 before 10, whether padded or not
     problems += [
         Problem(folder / name, f"a second file of this frame, {following}")
         for name, following in pairwise(found)

@@ -1,4 +1,4 @@
-"""Sampled clips on disk, to validate on or to look at."""
+"""Writing sampled clips to disk, to validate on or to look at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from stma.data.pictures import save_clip
 
 @dataclass(frozen=True)
 class ClipWriter:
-    """Writes clips in the DAVIS layout below ``root``, each a function of the seed and its index.
+    """Writes clips in the DAVIS layout under ``root``, each a function of the seed and its index.
 
     Attributes:
         suffix: of the frames, ``.jpg`` or ``.png``.

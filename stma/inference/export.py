@@ -17,6 +17,7 @@ Every size is dynamic, but there is one video at a time.
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -301,7 +302,9 @@ def _write(part: Part, path: Path, format: str) -> None:
     with torch.no_grad():
         program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=part.dynamic)
     if format == "torch":
-        torch.export.save(program, path)
+        with warnings.catch_warnings():  # about views; our weights are whole
+            warnings.filterwarnings("ignore", message="No complete tensor found")
+            torch.export.save(program, path)
         return
     onnx = torch.onnx.export(program, dynamo=True, output_names=part.outputs, verbose=False)
     assert onnx is not None
