@@ -1,8 +1,8 @@
 """Parameters, and GFLOPs of one frame by part: python scripts/count.py [MODEL ...]
 
-Counted by torch.utils.flop_counter (a multiply-add is two) on the meta device. "frame" is one with
-its references cached, "recomputed" one that computes them anew, "update" what a memory update adds
-to the former.
+Counted by torch.utils.flop_counter (a multiply-add is two) on the meta device. "frame" is a frame
+with cached references, "recomputed" one that recomputes them, "update" what a memory update adds to
+"frame".
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = (arguments.height, arguments.width)
     if min(sizes) < 1 or any(size % STRIDE for size in sizes):
-        parser.error(f"height and width have to be positive multiples of {STRIDE}")
+        parser.error(f"height and width must be positive multiples of {STRIDE}")
     if min(arguments.memory_frames, *arguments.objects) < 1:
         parser.error("give 1 or more objects and memory frames")
 
