@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 
-from stma.runtime.device import peak_gigabytes
+from stma.model.factory import build_model
+from stma.runtime.device import autocast, peak_gigabytes
+from stma.runtime.footprint import backward, on_paper, put_on
 from stma.structures import ClipBatch
-from stma.training.config import StageConfig
+from stma.training.config import StageConfig, TrainConfig
 from stma.training.learner import Learner, release_memory
+from stma.training.losses import clip_loss
 from stma.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,9 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
         return Learner(trainer.config, trainer.stage, trainer.device, weights=weights)
 
     share = trainer.numbers(0).part
+    if not trainer.config.compile:
+        paper = training_bytes(trainer.config, trainer.stage, share, trainer.device)
+        log.info("%s: %d clips at once need %.1f GB on paper", trainer.name, share, paper / 1e9)
     count, largest, too_many = share, 0, None
     learner = build()
     while True:
@@ -60,6 +66,42 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
     release_memory(trainer.device)
     log.info("%s: the largest batch that fits is %d clips a process", trainer.name, largest)
     return largest
+
+
+def training_bytes(
+    config: TrainConfig, stage: StageConfig, clips: int, device: torch.device
+) -> int:
+    """The most that lies on the device in a step, without ``compile``.
+
+    Args:
+        clips: that are there at once: a process's share of a batch over ``accumulate``.
+        device: need not exist here.
+    """
+    with torch.device("meta"):
+        model = build_model(config.model)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    with on_paper(device) as footprint:
+        put_on(model, device)
+        model.train()
+        model.checkpoint_blocks(config.checkpoint_blocks)
+        weights = footprint.now
+        parameters = sum(p.nbytes for p in model.parameters())
+        moments = 2 * parameters
+        average = weights if config.ema > 0 else 0
+        if config.accumulate > 1:  # the first part's gradients are there while the second runs
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+        batch = random_batch(stage, clips, device)
+        with autocast(device, precision):
+            prediction = model(batch)
+        logits = prediction.logits.detach()  # which a step gives back
+        loss = [clip_loss(prediction, batch, stage.loss, stage.loss.bootstrap_end).total]
+        del prediction
+        backward(loss.pop())
+        del logits
+    return footprint.peak + moments + average
 
 
 def _try_step(learner: Learner, clips: int) -> float | None:
