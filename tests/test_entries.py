@@ -270,7 +270,7 @@ def test_a_table_of_ablations(monkeypatch, capsys, runs) -> None:
     (runs / "f" / "config.yaml").write_text("stages: {demo: {}, debug: {}}")
     (joint, full), printed = table_of(monkeypatch, capsys, runs)
     assert f"left out: {runs}/d (not finished)" in printed
-    assert f"left out: {runs}/e/weights.safetensors: not a whole" in printed
+    assert f"left out: {runs}/e/weights.safetensors: not a complete" in printed
     assert f"left out: {runs}/f (not finished: its weights are of stage demo)" in printed
     assert (full["variant"], full["runs"], joint["runs"]) == ("full", "2", "1")
     assert "±" in full["J&F"]
@@ -566,7 +566,7 @@ def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> 
     assert process.wait(60) == 75
     assert len(list((tmp_path / "debug" / "checkpoints").glob("*.pt"))) == 1
     log = (tmp_path / "train.log").read_text()
-    assert "told to leave: saved after iteration" in log
+    assert "asked to stop: saved after iteration" in log
 
 
 @pytest.mark.slow
