@@ -1,4 +1,4 @@
-"""The one exception for what a user gave and can mend, and how a command ends on it."""
+"""The one exception for user input that is wrong, and how a command ends on it."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ INTERRUPTED = "interrupted; the same command starts or goes on"
 
 
 class InputError(ValueError):
-    """A file, a setting or a value from outside is wrong.
+    """A file, setting or other value given by the user is wrong.
 
     The message names it and says what to do.
     """
 
 
 class ToldByAnother(InputError):
-    """Another process of the same run prints it."""
+    """An error that another process of the same run prints."""
 
 
 class input_errors_end_the_program(ContextDecorator):
@@ -25,7 +25,7 @@ class input_errors_end_the_program(ContextDecorator):
     and the exit status is 1; so is Ctrl-C, with status 130. SIGTERM is told, and ends the program
     as ever.
 
-    A class, not a generator, since launchers of sweeps pickle what it decorates.
+    A class, not a generator, since sweep launchers pickle what it decorates.
     """
 
     _catches = False
