@@ -1,9 +1,9 @@
 """Parameters, and GFLOPs of one frame by part: python scripts/count.py [MODEL ...]
 
-Counted by torch.utils.flop_counter (a multiply-add is two) on the meta device. "frame" is one with
-its references cached, "recomputed" one that computes them anew, "update" what a memory update adds
-to the former. --memory prints, instead, what a video and a training clip need on a GPU, and what
-fits on cards of 8, 16, 24 and 80 GB: worked out on paper, as no card has been measured.
+Counted by torch.utils.flop_counter (a multiply-add is two) on the meta device. "frame" is a frame
+with cached references, "recomputed" one that recomputes them, "update" what a memory update adds to
+"frame". --memory instead prints what a video and a training clip need on a GPU, and what fits on
+cards of 8, 16, 24 and 80 GB: worked out on paper, as no card has been measured.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = (arguments.height, arguments.width)
     if min(sizes) < 1 or any(size % STRIDE for size in sizes):
-        parser.error(f"height and width have to be positive multiples of {STRIDE}")
+        parser.error(f"height and width must be positive multiples of {STRIDE}")
     if min(arguments.memory_frames, *arguments.objects) < 1:
         parser.error("give 1 or more objects and memory frames")
 

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,22 +19,30 @@ log = logging.getLogger(__name__)
 
 
 class Board:
-    """TensorBoard's files of a stage. Where they cannot be written (a full disk, say), they are
-    given up with a warning: no training is lost for them.
+    """TensorBoard's files of a stage. If they cannot be written (for example, the disk is full),
+    training continues without them, with a warning.
 
     Args:
         folder: None shows nothing.
-        first: iteration; what an earlier start wrote of later ones is not shown.
+        first: iteration; what an earlier start wrote about later ones is not shown.
     """
 
     def __init__(self, folder: Path | None, first: int = 0) -> None:
         self.folder = folder
         self._writer: SummaryWriter | None = None
+        self._hook = threading.excepthook
         if folder is not None:
             self._try(lambda: self._open(first))
 
     def _open(self, first: int) -> None:
         self._writer = SummaryWriter(str(self.folder), purge_step=first)
+        threading.excepthook = self._told_by_us
+
+    def _told_by_us(self, failure: threading.ExceptHookArgs) -> None:
+        """What fails in TensorBoard's thread is raised again by the next call, and told then."""
+        theirs = type(failure.thread).__module__.startswith("tensorboard")
+        if not (theirs and isinstance(failure.exc_value, OSError)):
+            self._hook(failure)
 
     @property
     def is_open(self) -> bool:
@@ -50,7 +59,7 @@ class Board:
 
     def attention(self, model: STMA, clip: ClipBatch, iteration: int) -> None:
         """Show where the test stream's attention goes and how far it spreads, and how much of the
-        references' goes to the objects; in evaluation mode, so that nothing is drawn or counted."""
+        references' goes to the objects; in evaluation mode, so that it has no side effects."""
         if not self.is_open:
             return
         model.eval()
@@ -80,7 +89,7 @@ class Board:
         except OSError as error:
             self._writer = None
             log.warning(
-                "%s: cannot be written (%s); training goes on without TensorBoard",
+                "%s: cannot be written (%s); training continues without TensorBoard",
                 self.folder,
                 error,
             )
@@ -96,10 +105,11 @@ class Board:
     ) -> None:
         if self._writer is not None:
             self._try(self._writer.close)
+        threading.excepthook = self._hook
 
 
 def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:
-    """The first clip of a batch with its truth and, from frame 1 on, its prediction.
+    """The first clip of a batch with its ground truth and, from frame 1 on, its prediction.
 
     Returns:
         ``(H, W, 3)`` uint8.
