@@ -62,7 +62,7 @@ def save_clip(
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Tint every object in its colour and outline it; ``(H, W, 3)`` uint8."""
     # In whole numbers, and by OpenCV: a sixth of the time that floats take.
-    tint = np.take(_bright_palette(), mask, axis=0)
+    tint = np.take(bright_palette(), mask, axis=0)
     tinted = cv2.addWeighted(frame, 1 - opacity, tint, opacity, 0)
     drawn = np.where((mask > 0)[..., None], tinted, frame)
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
@@ -71,7 +71,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> n
 
 
 @cache
-def _bright_palette() -> np.ndarray:
+def bright_palette() -> np.ndarray:
     """The palette is dark; twice as bright, it is easier to see on a picture."""
     return np.minimum(2 * davis_palette().astype(int), 255).astype(np.uint8)
 
