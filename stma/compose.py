@@ -1,4 +1,4 @@
-"""Composing the YAML of configs/ where there is no command line."""
+"""Composing the YAML of configs/ without a command line."""
 
 import re
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> D
 def load_resolved(
     config_dir: Path, name: str, overrides: Sequence[str], shown: str | None = None
 ) -> DictConfig:
-    """As :func:`load_config`, for overrides that a user has given.
+    """As :func:`load_config`, for overrides given by the user.
 
     Args:
-        shown: the overrides as the user has written them, where these are not they.
+        shown: the overrides as the user wrote them, if different.
 
     Raises:
         InputError: an override is wrong; the message shows them.
@@ -40,8 +40,8 @@ def load_resolved(
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # group=null: the last
         reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
         raise InputError(
-            f"{shown or ', '.join(overrides)}: {reason} (a value with spaces, brackets or an "
-            "equals sign is put in quotes: \"root='/my data'\")"
+            f"{shown or ', '.join(overrides)}: {reason} (put a value with spaces, brackets or an "
+            "equals sign in quotes: \"root='/my data'\")"
         ) from error
     return config
 
@@ -51,22 +51,22 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
     before Hydra does, which would take a dozen lines to refuse it.
 
     Args:
-        arguments: of the command line; those that are no choice are left to Hydra.
+        arguments: of the command line; those that choose nothing are left to Hydra.
 
     Raises:
-        InputError: there is no such file, or no such variant of the model; names those there are.
+        InputError: there is no such file or model variant; the message names those that exist.
     """
     for argument in arguments:
         name, _, value = argument.partition("=")
         value = value.strip("'\"")
-        # In a sweep, Hydra would come to it when all runs before it are trained.
+        # In a sweep, Hydra would notice only after training all runs before it.
         if name.lstrip("+") == "model.variant" and re.fullmatch(r"[\w, -]+", value):
             for variant in filter(None, (each.strip() for each in value.split(","))):
                 if variant not in VARIANTS:
                     raise InputError(f"{argument}: no variant {variant}; choose one of {VARIANTS}")
     elsewhere = ("--config", "-cd", "-cp", "-cn", "hydra.searchpath")
     if any(argument.startswith(elsewhere) for argument in arguments):
-        return  # there may be more than config_dir holds
+        return  # there may be others than those in config_dir
     for argument in arguments:
         group, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"\w+", group) or not (config_dir / group).is_dir():
@@ -81,14 +81,14 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
 
 
 def quoted(value: object) -> str:
-    """As a value on Hydra's command line, whatever characters are in it."""
-    # Hydra takes a backslash as it is, but for those that stand before a quote.
+    """Quoted as a value for Hydra's command line, whatever characters it contains."""
+    # Hydra takes backslashes literally, except before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value))
     return f"'{escaped}'"
 
 
 def model_names(config_dir: Path) -> list[str]:
-    """What there is in ``model/``."""
+    """The configurations in ``model/``."""
     return sorted(path.stem for path in (config_dir / "model").glob("*.yaml"))
 
 
@@ -96,7 +96,7 @@ def load_model_config(config_dir: Path, model: str) -> ModelConfig:
     """The configuration ``model/<model>.yaml``.
 
     Raises:
-        InputError: there is none; names those there are.
+        InputError: there is none; the message names those that exist.
     """
     if model not in (known := model_names(config_dir)):
         raise InputError(f"no model {model}; there are {', '.join(known)}")
@@ -104,23 +104,23 @@ def load_model_config(config_dir: Path, model: str) -> ModelConfig:
 
 
 def benchmark_names(config_dir: Path) -> list[str]:
-    """What there is in ``benchmark/``."""
+    """The benchmarks in ``benchmark/``."""
     return sorted(path.stem for path in (config_dir / "benchmark").glob("*.yaml"))
 
 
 def dataset_names(config_dir: Path) -> list[str]:
-    """The datasets that ``dataset/`` describes."""
+    """The datasets in ``dataset/``."""
     shared = ("base", "static")
     names = sorted(path.stem for path in (config_dir / "dataset").glob("*.yaml"))
     return [name for name in names if name not in shared]
 
 
 def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = ()) -> DataConfig:
-    """The data of a training on ``dataset/<dataset>.yaml`` alone.
+    """The data settings for training on ``dataset/<dataset>.yaml`` alone.
 
     Args:
-        overrides: ``key=value`` of the dataset's block, ``data.key=value`` of all data,
-            ``cut_from.NAME=DATASET`` (``grounds`` alike), another block to cut from, or
+        overrides: ``key=value`` for the dataset's block, ``data.key=value`` for all data,
+            ``cut_from.NAME=DATASET`` (or ``grounds``) to add a dataset to cut from, or
             ``datasets=...``, the folder of all.
 
     Raises:

@@ -3,13 +3,13 @@
 ====  =====================================================================
 B     clips in a batch
 T     frames of a clip
-N     objects of a clip, padded ones included; index masks count from 1
+N     objects of a clip, including padded ones; index masks count from 1
 H, W  height and width of a frame in pixels
 h, w  the same at stride 16 (``H / 16``, ``W / 16``)
 L     tokens of a frame, ``h * w``
 C     width of a token
 R     reference frames (``m`` in the paper)
-M     elements of the temporal memory (``T * h * w`` in the paper, until evicted)
+M     elements of the temporal memory (``T * h * w`` in the paper, before eviction)
 S     length of any other sequence of keys
 ====  =====================================================================
 """
@@ -24,19 +24,19 @@ from torch import Tensor
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Half precision to fp32; fp32 and fp64 as they are."""
+    """Half precision to fp32; fp32 and fp64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One training sample, as a data source makes it.
+    """One training sample, as made by a data source.
 
     Attributes:
         name: where it comes from, for messages.
         frames: ``(T, H, W, 3)`` uint8, RGB.
         masks: ``(T, H, W)`` uint8; 0 is background, objects are ``1..num_objects``.
-        num_objects: every one of them is visible in frame 0.
+        num_objects: all of them visible in frame 0.
         references: ``(T, R)`` int64, the past frames that serve as references of frame ``t``;
             row 0 is unused, and row 1 always names frame 0.
     """
@@ -72,12 +72,12 @@ class ClipBatch:
         shapes = {clip.frames.shape for clip in clips}
         if len(shapes) > 1:
             sizes = ", ".join(f"{clip.name}: {clip.frames.shape}" for clip in clips)
-            raise ValueError(f"clips of one batch differ in length or size: {sizes}")
+            raise ValueError(f"clips of a batch differ in length or size: {sizes}")
         num_objects = torch.tensor([clip.num_objects for clip in clips])
         frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
         return cls(
             names=[clip.name for clip in clips],
-            frames=frames.permute(0, 1, 4, 2, 3),  # channels last in memory: nothing is moved
+            frames=frames.permute(0, 1, 4, 2, 3),  # channels last in memory: no copy
             masks=torch.from_numpy(np.stack([clip.masks for clip in clips])),
             valid_objects=torch.arange(int(num_objects.max())) < num_objects[:, None],
             references=torch.from_numpy(np.stack([clip.references for clip in clips])),
@@ -119,13 +119,13 @@ class KeyValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the unroll of a clip gives for its frames ``1..T-1``.
+    """The result of unrolling a clip, for its frames ``1..T-1``.
 
     Attributes:
         logits: ``(B, T-1, N+1, H, W)``; their softmax over dimension 2 gives the probabilities
             of the background (index 0) and of every object. Padded objects hold ``-inf``.
-        object_logits: ``(B, T-1, N, h, w)`` at stride 16, from the object tokens alone; in training
-            only, and None for variants without such tokens.
+        object_logits: ``(B, T-1, N, h, w)`` at stride 16, from the object tokens alone; only in
+            training, and None for variants without such tokens.
     """
 
     logits: Tensor

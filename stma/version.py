@@ -1,3 +1,3 @@
-"""The package's version, for those that must not import all of it."""
+"""The package's version, without importing the rest of the package."""
 
 __version__ = "0.1.0"

@@ -107,7 +107,7 @@ def test_all_that_is_wrong_is_named(clips, tmp_path) -> None:
     for data, message in (
         (png(np.dstack([BOX] * 3), tmp_path), "the mask is RGB; it must be an index PNG"),
         (png(BOX[:20], tmp_path), "20 x 56 pixels; the frames have 40 x 56"),
-        (png(BOX + 4, tmp_path), "holds the IDs 4, 7; given are 3"),
+        (png(BOX + 4, tmp_path), "holds the IDs 4, 7; only 3 were given"),
         (whole[: len(whole) // 2], "cannot be read"),
         (b"\xff\xd8\xff", "not a PNG"),
     ):
@@ -120,12 +120,12 @@ def test_what_is_no_archive(clips, tmp_path) -> None:
     with pytest.raises(InputError, match=r"none\.zip: no such archive"):
         check_archive(tmp_path / "none.zip", clips)
     (tmp_path / "bad.zip").write_bytes(b"PK\3\4 not one")
-    with pytest.raises(InputError, match="not a whole zip"):
+    with pytest.raises(InputError, match="not a complete zip"):
         check_archive(tmp_path / "bad.zip", clips)
     write_archive(tmp_path / "1.zip", clips, tmp_path / "masks")
     cut = (tmp_path / "1.zip").read_bytes()[:-40]
     (tmp_path / "bad.zip").write_bytes(cut)
-    with pytest.raises(InputError, match="not a whole zip"):
+    with pytest.raises(InputError, match="not a complete zip"):
         check_archive(tmp_path / "bad.zip", clips)
 
 

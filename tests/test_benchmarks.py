@@ -103,7 +103,7 @@ def test_frames_of_the_metadata_are_wanted_and_none_after_is_segmented(tmp_path)
     assert clip.given_ids() == [1, 4]
     objects["4"]["frames"].append("00009")
     meta(tmp_path / "meta.json", objects)
-    with pytest.raises(InputError, match="1 frames are missing that the metadata lists: 00009"):
+    with pytest.raises(InputError, match="1 frames listed in the metadata are missing: 00009"):
         list_clips(BenchmarkConfig(meta="meta.json"), tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path) -> None:
     listing = list_clips(BenchmarkConfig(frame_step=1), tmp_path)
     faults = listing.faults
     assert [clip.name for clip in listing.clips] == ["good"]
-    assert "1 clips left out for want of masks: unlisted" in listing.notes[0]
+    assert "1 clips without masks left out: unlisted" in listing.notes[0]
     for name, message in (
         ("gap", r"JPEGImages/gap/00002.png: the frame is missing"),
         ("no_objects", "no_objects/00000.png: holds no object"),
@@ -184,7 +184,7 @@ def test_a_missing_mask_of_a_benchmark_with_scores_is_a_fault(tmp_path) -> None:
             (tmp_path / kind / f"c/{number:05d}.png").unlink()
     listing = list_clips(BenchmarkConfig(scored=True), tmp_path)
     assert [clip.name for clip in listing.clips] == ["a"]
-    assert "1 frames have no mask, the first is" in listing.faults["b"]
+    assert "1 frames have no mask, the first of them" in listing.faults["b"]
     assert "b/00003.png" in listing.faults["b"]
     assert "c: fewer than 3 frames" in listing.faults["c"]
     assert {clip.name for clip in list_clips(BenchmarkConfig(), tmp_path).clips} == {"a", "b", "c"}

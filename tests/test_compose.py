@@ -101,7 +101,7 @@ def test_names_that_look_like_numbers_stay_names() -> None:
 def test_values_with_any_characters_can_be_quoted() -> None:
     for name in ("/my data", "/a=b", "/it's [x]{y}", "/back\\slash", "/a,b", "/end\\", "/\\'x"):
         assert load_dataset_config(CONFIGS, "folder", [f"root={quoted(name)}"]).root == name
-    with pytest.raises(InputError, match="is put in quotes"):
+    with pytest.raises(InputError, match="in quotes"):
         load_dataset_config(CONFIGS, "folder", ["root=/a [x]"])
     with pytest.raises(InputError, match="nope"):
         load_dataset_config(CONFIGS, "folder", ["root=${nope}"])

@@ -13,9 +13,10 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from conftest import TINY, box, write_clip
+from conftest import TINY, box, gradient, write_clip, write_clip_file
 
 from stma.data.images import read_image
+from stma.data.pictures import save_mask
 from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.evaluation.config import EvalConfig
 from stma.evaluation.evaluation import evaluate
@@ -156,6 +157,30 @@ def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> Non
     )
 
 
+def test_benchmarks_of_a_video(monkeypatch, capsys, tmp_path, weights) -> None:
+    clip = write_clip_file(tmp_path / "clip.mp4", map(gradient, range(4)))
+    save_mask(tmp_path / "first.png", box(8, 8, 16, 16, size=(48, 64)))
+    given = [str(clip), f"--mask={tmp_path / 'first.png'}", f"--weights={weights}"]
+    given += ["--device=cpu", "--rounds=1"]
+    script(monkeypatch, "bench_video.py", "overlap", *given)
+    out = capsys.readouterr().out
+    assert "4 frames of 64 x 48" in out
+    assert "CPU seconds  network alone" in out
+    with pytest.raises(SystemExit):
+        script(monkeypatch, "bench_video.py", "overlap")
+
+
+@pytest.mark.slow
+def test_benchmarks_of_the_command(monkeypatch, capsys, tmp_path, weights) -> None:
+    clip = write_clip_file(tmp_path / "clip.mp4", map(gradient, range(4)))
+    save_mask(tmp_path / "first.png", box(8, 8, 16, 16, size=(48, 64)))
+    given = [str(clip), f"--mask={tmp_path / 'first.png'}", f"--weights={weights}"]
+    script(monkeypatch, "bench_video.py", "start", *given, "--rounds=1", "--device=cpu")
+    assert "first mask on the disk after" in capsys.readouterr().out
+    script(monkeypatch, "bench_video.py", "memory", "--frames", "5")
+    assert "5 masks" in capsys.readouterr().out
+
+
 def rows_of(printed: str) -> list[dict[str, str]]:
     """A table that is printed in Markdown."""
     lines = [line for line in printed.splitlines() if line.startswith("|")]
@@ -201,7 +226,7 @@ def test_a_table_of_ablations(monkeypatch, capsys, runs) -> None:
     (runs / "f" / "config.yaml").write_text("stages: {demo: {}, debug: {}}")
     (joint, full), printed = table_of(monkeypatch, capsys, runs)
     assert f"left out: {runs}/d (not finished)" in printed
-    assert f"left out: {runs}/e/weights.safetensors: not a whole" in printed
+    assert f"left out: {runs}/e/weights.safetensors: not a complete" in printed
     assert f"left out: {runs}/f (not finished: its weights are of stage demo)" in printed
     assert (full["variant"], full["runs"], joint["runs"]) == ("full", "2", "1")
     assert "±" in full["J&F"]

@@ -1,4 +1,6 @@
+import os
 import pickle
+import signal
 import sys
 
 import pytest
@@ -33,3 +35,17 @@ def test_what_it_decorates_can_be_pickled() -> None:
     """Launchers of sweeps send commands to other machines."""
     assert pickle.loads(pickle.dumps(input_errors_end_the_program())) is not None
     assert sys.modules[__name__].command is pickle.loads(pickle.dumps(command))
+
+
+def test_sigterm_is_told_and_ends_the_program_as_ever(monkeypatch, capfd) -> None:
+    killed = []
+    with input_errors_end_the_program():
+        tell = signal.getsignal(signal.SIGTERM)
+        with input_errors_end_the_program():  # as around what is decorated too
+            assert signal.getsignal(signal.SIGTERM) is tell
+        monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+        tell(signal.SIGTERM, None)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+    assert "interrupted; the same command starts or goes on" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -332,7 +332,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     save_file(tensors, other, metadata)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(weights.read_bytes()[:-100])
-    for path, message in ((other, r"missing: decoder\.head\.weight"), (cut, "not a whole")):
+    for path, message in ((other, r"missing: decoder\.head\.weight"), (cut, "not a complete")):
         for workers in (1, 2):
             settings = {"method": "stma", "weights": str(path), "workers": workers}
             with pytest.raises(InputError, match=message):

@@ -31,6 +31,20 @@ def test_an_overlay_tints_objects_and_leaves_the_background() -> None:
     assert drawn[5, 10].tolist() == [255, 255, 255]
 
 
+def test_an_overlay_reaches_the_border_and_may_be_empty() -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    assert np.array_equal(draw_overlay(frame, np.zeros((20, 30), np.uint8)), frame)
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:10, 20:] = 2
+    drawn = draw_overlay(frame, mask)
+    changed = (drawn != frame).any(axis=2)
+    assert changed[:11, 19:].mean() > 0.95
+    assert not changed[11:].any()
+    assert not changed[:, :19].any()
+    assert (drawn[10, 19:] == 255).all()
+    assert not (drawn[0, 22:] == 255).all()
+
+
 def test_a_sheet_holds_every_row_under_its_title() -> None:
     pictures = [np.zeros((40, 80, 3), np.uint8)] * 3
     sheet = contact_sheet([("one", pictures), ("two", pictures[:1])], height=20)

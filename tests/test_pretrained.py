@@ -220,7 +220,7 @@ def test_encoders_of_equal_names_are_told_apart_by_their_positions(tmp_path) -> 
 @pytest.mark.parametrize("value", [float("nan"), 3])
 def test_tensors_that_are_no_finite_numbers_are_named(tmp_path, value: float) -> None:
     state = changed(mae(), norm__weight=torch.full((16,), value))
-    with pytest.raises(InputError, match=r"norm.weight: not finite numbers"):
+    with pytest.raises(InputError, match=r"norm.weight: not all numbers are finite"):
         load_pretrained(build_backbone(VIT_MODEL), saved(tmp_path / "mae.pth", state))
 
 
@@ -331,7 +331,7 @@ def changed(state: dict[str, Tensor], **tensors: Tensor) -> dict[str, Tensor]:
         (
             lambda: changed(mae(), norm__weight=torch.zeros(24)),
             VIT_MODEL,
-            r"another size.*norm\.weight: \(24,\) in the file, \(16,\) in the model",
+            r"architecture differs.*norm\.weight: \(24,\) in the file, \(16,\) in the model",
         ),
         (mae, replace(VIT_MODEL, depths=[0, 0, 14]), "missing: blocks.12.*and 16"),
         (mae, replace(VIT_MODEL, depths=[0, 0, 11]), "unexpected: blocks.11"),
@@ -373,7 +373,7 @@ def test_files_without_weights_and_damaged_ones_are_named(tmp_path, weights) -> 
     cut = saved(tmp_path / "cut.pth", {"model": mae()})
     for size in (2, 100, 2000):
         cut.write_bytes(cut.read_bytes()[:-size])
-        with pytest.raises(InputError, match=r"cut\.pth: not a whole"):
+        with pytest.raises(InputError, match=r"cut\.pth: not a complete"):
             load_pretrained(backbone, cut)
     (tmp_path / "text.pth").write_text("<html>404</html>")
     with pytest.raises(InputError, match=r"text\.pth: neither"):
@@ -382,7 +382,7 @@ def test_files_without_weights_and_damaged_ones_are_named(tmp_path, weights) -> 
         load_pretrained(backbone, saved(tmp_path / "empty.pth", {"epoch": 3, "lr": 0.1}))
     with pytest.raises(InputError, match=r"it is a list"):
         load_pretrained(backbone, saved(tmp_path / "list.pth", [torch.zeros(1)]))
-    with pytest.raises(InputError, match=r"a whole model of STMA; give it as weights="):
+    with pytest.raises(InputError, match=r"a complete STMA model; give it as weights="):
         load_pretrained(backbone, weights)
 
 

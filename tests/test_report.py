@@ -101,7 +101,7 @@ def test_every_clip_has_its_scores_though_the_worst_alone_are_drawn(root, monkey
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_runs(root) -> None:
-    with pytest.raises(InputError, match=r"nowhere: not the whole output of an evaluation"):
+    with pytest.raises(InputError, match=r"nowhere: not the complete output of an evaluation"):
         run(root, "out", compare=str(root / "nowhere"))
     run(root, "one")
     with pytest.raises(InputError, match="the output of this evaluation itself"):

@@ -367,7 +367,7 @@ def test_what_is_no_saved_video_of_this_network_is_refused(tmp_path, tiny_model:
     with pytest.raises(InputError, match="saved with other weights"):
         Segmenter.load(path, other)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         Segmenter.load(path, tiny_model)
     save_weights(path, tiny_model, TINY, {})
     with pytest.raises(InputError, match="not a saved video"):

@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import json
 import os
@@ -20,7 +21,7 @@ from stma.model.stma import STMA
 from stma.model.weights import load_model, read_weights
 from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
-from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted
+from stma.training.leaving import Preempted, signals_noted
 from stma.training.optimizer import OptimizerConfig
 from stma.training.run import train
 from stma.training.trainer import Trainer
@@ -90,20 +91,20 @@ def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
     assert trainer.weights_path.is_file()
 
 
-def interrupted(folder, **settings) -> Trainer:
+def interrupted(folder, number=signal.SIGUSR1, status: int = 75, **settings) -> Trainer:
     """A run of six iterations that is told to leave during the third."""
     trainer = trainer_of(config(folder, iterations=6, **settings))
     step = trainer.step
 
     def step_and_signal(*arguments):
         if trainer.iteration == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), number)
         return step(*arguments)
 
     trainer.step = step_and_signal  # type: ignore[method-assign]
     with signals_noted() as trainer.leave, pytest.raises(Preempted) as left:
         trainer.run()
-    assert left.value.code == EXIT_PREEMPTED == 75
+    assert left.value.code == status
     return trainer
 
 
@@ -137,11 +138,11 @@ def test_a_finished_run_is_not_run_again(tmp_path, caplog) -> None:
 
 def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path) -> None:
     interrupted(tmp_path)
-    other = config(tmp_path, iterations=8, log_every=2, optimizer=OptimizerConfig(1e-4))
+    other = config(tmp_path, seed=8, log_every=2, optimizer=OptimizerConfig(1e-4))
     with pytest.raises(InputError) as caught:
         train(other)
     message = str(caught.value)
-    assert "stage.iterations: 6 there, 8 here" in message
+    assert "seed: 0 there, 8 here" in message
     assert "stage.optimizer.learning_rate: 3e-05 there, 0.0001 here" in message
     assert "log_every" not in message
     assert "resume=false" in message
@@ -263,3 +264,68 @@ def test_the_debug_settings_bring_the_j_of_one_clip_above_90(tmp_path) -> None:
             if union:
                 scores.append(((mask == i) & (truth == i)).sum() / union)
     assert np.mean(scores) > 0.9
+
+
+def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path, capfd) -> None:
+    assert interrupted(tmp_path, signal.SIGINT, 130).saved == 3
+    assert "saving after this step; Ctrl-C once more" in capfd.readouterr().err
+    assert trained(config(tmp_path, iterations=6)).iteration == 6
+    with signals_noted():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_saves_after_minutes_too(tmp_path, monkeypatch) -> None:
+    saved = []
+    monkeypatch.setattr(Trainer, "_save", lambda self, generators: saved.append(self.iteration))
+    trainer_of(config(tmp_path, iterations=3, save_minutes=1e-9)).run()
+    trainer_of(config(tmp_path, iterations=3, save_minutes=60.0)).run()
+    assert saved == [1, 2, 3, 3]
+    with pytest.raises(InputError, match=r"save_minutes is 0\.0; give more than 0"):
+        config(tmp_path, save_minutes=0.0)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path, caplog) -> None:
+    """And one under way; with a constant rate that changes nothing of the schedule."""
+    trained(config(tmp_path / "run", iterations=2))
+    before = (tmp_path / "run" / "only" / "weights.safetensors").read_bytes()
+    longer = trained(config(tmp_path / "run", iterations=4))
+    assert longer.iteration == 4
+    assert longer.weights_path.read_bytes() != before
+    assert "stage.iterations: 2 there, 4 here; the learning rate goes on at 3e-05" in caplog.text
+    assert trainer_of(config(tmp_path / "run", iterations=4)).finished
+    interrupted(tmp_path / "begun")
+    assert trained(config(tmp_path / "begun", iterations=7, max_minutes=60.0)).iteration == 7
+    assert "stage.max_minutes: None there, 60.0 here" in caplog.text
+
+
+def test_what_a_longer_run_means_for_the_learning_rate_is_told(tmp_path, caplog) -> None:
+    cosine = OptimizerConfig(schedule="cosine")
+    trained(config(tmp_path, iterations=2, optimizer=cosine))
+    trained(config(tmp_path, iterations=4, optimizer=cosine))
+    assert "follows the new length: 1.5e-05 from here on, where it was 0" in caplog.text
+
+
+def test_a_run_that_cannot_be_made_longer_says_why(tmp_path) -> None:
+    train(config(tmp_path, iterations=3))
+    with pytest.raises(InputError, match=r"stages\.only\.iterations is 2, but .* has made 3"):
+        train(config(tmp_path, iterations=2))
+    for path in (tmp_path / "only" / "checkpoints").iterdir():
+        path.unlink()
+    assert train(config(tmp_path, iterations=3)).is_file()
+    with pytest.raises(InputError, match="no checkpoint left to go on from"):
+        train(config(tmp_path, iterations=4))
+
+
+def test_the_log_and_a_csv_hold_the_steps(tmp_path) -> None:
+    train(config(tmp_path, iterations=5, log_every=2))
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    steps = [line for line in lines if "only: iteration" in line]
+    assert len(steps) == 3
+    for part in ("iteration 4, loss ", "rate 3e-05, gradient norm ", " it/s, 0:00:0"):
+        assert part in steps[-1]
+    with (tmp_path / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["0", "2", "4"]
+    assert f"loss {float(rows[-1]['loss']):.4f}," in steps[-1]

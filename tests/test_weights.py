@@ -111,7 +111,7 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path, tiny_model, tiny_
     path = tmp_path / "cut.safetensors"
     save_weights(path, tiny_model, tiny_config, {})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"cut\.safetensors: not a whole"):
+    with pytest.raises(InputError, match=r"cut\.safetensors: not a complete"):
         load_model(path)
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match=r"foreign\.safetensors.*configuration"):

@@ -180,10 +180,10 @@ def clip_batches(
 
 
 def _start_worker(worker: int) -> None:
-    """Ignore signals to stop: they reach all processes of a session (torchrun, srun), but the one
-    that trains needs its workers until it has saved, and then ends them."""
+    """Ignore signals to stop: they reach all processes of a session (a terminal, torchrun), but the
+    one that trains needs its workers until it has saved, and then ends them."""
     one_thread()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

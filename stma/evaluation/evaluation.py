@@ -50,10 +50,10 @@ FOLDERS = ("masks", "clips", "sheets", "videos")
 def evaluate(config: EvalConfig) -> Evaluation | None:
     """Segment the clips that have no result yet; then score, archive and draw all of them.
 
-    A clip that fails costs no other one; see :attr:`Evaluation.faults`.
+    A clip that fails does not affect the others; see :attr:`Evaluation.faults`.
 
     Returns:
-        What came out; None in the processes of `torchrun` but the first.
+        The results; None in all processes of `torchrun` but the first.
 
     Raises:
         InputError: something that all clips need is wrong; the message names it.
@@ -70,7 +70,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
             done = [clip for clip in listing.clips if _done(output, clip, ours) is not None]
             processes.wait()
             if done:
-                log.info("done already: %d of %d clips", len(done), len(listing.clips))
+                log.info("already done: %d of %d clips", len(done), len(listing.clips))
             todo = [clip for clip in listing.clips if clip not in done]
             faults = listing.faults | _segment(
                 config, todo, output, ours, device, worker, processes
@@ -83,7 +83,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
 def _look(
     config: EvalConfig, device: torch.device, processes: Processes
 ) -> tuple[Listing, ClipWorker | None]:
-    """All that can be wrong before anything is written."""
+    """Find all that can be wrong before anything is written."""
     if processes.world_size > 1 and (config.workers > 1 or config.fps_only):
         raise InputError("under torchrun leave workers at 1, and fps_only=false")
     listing = list_clips(config.benchmark, config.root, config.split, config.clips)
@@ -96,7 +96,7 @@ def _look(
     if config.workers == 1:
         return listing, ClipWorker(config, device)
     if config.method == "stma":
-        load_model(config.weights)  # told now, not by every worker
+        load_model(config.weights)  # fails now, not in every worker
     return listing, None
 
 
@@ -116,7 +116,7 @@ def _check_comparable(config: EvalConfig) -> None:
 def _begin(
     config: EvalConfig, listing: Listing, output: Path, processes: Processes, stack: ExitStack
 ) -> None:
-    """The first process takes the output; where it cannot, all of them stop."""
+    """The first process claims the output; if it cannot, all of them stop."""
 
     def begin() -> None:
         if processes.is_main:
@@ -145,7 +145,7 @@ def _measure(
     worker: ClipWorker | None,
     processes: Processes,
 ) -> Evaluation:
-    """Speed alone."""
+    """Measure only the speed."""
     _log_start(config, listing)
     runs, faults = [], dict(listing.faults)
     for clip, outcome in run_clips(config, listing.clips, None, device, worker, processes):
@@ -165,9 +165,9 @@ def _segment(
     worker: ClipWorker | None,
     processes: Processes,
 ) -> dict[str, str]:
-    """Segment clips and note each that is done; gives what went wrong, by clip."""
+    """Segment clips and record each that is done; returns what went wrong, by clip."""
     failures: dict[str, Failure] = {}
-    # Before they run: a file that changes meanwhile makes the result an old one.
+    # Before they run: a file that changes meanwhile outdates the result.
     fingerprints = {}
     for clip in clips:
         try:
@@ -189,7 +189,7 @@ def _segment(
             failures[clip.name] = Failure(f"{path}: cannot be written ({error})")
             _tell(clip.name, failures[clip.name])
     everyone = processes.gather(failures)
-    for others in everyone[1:]:  # whose log is silent
+    for others in everyone[1:]:  # whose logs are off
         for name, failure in others.items():
             _tell(name, failure)
     return {name: failure.message for each in everyone for name, failure in each.items()}
@@ -208,13 +208,13 @@ def _conclude(
     faults: dict[str, str],
     processes: Processes,
 ) -> Evaluation:
-    """Score, archive and draw what is there."""
+    """Score, archive and draw what has been segmented."""
     records = {clip.name: _done(output, clip, ours) for clip in clips}
     runs = [run for run in records.values() if run is not None]
     segmented = [clip for clip in clips if records[clip.name] is not None]
     for name, run in records.items():
         if run is None and name not in faults:
-            faults[name] = "segmented, but its files have changed since; run the same command again"
+            faults[name] = "its files have changed since it was segmented; run the command again"
             log.error("%s: %s", name, faults[name])
     scores, not_scored = _score(config, segmented, output)
     problems: list[str] = []
@@ -233,7 +233,7 @@ def _conclude(
     except OSError as error:
         problems.append(f"{output}: the results cannot be written ({error})")
         return result
-    # Pictures come last, and cost nothing of what is there by now.
+    # Pictures come last: if they fail, everything else is already written.
     drawn = segmented if config.sheets or config.videos else []
     for clip in tqdm(drawn, unit="clip", desc="draw", disable=not drawn):
         try:
@@ -256,12 +256,12 @@ def _score(
 ) -> tuple[list, dict[str, str]]:
     clips = [clip for clip in segmented if clip.can_be_scored]
     if left_out := len(segmented) - len(clips):
-        log.info("%d clips have no mask for every frame, or fewer than 3, and no score", left_out)
+        log.info("%d clips not scored: frames without a mask, or fewer than 3 frames", left_out)
     scores, faults = score_clips(clips, output / "masks", len(os.sched_getaffinity(0)))
     scored = {score.clip for score in scores}
     for clip in clips:
         if clip.name not in scored | faults.keys():
-            faults[clip.name] = "no object to score: none is there before the last two frames"
+            faults[clip.name] = "no object to score: none appears before the last two frames"
     for name, fault in faults.items():
         log.error("%s: %s", name, fault)
     return scores, faults
@@ -307,7 +307,7 @@ def _make_archive(
     if config.benchmark.archive is None:
         return None
     if faults or config.clips is not None:
-        why = "clips failed" if faults else "clips names some clips only"
+        why = "some failed" if faults else "only some are named in clips"
         log.warning("no archive: the server wants every clip, and %s", why)
         return None
     path = _archive(config, output)
@@ -324,7 +324,7 @@ def _archive(config: EvalConfig, output: Path) -> Path:
 
 
 def _prepare(config: EvalConfig, output: Path) -> None:
-    """Refuse the result of another run, or remove it; note which this one is."""
+    """Refuse the result of another run, or remove it; record which run this is."""
     ours = {
         "method": config.method,
         "weights": None if config.method != "stma" else file_digest(find_weights(config.weights)),
@@ -338,8 +338,8 @@ def _prepare(config: EvalConfig, output: Path) -> None:
         if not path.is_file():
             if found := [name for name in (*files, *FOLDERS) if (output / name).exists()]:
                 raise InputError(
-                    f"output: {output} holds {', '.join(found)}, and no {RECORD} that says of "
-                    "what; choose another output, or remove them"
+                    f"output: {output} holds {', '.join(found)}, but no {RECORD} that says what "
+                    "made them; choose another output, or remove them"
                 )
         elif config.overwrite:
             for name in FOLDERS:
@@ -351,7 +351,7 @@ def _prepare(config: EvalConfig, output: Path) -> None:
                 "another output, or overwrite=true to remove it"
             )
         prepare_output(output, "eval.log")
-        for name in files:  # of an earlier end of this run, or of another one
+        for name in files:  # from an earlier end of this run, or another run
             (output / name).unlink(missing_ok=True)
         for name in FOLDERS:
             (output / name).mkdir(exist_ok=True)
@@ -371,7 +371,7 @@ def _read_run(path: Path) -> Any:
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-    """Settings that are not equal, by their keys."""
+    """Settings that differ, by their keys."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         return [
             difference
@@ -392,10 +392,10 @@ def _record(output: Path, clip: EvalClip) -> Path:
 
 
 def _done(output: Path, clip: EvalClip, ours: str) -> ClipRun | None:
-    """What an earlier run of the clip noted, if its files and its masks are still the same.
+    """The record of an earlier run of the clip, if its files and masks are still the same.
 
     Args:
-        ours: which evaluation it has to be of.
+        ours: digest of the evaluation that it must belong to.
     """
     try:
         record = json.loads(_record(output, clip).read_text())
@@ -412,8 +412,8 @@ def _done(output: Path, clip: EvalClip, ours: str) -> ClipRun | None:
 def draw_overlays(clip: EvalClip, output: Path, *, sheet: bool, movie: bool) -> None:
     """Draw the masks of a segmented clip on its frames.
 
-    ``sheets/<clip>.png`` shows frames from first to last and, where there are masks for all, the
-    truth below; ``videos/<clip>.mp4`` all frames.
+    ``sheets/<clip>.png`` shows frames from first to last and, if all have masks, the ground truth
+    below; ``videos/<clip>.mp4`` shows all frames.
     """
     masks = output / "masks" / clip.name
     frames = {path.stem: path for path in clip.frames}

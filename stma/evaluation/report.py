@@ -1,4 +1,4 @@
-"""One HTML page of an evaluation, or of two side by side, with all that it shows inside it."""
+"""A single, self-contained HTML page for one evaluation, or for two side by side."""
 
 import base64
 import csv
@@ -24,7 +24,7 @@ from stma.evaluation.results import FRAME_SCORES, RESULTS
 from stma.runtime.outputs import replacing
 from stma.runtime.workers import worker_map
 
-MAX_CLIPS = 40  # that have pictures: the worst ones
+MAX_CLIPS = 40  # with pictures: the worst ones
 STRIP_FRAMES, STRIP_HEIGHT = 6, 150
 MOVIE_FRAMES, MOVIE_HEIGHT, MOVIE_MILLISECONDS = 24, 200, 120
 PLOT_WIDTH, PLOT_HEIGHT = 640, 160
@@ -33,7 +33,7 @@ COLOURS = ("#0b62a4", "#d1570a")  # of the first and the second result
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation has left in its output.
+    """What an evaluation has written to its output.
 
     Attributes:
         title: of the method.
@@ -60,12 +60,12 @@ class Result:
             return cls(folder, summary["method"], summary, table, frame_scores)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{folder}: not the whole output of an evaluation ({error!r}); give a folder that "
-                "eval.py wrote to, with its results.json"
+                f"{folder}: not the complete output of an evaluation ({error!r}); give a folder "
+                "that eval.py wrote to, with its results.json"
             ) from error
 
     def clip_row(self, clip: str) -> dict[str, Any] | None:
-        """Its means, where it is scored."""
+        """Its means, if it is scored."""
         return next((row for row in self.summary["clips"] or () if row["name"] == clip), None)
 
 
@@ -77,7 +77,7 @@ class ClipPictures:
         strips: title and pictures of each row.
         movies: title and animation.
         stems: of the frames in the strips.
-        missing: why a row is not there.
+        missing: why a row is missing.
     """
 
     strips: list[tuple[str, list[str]]]
@@ -90,7 +90,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
     """Make the page.
 
     Args:
-        results: one, or two to be compared.
+        results: one, or two to compare.
         clips: that the first one has segmented.
 
     Raises:
@@ -145,7 +145,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
 
 
 def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
-    """Strips and animations of the truth, where there is one, and of every result."""
+    """Strips and animations of the ground truth, if there is one, and of every result."""
     frames = {path.stem: path for path in clip.frames}
     folders = [(result.title, result.folder / "masks" / clip.name) for result in results]
     rows: list[tuple[str, Path | None]] = [(t, folder) for t, folder in folders if folder.is_dir()]
@@ -173,7 +173,7 @@ def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
 
 
 def spaced(items: Sequence[str], count: int) -> list[str]:
-    """At most so many of them, evenly from the first to the last."""
+    """At most ``count`` of them, evenly spaced from the first to the last."""
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[i] for i in chosen]
 
@@ -214,10 +214,10 @@ def plot(sides: Sequence[dict[str, dict[str, list]] | None]) -> dict[str, Any] |
     """J (solid) and F (dashed) over time, means over the objects of a clip, as SVG polylines.
 
     Args:
-        sides: of each result its frame scores of the clip, by object.
+        sides: for each result, its frame scores of the clip, by object.
 
     Returns:
-        None where nothing is scored.
+        None if nothing is scored.
     """
     stems = sorted({s for side in sides if side for each in side.values() for s in each["frames"]})
     if not stems:

@@ -1,10 +1,9 @@
-"""What the paper and its peers report, to stand beside a result. Nothing here is ours.
+"""What the paper and its peers report, to show beside a result. Nothing here is ours.
 
 STMA: Table 3 of the paper (Table 4 for LVOS, which does not say by which weights). Peers: the
 tables in their own repositories, read in November 2026: XMem docs/RESULTS.md (f3b841d), STCN
 README.md (eb83102), aot-benchmark MODEL_ZOO.md (601c138; its own re-implementation), JointFormer
-docs/INFERENCE.md (b439094), OneVOS MODEL_ZOO.md (2d8b04b). Figures that are misprinted there are
-left out.
+docs/INFERENCE.md (b439094), OneVOS MODEL_ZOO.md (2d8b04b). Figures misprinted there are left out.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ class Reported:
 
     Attributes:
         training: the data it was trained on.
-        figures: in percent, in the order of :func:`columns`; None where none is given.
+        figures: in percent, in the order of :func:`columns`; None if not given.
     """
 
     method: str
@@ -125,8 +124,8 @@ REPORTED: dict[str, tuple[Reported, ...]] = {
     ),
     "mose_val": (_row("OneVOS", STATIC, 62.3, None, None),),
 }
-# Every 5th frame of the same clips, scored by the same server. Rows of all frames are no
-# comparison; the paper does not say which frames it used.
+# Every 5th frame of the same clips, scored by the same server. Rows for all frames are not
+# comparable; the paper does not say which frames it used.
 for _name in ("youtubevos2018_val", "youtubevos2019_val"):
     REPORTED[f"{_name}_every5th"] = tuple(
         row for row in REPORTED[_name] if not row.method.endswith("all frames")
@@ -154,10 +153,10 @@ TABLE_2: dict[tuple[str, str], tuple[float, ...]] = {
 
 
 def reported(benchmark: str) -> tuple[Reported, ...]:
-    """The rows for a benchmark; none where nothing is reported."""
+    """The rows for a benchmark; empty if nothing is reported."""
     return REPORTED.get(benchmark, ())
 
 
 def columns(benchmark: str) -> tuple[str, ...]:
-    """What the figures of a benchmark's rows are."""
+    """Names of the figures in a benchmark's rows."""
     return SEEN_UNSEEN if benchmark.startswith("youtubevos") else REGION

@@ -1,4 +1,4 @@
-"""What came out of an evaluation, as tables and as files."""
+"""The results of an evaluation, as tables and as files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ FRAME_SCORES = "frame_scores.json"
 
 @dataclass(frozen=True)
 class Speed:
-    """As the field reports it: of the network and its memory, reading and writing apart.
+    """As the field reports it: of the network and its memory, without reading and writing.
 
     Attributes:
         frames: from the first mask of each clip on.
-        fps: all frames over all seconds.
-        median_ms, p90_ms: of a frame.
+        fps: all frames divided by all seconds.
+        median_ms, p90_ms: per frame.
         peak_gigabytes: of the device's memory in one process; on a CPU, of the process.
-        device: its name; several where clips ran on several.
-        processes: that shared the clips, and perhaps the device: more than one slow one another.
+        device: its name; several if clips ran on several.
+        processes: that shared the clips, and perhaps the device: they slow one another down.
     """
 
     frames: int
@@ -55,7 +55,7 @@ class Speed:
     def __str__(self) -> str:
         return (
             f"{self.fps:.1f} FPS ({self.frames} frames; median {self.median_ms:.1f} ms, 90th "
-            f"percentile {self.p90_ms:.1f} ms; reading and writing apart), "
+            f"percentile {self.p90_ms:.1f} ms; without reading and writing), "
             f"{self.peak_gigabytes:.2f} GB at the peak, {self.device}"
             + (f", {self.processes} processes at once" if self.processes > 1 else "")
         )
@@ -63,18 +63,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out of an evaluation.
+    """The results of an evaluation.
 
     Attributes:
         benchmark: its name.
         frames: which frames of the videos were segmented, in words.
-        method: as the table calls it.
+        method: its name in the table.
         runs: of the clips that were segmented.
-        scores: one per object of each fully annotated clip; empty where there is none.
-        faults: what was wrong, by the name of the clip that has no result for it.
-        speed: None where no clip was segmented.
-        archive: for the server; None where none was written.
-        problems: with the archive, the pictures and the page, which cost no score.
+        scores: one per object of each fully annotated clip; empty if there is none.
+        faults: why a clip has no result, by its name.
+        speed: None if no clip was segmented.
+        archive: for the server; None if none was written.
+        problems: with the archive, the pictures and the page, which leave the scores valid.
     """
 
     benchmark: str
@@ -134,14 +134,14 @@ class Evaluation:
         return Table(["clip", "object", "J&F", "J", "F", *DECAYS], rows)
 
     def text(self) -> str:
-        """All that is printed at the end, as Markdown."""
+        """What is printed at the end, as Markdown."""
         parts = [f"{self.benchmark}, {self.frames}: {len(self.runs)} clips"]
         if self.scores:
             scored = len({score.clip for score in self.scores})
             parts[0] += f", {len(self.scores)} objects of {scored} clips scored"
             parts.append(self.clip_table().markdown())
         elif self.runs:
-            parts.append("nothing to score: no clip has 3 frames or more and a mask for each")
+            parts.append("nothing to score: no clip has at least 3 frames and a mask for each")
         if reported(self.benchmark):
             parts.append(self.table().markdown())
         if self.speed is not None:
@@ -149,12 +149,12 @@ class Evaluation:
         if self.archive is not None:
             parts.append(f"archive for the server: {self.archive}")
         if self.problems:
-            parts.append(
-                "\n".join(["what went wrong besides:", *(f"- {p}" for p in self.problems)])
-            )
+            parts.append("\n".join(["other problems:", *(f"- {p}" for p in self.problems)]))
         if self.faults:
             lines = [f"- {name}: {fault}" for name, fault in self.faults.items()]
-            count = f"{len(lines)} clip{'s' * (len(lines) > 1)} failed, and no figure counts them"
+            count = (
+                f"{len(lines)} clip{'s' * (len(lines) > 1)} failed and are in none of the figures"
+            )
             parts.append("\n".join([f"{count}:", *lines]))
         return "\n\n".join(parts)
 
@@ -168,13 +168,13 @@ def decays(score: Score) -> tuple[float, float, float, float]:
 
 
 def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -> None:
-    """Tables as Markdown and CSV, and all of it as JSON.
+    """Write tables as Markdown and CSV, and everything as JSON.
 
     Args:
         made_with: settings, versions and the command, for the JSON.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: for example, the disk is full.
     """
     rows = None
     if result.scores:

@@ -1,4 +1,4 @@
-"""One clip through a method: reading, the network and writing overlap, and each step is timed."""
+"""Running a method on one clip: reading, network and writing overlap, and each step is timed."""
 
 import logging
 import shutil
@@ -24,8 +24,8 @@ from stma.runtime.outputs import PARTIAL
 log = logging.getLogger(__name__)
 
 READERS, WRITERS = 2, 2  # threads
-AHEAD = 4  # frames that are read before they are needed
-BEHIND = 8  # masks that wait to be written
+AHEAD = 4  # frames read before they are needed
+BEHIND = 8  # masks that may wait to be written
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ClipRun:
 
     Attributes:
         seconds: that the network and its memory took for each frame from the first mask on.
-        peak_gigabytes: of the device's memory that this process used (on a CPU, of the process)
-            until then.
+        peak_gigabytes: the most device memory that this process had used by then (on a CPU, the
+            process's memory).
         device: its name.
     """
 
@@ -46,7 +46,7 @@ class ClipRun:
 
 
 class Stopwatch:
-    """Seconds of many steps: by CUDA's events on a GPU, by a clock elsewhere."""
+    """Seconds of many steps: by CUDA events on a GPU, by a clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -85,8 +85,8 @@ def run_clip(
     """Segment one clip and write the masks asked for, in the palette of its first mask.
 
     Args:
-        output: the folder of the clip's masks, which is there once all of them are; None writes
-            nothing.
+        output: the folder of the clip's masks, which appears once it holds all of them; None
+            writes nothing.
 
     Raises:
         InputError: names the frame, the mask, or what could not be written.
@@ -169,7 +169,7 @@ def _reading(
 
 @contextmanager
 def _writing() -> Iterator[Callable[[Path, np.ndarray, bytes | None], None]]:
-    """Gives a function that writes a mask in another thread; at the end, all are written."""
+    """Yields a function that writes a mask in another thread; on exit, all are written."""
     with ThreadPoolExecutor(WRITERS) as pool:
         pending: deque[Future] = deque()
 

@@ -1,8 +1,8 @@
 """J and F of masks, as the DAVIS and LVOS evaluators report them; per frame by vos-benchmark.
 
-An object counts in the frames between its first and its last: the first gives it. For DAVIS that is
-every frame of the clip but the first and the last; LVOS states its ranges; elsewhere an object's
-first frame is the one where the truth first shows it, and its last the clip's.
+An object counts in the frames strictly between its first, which gives it, and its last. For DAVIS
+these are all frames of the clip but the first and the last; LVOS states its ranges; elsewhere an
+object's first frame is the one where the ground truth first shows it, and its last is the clip's.
 """
 
 from collections.abc import Sequence
@@ -40,15 +40,15 @@ class Measure:
 
     @property
     def recall(self) -> float:
-        """Percent of the frames above one half."""
+        """Percentage of frames above one half."""
         return 100 * float((self.values > RECALL_THRESHOLD).mean())
 
     @property
     def decay(self) -> float:
-        """What is lost from the first quarter of the frames to the last, in percentage points.
+        """The loss from the first quarter of the frames to the last, in percentage points.
 
-        The quarters share their border frames, as in the DAVIS evaluator (which counts in 8 bits,
-        and so wrongly in clips of more than 256 frames).
+        The quarters share their border frames, as in the DAVIS evaluator (which counts in 8 bits
+        and so is wrong for clips of more than 256 frames).
         """
         borders = np.round(np.linspace(1, len(self.values), DECAY_BINS + 1) + 1e-10).astype(int) - 1
         first = self.values[borders[0] : borders[1] + 1]
@@ -72,13 +72,13 @@ class ObjectScore:
 
 
 class ClipScorer:
-    """Scores the masks of one clip, frame by frame, the first and the last left out.
+    """Scores the masks of one clip, frame by frame, leaving out the first and the last.
 
     Args:
         clip: a mask for every frame.
 
     Raises:
-        InputError: stated ranges of frames do not fit the clip.
+        InputError: the stated ranges of frames do not fit the clip.
     """
 
     def __init__(self, clip: EvalClip) -> None:
@@ -91,20 +91,20 @@ class ClipScorer:
             self._state_ranges()
         else:
             truth, _ = clip.read_mask(self._stems[0])
-            # DAVIS counts every ID up to the largest, be it there or not.
+            # DAVIS counts every ID up to the largest, present or not.
             all_first = clip.rules.objects == "first_mask"
             self._meet(0, np.arange(int(truth.max()) + 1) if all_first else np.unique(truth))
 
     @property
     def indices(self) -> range:
-        """Of the frames to feed, in this order."""
+        """Stems of the frames to feed, in this order."""
         return range(1, len(self._stems) - 1)
 
     def feed(self, index: int, result: np.ndarray, truth: np.ndarray) -> None:
         """Compare two masks of a frame, both ``(H, W)`` uint8.
 
         Raises:
-            InputError: the result holds an ID above those of the first mask, which DAVIS refuses.
+            InputError: the result holds a larger ID than the first mask, which DAVIS refuses.
         """
         if not self.clip.ranges:
             if self.clip.rules.objects == "any_frame":
@@ -115,13 +115,13 @@ class ClipScorer:
                     f"{largest}, but the first mask's go up to {len(self._first_frame)}"
                 )
         within = _occupied(result, truth)
-        # The tolerance at boundaries is a share of the whole frame's diagonal, in whole pixels.
+        # The tolerance at boundaries is a share of the full frame's diagonal, in whole pixels.
         tolerance = np.ceil(BOUNDARY * np.linalg.norm(truth.shape))
         self._evaluator.boundary = (tolerance - 0.5) / np.linalg.norm(truth[within].shape)
         self._evaluator.feed_frame(result[within], truth[within])
 
     def conclude(self) -> list[ObjectScore]:
-        """One score an object, of those that any frame counts for."""
+        """One score for each object that counts in any frame."""
         last = len(self._stems) - 1
         counted = self._stated or {
             object_id: list(range(first + 1, last))
@@ -133,7 +133,7 @@ class ClipScorer:
                 continue
             measures = []
             for values in (self._evaluator.object_iou, self._evaluator.boundary_f):
-                # The evaluator has a value for each frame that was fed since it knows the object.
+                # The evaluator has a value for each frame fed since it first saw the object.
                 known_since = last - len(values[object_id])
                 of_object = np.array(values[object_id], dtype=np.float64)
                 measures.append(Measure(of_object[np.array(indices) - known_since]))
@@ -148,13 +148,13 @@ class ClipScorer:
             if missing := [n for n in numbers if position.get(n) not in self.indices]:
                 raise InputError(
                     f"{self.clip.name}: object {object_id} is to be scored in frame {missing[0]}, "
-                    "which the clip does not have between its first and its last"
+                    "which is not among the frames between the clip's first and last"
                 )
             self._stated[object_id] = [position[n] for n in numbers]
             self._evaluator.objects_in_gt.add(object_id)
 
     def _meet(self, index: int, ids: np.ndarray) -> None:
-        """Objects that may be there for the first time."""
+        """Objects that may appear for the first time."""
         for object_id in ids.tolist():
             if object_id != 0 and object_id not in self._first_frame:
                 self._first_frame[object_id] = index
@@ -164,7 +164,7 @@ class ClipScorer:
 def _occupied(result: np.ndarray, truth: np.ndarray) -> tuple[slice, slice]:
     """The part of the frame that holds objects, and one pixel around it.
 
-    J and F are the same there as in the whole frame, and are counted in a fraction of the time.
+    J and F are the same there as in the full frame, and take a fraction of the time.
     """
     left, top, width, height = cv2.boundingRect(cv2.bitwise_or(result, truth))
     rows = slice(max(0, top - 1), top + height + 1)
@@ -176,7 +176,7 @@ def score_clip(clip: EvalClip, results: Path) -> list[ObjectScore]:
     """Score the masks ``<frame>.png`` in a folder.
 
     Raises:
-        InputError: a mask cannot be read, or is of another size than the truth.
+        InputError: a mask cannot be read, or differs in size from the ground truth.
     """
     scorer = ClipScorer(clip)
     for index in scorer.indices:
@@ -199,7 +199,7 @@ def score_clips(
     """Score the results ``<clip>/<frame>.png``, several clips at a time, the longest first.
 
     Returns:
-        The scores in the order of the clips, and what was wrong with those that have none, by name.
+        The scores in the order of the clips, and why a clip has none, by name.
     """
     order = sorted(range(len(clips)), key=lambda i: -len(clips[i].video))
     by_length = [clips[i] for i in order]
@@ -259,7 +259,7 @@ class Score:
 
 
 def summarize(scores: Sequence[ObjectScore]) -> list[Score]:
-    """One line per clip, and last the mean over all objects (as DAVIS has it, not over clips)."""
+    """One line per clip, then the mean over all objects (not over clips, as in DAVIS)."""
     rows = [
         Score.mean_of(clip, [score for score in scores if score.clip == clip])
         for clip in dict.fromkeys(score.clip for score in scores)

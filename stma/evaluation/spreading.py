@@ -1,6 +1,6 @@
-"""Clips spread over processes: one, several of our own, or those that `torchrun` started.
+"""Clips spread over processes: one, several of our own, or those started by `torchrun`.
 
-Every clip is segmented on its own, so that where it runs changes nothing.
+Every clip is segmented on its own, so where it runs changes nothing.
 """
 
 import logging
@@ -35,7 +35,7 @@ class Failure:
     """Why a clip has no result.
 
     Attributes:
-        details: the traceback, of a fault that is the program's own.
+        details: the traceback, if the fault is the program's own.
     """
 
     message: str
@@ -54,7 +54,7 @@ class ClipWorker:
 
     def __init__(self, config: EvalConfig, device: torch.device) -> None:
         threads = config.threads
-        # torchrun allows its processes one thread each, which would change the last bits.
+        # torchrun gives its processes one thread each, which would change the last bits.
         limited = os.environ.get("OMP_NUM_THREADS") == "1" and "TORCHELASTIC_RUN_ID" in os.environ
         if threads is None and limited:
             threads = len(os.sched_getaffinity(0))
@@ -68,7 +68,7 @@ class ClipWorker:
     def run(
         self, clip: EvalClip, output: Path | None, on_frame: Callable[[], object] = lambda: None
     ) -> Outcome:
-        """One clip; whatever goes wrong is told, and costs no other clip."""
+        """Run one clip; whatever goes wrong is reported, and affects no other clip."""
         try:
             return run_clip(clip, self._new_segmenter(), output, self.device, on_frame)
         except InputError as error:
@@ -96,11 +96,11 @@ def run_clips(
     worker: ClipWorker | None,
     processes: Processes,
 ) -> Iterator[tuple[EvalClip, Outcome]]:
-    """Segment this process's share of the clips, and give each as soon as it is done.
+    """Segment this process's share of the clips, and yield each as soon as it is done.
 
     Args:
         worker: of this process; None starts ``config.workers`` of them.
-        mask_root: gets a folder for each clip; None writes nothing.
+        mask_root: receives a folder for each clip; None writes nothing.
     """
     share = own_share(clips, processes)
     frames = sum(len(clip.frames) for clip in share)
@@ -117,7 +117,7 @@ def run_clips(
 
 
 def own_share(clips: Sequence[EvalClip], processes: Processes) -> list[EvalClip]:
-    """The longest clips go first, each to the process that has the least to do."""
+    """The longest clips go first, each to the process with the least to do."""
     if processes.world_size == 1:
         return list(clips)
     load = [0] * processes.world_size
@@ -140,8 +140,8 @@ _worker: ClipWorker | Failure | None = None  # of a process of the pool
 def _run_in_pool(
     config: EvalConfig, clips: Sequence[EvalClip], mask_root: Path | None, device: torch.device
 ) -> Iterator[tuple[EvalClip, Outcome]]:
-    """The longest clips first. When a process is killed, the clips that may have been at fault run
-    alone, so that the one that is can be named and the others are done."""
+    """The longest clips first. When a process is killed, the clips that may have caused it run
+    alone, so that the culprit can be named and the others are done."""
     left = sorted(clips, key=lambda clip: -len(clip.frames))
     suspects: list[EvalClip] = []
     while left or suspects:
@@ -160,7 +160,7 @@ def _run_in_pool(
             for clip in unfinished:
                 yield clip, Failure("its process was killed (too little memory?)")
             continue
-        # Started in this order, with one waiting for each process.
+        # Started in this order, with one more waiting for each process.
         unfinished.sort(key=batch.index)
         suspects, left = unfinished[: 2 * workers], unfinished[2 * workers :]
 
@@ -172,7 +172,7 @@ def _run_in_processes(
     device: torch.device,
     workers: int,
 ) -> Iterator[tuple[EvalClip, Outcome | None]]:
-    """None for the clips that were not done when a process was killed."""
+    """Yields None for the clips that were not done when a process was killed."""
     context = process_context("stma.evaluation.spreading")
     started = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, _start_worker, (config, device, started)) as pool:
@@ -200,7 +200,7 @@ def _start_worker(config: EvalConfig, device: torch.device, started: Synchronize
         device = torch.device("cuda", number % torch.cuda.device_count())
     try:
         _worker = ClipWorker(config, device)
-    except Exception as error:  # noqa: BLE001 - told with every clip, and the run ends with status 1
+    except Exception as error:  # noqa: BLE001 - reported for every clip, and the run ends with status 1
         _worker = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 

@@ -27,15 +27,15 @@ from stma.model.variants import Blocks, JointSelfAttention, JointTokens, Prepare
 
 @dataclass(frozen=True)
 class Probe:
-    """What one way of running the network gives.
+    """The result of running the network in one way.
 
     Attributes:
         name: what was cut.
         score: J, F and J&F, means over the objects of all clips.
         cosine: mean cosine between ``F_o`` of two objects of one frame; NaN without such pairs.
-        look: where the test stream's attention goes; None where not looked at.
-        object_shares: of the references' attention, what all objects together receive in every
-            block but the last; None where not looked at, or where references read no objects.
+        look: where the test stream's attention goes; None if not measured.
+        object_shares: the share of the references' attention that all objects together receive in
+            every block but the last; None if not measured, or if references read no objects.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Probe:
 
 
 class ObjectsZeroed(Cut):
-    """Every object token is zero."""
+    """Every object token is set to zero."""
 
     def objects(self, objects: Tensor) -> Tensor:
         return torch.zeros_like(objects)
@@ -55,7 +55,7 @@ class ObjectsZeroed(Cut):
 class ObjectsForeign(Cut):
     """The objects are those of another clip.
 
-    (To swap them among themselves changes nothing: the streams read them as a set.)
+    (Swapping them with one another changes nothing: the streams read them as a set.)
 
     Args:
         tokens: ``(1, N', C)`` of the others.
@@ -85,8 +85,8 @@ class ObjectsFrozen(Cut):
 
 
 class ReferencesRemoved(Cut):
-    """The test frame reads itself alone; the objects, which reach it through the references, then
-    reach nothing either. In joint self-attention it still reads the objects."""
+    """The test frame reads only itself; nor do the objects reach it, since they do so through the
+    references. In joint self-attention it still reads the objects."""
 
     def prepare(
         self,
@@ -120,7 +120,7 @@ class ReferencesForeign(Cut):
 
 
 class FrozenTemporal(VideoMemory):
-    """A memory whose temporal part takes the frames that first give an object, and no others."""
+    """A memory whose temporal part stores only the frames that first give an object."""
 
     def write_values(self, keys: Tensor, values: Tensor, pooled: Tensor, *, pinned: bool) -> None:
         if pinned:
@@ -132,9 +132,9 @@ def probe_streams(
 ) -> Iterator[Probe]:
     """Segment fully annotated clips as trained, then with one stream cut at a time.
 
-    Cuts of what a variant does not have are left out, and so is what is taken from another clip
-    where there is one clip. Without temporal memory references carry the masks of objects, so those
-    of another clip would be another clip's objects too; they are left out.
+    Cuts of what a variant lacks are left out, and so are cuts that need another clip if there is
+    only one. Without temporal memory, references carry the masks of objects, so another clip's
+    references would bring its objects too; that cut is left out.
 
     Raises:
         InputError: a clip shows no object.

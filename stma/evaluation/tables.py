@@ -14,7 +14,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """With padding, so that it reads well on a screen too; all but the first to the right."""
+        """Padded, so that it reads well on a screen too; all columns but the first align right."""
         lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.header))]
 
@@ -32,5 +32,5 @@ class Table:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """As in a table; empty where there is none."""
+    """As in a table; empty if there is none."""
     return "" if value is None else f"{value:.{digits}f}"

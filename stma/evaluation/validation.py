@@ -1,6 +1,6 @@
-"""J&F of a network in training, by the segmenter and the scores of evaluation.
+"""J&F of a network in training, by the segmenter and evaluation's scores.
 
-Training and inference do not know each other; the entry joins them through this.
+Training and inference do not know each other; the entry point joins them through this.
 """
 
 import shutil
@@ -18,10 +18,10 @@ from stma.training.trainer import Validation
 
 
 def build_validation(config: ValidationConfig) -> Validation | None:
-    """What scores a network on the validation set; None without one.
+    """A function that scores a network on the validation set; None without a set.
 
     Raises:
-        InputError: the set is not there, or lacks masks.
+        InputError: the set does not exist, or lacks masks.
     """
     if config.root is None:
         return None

@@ -47,7 +47,7 @@ def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[s
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+        raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: not a saved video; give a file that Segmenter.save wrote")
     return json.loads(metadata["values"]), tensors

@@ -60,7 +60,7 @@ class MaskWriter:
         self._folder, self._video, self._palette = folder, video, palette
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
-        save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette)
+        save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette, 1)
 
     def close(self, *, complete: bool = True) -> None:
         """Every file is whole already."""
@@ -117,7 +117,7 @@ class VideoWriter:
         self._height, self._width = video.size
         if kind == "mp4":
             self._height, self._width = self._height // 2 * 2, self._width // 2 * 2
-            options = {"preset": "veryfast", "crf": "20"}
+            options = {"preset": "ultrafast", "crf": "21"}
             stream = self._container.add_stream("libx264", rate=video.rate, options=options)
             stream.pix_fmt = "yuv420p"
         else:

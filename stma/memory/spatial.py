@@ -11,14 +11,14 @@ from stma.errors import InputError
 class SpatialMemory:
     """Tokens of past frames as they entered the last stage.
 
-    A frame that first gave an object is pinned and never leaves; of the others the newest
-    ``queue_size`` stay. With one pinned frame and the default of 1 there are two references, the
-    first frame and the newest memorised one (``m = 2``, ours).
+    A frame that first gave an object is pinned and never leaves; of the others, the newest
+    ``queue_size`` stay. With one pinned frame and the default of 1 there are two references: the
+    first frame and the latest memorised one (``m = 2``, ours).
 
     Args:
         queue_size: unpinned frames to hold; None holds all.
-        max_pinned: how many pinned frames, the newest ones, serve as references; None takes all,
-            as the paper says. All are kept in any case.
+        max_pinned: how many of the newest pinned frames serve as references; None takes all, as in
+            the paper. All are kept in any case.
     """
 
     def __init__(self, queue_size: int | None = 1, max_pinned: int | None = None) -> None:
@@ -38,7 +38,7 @@ class SpatialMemory:
         """Add a frame, and drop the oldest unpinned one beyond the queue.
 
         Args:
-            tokens: ``(B, L, C)``, or ``(B, N, L, C)`` where each object has its own.
+            tokens: ``(B, L, C)``, or ``(B, N, L, C)`` if each object has its own.
         """
         self._frames.append((tokens, pinned))
         self._selection = None
@@ -47,13 +47,13 @@ class SpatialMemory:
             del self._frames[unpinned[0]]
 
     def remove(self, index: int, frame: int | None) -> None:
-        """Take an object away, and the frames that show none of those that remain.
+        """Remove an object, and the frames that show none of the remaining ones.
 
         Args:
             index: of the object; the ones after it move up.
-            frame: which of the pinned frames, counted from the oldest, gave it alone; None if
-                another object came with it. It goes, and so does all that is older than the first
-                pinned frame then.
+            frame: which of the pinned frames, counted from the oldest, gave only this object; None
+                if another came with it. It is dropped, and so is everything older than the pinned
+                frame that is then the first.
         """
         self._selection = None
         if frame is not None and self._frames:
@@ -69,7 +69,7 @@ class SpatialMemory:
         return list(self._frames)
 
     def restore(self, frames: list[tuple[Tensor, bool]]) -> None:
-        """Hold what :attr:`frames` gave."""
+        """Restore what :attr:`frames` returned."""
         self._frames = list(frames)
         self._selection = None
 
@@ -85,7 +85,7 @@ class SpatialMemory:
         """The selection, or the pinned frames and the queue, oldest first.
 
         Args:
-            objects: where frames hold tokens per object, the objects to take, and only the frames
+            objects: if frames hold tokens per object, the range of objects to take, from the frames
                 that have them.
 
         Returns:
@@ -100,12 +100,12 @@ class SpatialMemory:
         return held if objects is None else held.transpose(1, 2)
 
     def object_groups(self) -> list[slice]:
-        """Where frames hold tokens per object: ranges of objects that have the same frames."""
+        """If frames hold tokens per object: ranges of objects that have the same frames."""
         counts = sorted({tokens.shape[1] for tokens in self._chosen()})
         return [slice(start, stop) for start, stop in pairwise([0, *counts])]
 
     def _chosen(self) -> list[Tensor]:
-        """All frames held, without the pinned ones that are too many."""
+        """All frames held, except pinned ones beyond ``max_pinned``."""
         if self._selection is not None or self.max_pinned is None:
             return [tokens for tokens, _ in self._frames]
         skipped = sum(pinned for _, pinned in self._frames) - self.max_pinned
@@ -119,8 +119,8 @@ class SpatialMemory:
 
 
 def without(tokens: Tensor, index: int) -> Tensor:
-    """Tokens ``(B, N, L, C)`` of all objects but one; those of no object ``(B, L, C)`` as they
-    are, and so are those of objects that are all older than it."""
+    """Tokens ``(B, N, L, C)`` without one object; unchanged if they belong to no object
+    ``(B, L, C)``, or only to older ones."""
     if tokens.ndim == 3 or tokens.shape[1] <= index:
         return tokens
     return torch.cat([tokens[:, :index], tokens[:, index + 1 :]], dim=1)

@@ -1,7 +1,7 @@
-"""Temporal memory: keys shared by all objects, ID values for each of them.
+"""Temporal memory: keys shared by all objects, and ID values for each object.
 
 With a capacity it is allocated once and written in place, never waits for the device, and evicts
-the least frequently used elements. Without one it grows and lets gradients through: training.
+the least frequently used elements. Without one, as in training, it grows and passes gradients.
 """
 
 import logging
@@ -15,7 +15,7 @@ from stma.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# What a memory knows beside its tensors; `capacity` and `max_frames` grow where they have to.
+# A memory's state besides its tensors; `capacity` and `max_frames` grow if they must.
 COUNTS = (
     "capacity",
     "max_frames",
@@ -29,13 +29,13 @@ COUNTS = (
 
 
 def least_used(usage: Tensor, age: Tensor, protected: Tensor, count: int) -> Tensor:
-    """The elements to evict: those with the least affinity received per unit of age (XMem).
+    """The elements to evict: those that received the least affinity per unit of age (XMem).
 
     Args:
-        usage: ``(B, M)`` affinity received since it was written.
-        age: ``(B, M)`` reads since it was written.
+        usage: ``(B, M)`` affinity received since the element was written.
+        age: ``(B, M)`` reads since the element was written.
         protected: ``(B, M)`` bool, never to be evicted.
-        count: how many; at most the unprotected ones.
+        count: how many; at most as many as are unprotected.
 
     Returns:
         ``(B, count)`` indices.
@@ -50,7 +50,7 @@ class ObjectGroup:
 
     Attributes:
         objects: their range among all objects.
-        present: ``(B, M)`` bool, the elements written since then; None where it is all of them.
+        present: ``(B, M)`` bool, the elements written since then; None if all were.
     """
 
     objects: slice
@@ -61,12 +61,12 @@ class TemporalMemory:
     """Keys ``(B, M, C)``, values ``(B, M, N, C)`` and a pooled token per object and frame.
 
     Args:
-        capacity: elements (one frame is ``h * w`` of them); None grows without limit. Elements of
-            pinned frames are never evicted; where they would leave no room for one more frame the
-            capacity grows by what is missing, with a warning.
+        capacity: elements (``h * w`` per frame); None grows without limit. Elements of pinned
+            frames are never evicted; if they would leave no room for another frame, the capacity
+            grows by what is missing, with a warning.
         top_k: every query reads only the ``k`` elements most similar to it; None reads all.
-        max_frames: frames of which something may remain. Beyond it, the unpinned frame with the
-            fewest elements left is evicted whole, so that a long video needs bounded memory.
+        max_frames: frames of which elements may remain. Beyond it, the unpinned frame with the
+            fewest elements left is evicted entirely, so that a long video needs bounded memory.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class TemporalMemory:
         self._num_writes = 0
         self._pinned_elements = 0
         self._pinned_frames = 0
-        # Of every element: B x M first.
+        # Per element: B x M first.
         self._keys: Tensor | None = None
         self._values: Tensor
         self._usage: Tensor
         self._age: Tensor
-        self._frame: Tensor  # the row of `_tokens` that the element's frame has
-        # Of every frame: B x F first.
+        self._frame: Tensor  # the row of the element's frame in `_tokens`
+        # Per frame: B x F first.
         self._tokens: Tensor
-        self._written: Tensor  # the number of the write, from 0
+        self._written: Tensor  # number of the write, from 0
         self._pinned: Tensor
 
     @property
@@ -103,7 +103,7 @@ class TemporalMemory:
         return sum(self._group_sizes)
 
     def __len__(self) -> int:
-        """Elements held."""
+        """Number of elements held."""
         return self.size
 
     @property
@@ -114,7 +114,7 @@ class TemporalMemory:
 
     @property
     def values(self) -> Tensor:
-        """``(B, M, N, C)``; zero where an element is older than the object."""
+        """``(B, M, N, C)``; zero for elements older than the object."""
         return self._values[:, : self.size]
 
     @property
@@ -132,18 +132,18 @@ class TemporalMemory:
 
     @property
     def object_tokens(self) -> Tensor:
-        """``(B, N, C)``: the maximum over the frames of which elements remain (Eq. 5)."""
+        """``(B, N, C)``: the maximum over the frames that have elements left (Eq. 5)."""
         if self.capacity is None:
             return self._tokens.amax(dim=1)
         gone = self._elements_per_frame() == 0
         return self._tokens.masked_fill(gone[:, :, None, None], float("-inf")).amax(dim=1)
 
     def count_use(self, received: Tensor, group: ObjectGroup) -> None:
-        """Record a read, for the eviction.
+        """Record a read, for eviction.
 
         Args:
-            received: ``(B, M)``, the softmax affinity of all queries to each element, as the
-                objects in ``group`` have read it; it counts by their share of all objects.
+            received: ``(B, M)``, the softmax affinity of all queries to each element, as read by
+                the objects in ``group``; it is weighted by their share of all objects.
         """
         if self.capacity is None:
             return
@@ -158,7 +158,7 @@ class TemporalMemory:
 
         Args:
             keys: ``(B, L, C)``.
-            values: ``(B, N, L, C)``; objects beyond those known enter with this frame.
+            values: ``(B, N, L, C)``; objects not yet known enter with this frame.
             tokens: ``(B, N, C)``, each object's values pooled over this frame.
             pinned: never evict it: it is the first frame of an object.
         """
@@ -177,10 +177,10 @@ class TemporalMemory:
         self._num_writes += 1
 
     def remove(self, index: int) -> None:
-        """Take an object away, and all elements that are older than those that remain.
+        """Remove an object, and all elements older than the remaining objects.
 
-        Where no other object entered with it, its first frame may be evicted from now on. For one
-        video: a batch of 1.
+        If no other object entered with it, its first frame may be evicted from now on. Only for a
+        single video, a batch of 1.
 
         Args:
             index: of the object; the ones after it move up.
@@ -205,7 +205,7 @@ class TemporalMemory:
             self._forget_before(self._group_entered[0])
 
     def _forget_before(self, write: int) -> None:
-        """Free the elements of frames older than the one of that number."""
+        """Free the elements of frames older than the one with that number."""
         written = self._written.gather(1, self._frame[:, : self.size])
         kept = (written[0] >= write).nonzero()[:, 0]
         self.size = kept.shape[0]
@@ -213,17 +213,17 @@ class TemporalMemory:
             setattr(self, name, getattr(self, name)[:, kept])
 
     def _element_buffers(self) -> tuple[str, ...]:
-        """What is held of every element, ``(B, M, ...)``."""
+        """What is held per element, ``(B, M, ...)``."""
         always = ("_keys", "_values", "_frame")
         return always if self.capacity is None else (*always, "_usage", "_age")
 
     def _frame_buffers(self) -> tuple[str, ...]:
-        """What is held of every frame, ``(B, F, ...)``."""
+        """What is held per frame, ``(B, F, ...)``."""
         always = ("_tokens", "_written")
         return always if self.capacity is None else (*always, "_pinned")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that :meth:`restore` needs: tensors by name, and values that JSON can hold."""
+        """Everything :meth:`restore` needs: tensors by name, and values that JSON can hold."""
         values = {name: getattr(self, name) for name in COUNTS}
         if self._keys is None:
             return {}, values
@@ -231,7 +231,7 @@ class TemporalMemory:
         return tensors | {name: getattr(self, name) for name in self._frame_buffers()}, values
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Hold what :meth:`state` gave, in a memory of the same settings.
+        """Restore what :meth:`state` returned, in a memory with the same settings.
 
         Raises:
             KeyError: something is missing.
@@ -258,13 +258,13 @@ class TemporalMemory:
         self.size = self._keys.shape[1]
 
     def _reserve(self, keys: Tensor, values: Tensor, tokens: Tensor) -> None:
-        """Make the buffers fit: allocate them, let objects in, keep room for one frame."""
+        """Make the buffers fit: allocate them, add new objects, keep room for one frame."""
         assert self.capacity is not None
         count = keys.shape[1]
         if self._pinned_elements + count > self.capacity:
             needed = self._pinned_elements + count
             log.warning(
-                "temporal memory: frames that are never evicted hold %d of %d elements and a new "
+                "temporal memory: frames that are never evicted hold %d of %d elements, and a new "
                 "frame has %d; the capacity grows to %d",
                 self._pinned_elements,
                 self.capacity,
@@ -295,12 +295,12 @@ class TemporalMemory:
             setattr(self, name, _pad(getattr(self, name), dim=1, size=self.max_frames))
 
     def _let_in(self, num_objects: int) -> None:
-        """Objects that enter have nothing in what is already there."""
+        """New objects have zeros in the elements already held."""
         self._values = _pad(self._values, dim=2, size=num_objects)
         self._tokens = _pad(self._tokens, dim=2, size=num_objects, value=float("-inf"))
 
     def _overwrite(self, keys: Tensor, values: Tensor, tokens: Tensor, pinned: bool) -> None:
-        """Write into free elements and rows first, then over the least used."""
+        """Write into free elements and rows first, then over the least used ones."""
         assert self.capacity is not None
         assert self._keys is not None
         batch, count = keys.shape[:2]
@@ -318,7 +318,7 @@ class TemporalMemory:
         elements = free.expand(batch, -1)
         missing = count - free.shape[0]
         if missing:
-            # Before the first eviction every element is in use up to `size`; those after are free.
+            # Before the first eviction all elements up to `size` are in use; the rest are free.
             in_use = slice(0, self.size)
             protected = self._pinned.gather(1, self._frame[:, in_use])
             evicted = least_used(usage[:, in_use], self._age[:, in_use], protected, missing)
@@ -350,7 +350,7 @@ def _write_rows(target: Tensor, index: Tensor, rows: Tensor) -> None:
 
 
 def _pad(x: Tensor, dim: int, size: int, value: float = 0.0) -> Tensor:
-    """``x`` with ``dim`` enlarged to ``size``, or ``x`` itself where it is that large."""
+    """``x`` with ``dim`` enlarged to ``size``, or ``x`` itself if it is that large."""
     if x.shape[dim] >= size:
         return x
     shape = list(x.shape)

@@ -14,10 +14,10 @@ class VideoMemory:
     """Both memories, and what the network derives from them between two updates.
 
     Attributes:
-        valid_objects: ``(B, N)`` bool, False where a batch pads; None where all are real.
-        prepared: what the network has made of the memories' tokens (keys and values of the
-            references for every STML block, say). It is constant until either memory changes, so
-            it is computed once per update.
+        valid_objects: ``(B, N)`` bool, False for padding; None if all are real.
+        prepared: what the network has derived from the memories' tokens (such as the references'
+            keys and values for every STML block). It is constant until either memory changes, so it
+            is computed once per update.
         is_empty: no frame has been memorised yet.
     """
 
@@ -33,12 +33,12 @@ class VideoMemory:
         self._updated()
 
     def write_values(self, keys: Tensor, values: Tensor, pooled: Tensor, *, pinned: bool) -> None:
-        """Memorise a frame in the temporal memory; shapes as it has them."""
+        """Memorise a frame in the temporal memory; shapes as in :meth:`TemporalMemory.write`."""
         self.temporal.write(keys, values, pooled, pinned=pinned)
         self._updated()
 
     def remove(self, index: int, frame: int | None) -> None:
-        """Take an object away from both memories; it is not the last one.
+        """Remove an object from both memories; it must not be the only one.
 
         Args:
             index, frame: see :meth:`SpatialMemory.remove`.

@@ -13,8 +13,8 @@ LARGEST_LOGIT = math.log((1 - EPSILON) / EPSILON)
 def soft_aggregate(logits: Tensor, valid_objects: Tensor | None = None) -> Tensor:
     """Join object probabilities ``p_i`` with a background of ``prod(1 - p_i)``.
 
-    The result holds the logits of all probabilities, clamped to ``[1e-7, 1 - 1e-7]``. It is worked
-    out on logits: ``1 - p`` of a certain object has no digits left in fp32.
+    The result holds the logits of all probabilities, clamped to ``[1e-7, 1 - 1e-7]``. It is
+    computed from logits: when ``p`` is close to 1, ``1 - p`` has no digits left in fp32.
 
     Args:
         logits: ``(B, N, H, W)``, each object on its own.

@@ -1,4 +1,4 @@
-"""ID association ``P_mem`` (Eq. 1): what every object's memory says about the test frame."""
+"""ID association ``P_mem`` (Eq. 1): what each object's memory says about the test frame."""
 
 import math
 
@@ -12,8 +12,8 @@ from stma.structures import at_least_fp32
 
 SIMILARITIES = ("dot", "l2")
 
-# Queries are read a few at a time: their scores stay in a CPU's cache between the product, the
-# softmax and the next product, and a long video's never fill the machine. A GPU wants more at once.
+# Queries read a few at a time: their scores stay in a CPU's cache between the product, the softmax
+# and the next product, and those of a long video never fill the memory. A GPU wants more at once.
 CPU_QUERIES = 256
 CPU_SCORES = 2**24
 GPU_SCORES = 2**28
@@ -33,7 +33,7 @@ def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
         ``(B, L, M)``. Never under autocast: rounded to bf16, a score of 28 is off by 6 %.
     """
     with without_autocast(query.device):
-        scale = 1 / math.sqrt(query.shape[-1])  # of the queries, which are fewer than the scores
+        scale = 1 / math.sqrt(query.shape[-1])  # for the queries, which are fewer than the scores
         if similarity == "l2":
             norms = scale * keys.square().sum(dim=2)[:, None]
             return (2 * scale * query) @ keys.transpose(1, 2) - norms
@@ -41,7 +41,7 @@ def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
 
 
 def queries_at_once(batch: int, elements: int, device: torch.device) -> int:
-    """How many queries of each clip read a memory of so many elements together."""
+    """How many queries of each clip read a memory of that many elements at a time."""
     if device.type == "cpu":
         return min(CPU_QUERIES, max(1, CPU_SCORES // (batch * elements)))
     return max(1, GPU_SCORES // (batch * elements))
@@ -55,7 +55,7 @@ def read_all(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         values: ``(B, M, N, C)``.
 
     Returns:
-        ``(B, L, N, C)``, and the weight that each element has received of all queries, ``(B, M)``.
+        ``(B, L, N, C)``, and the weight that each element received from all queries, ``(B, M)``.
     """
     weights = scores.softmax(dim=-1)
     readout = weights.to(values.dtype) @ values.flatten(2)
@@ -63,7 +63,7 @@ def read_all(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_top_k(scores: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As :func:`read_all`, each query reading only the ``k`` elements of the largest scores."""
+    """As :func:`read_all`, but each query reads only the ``k`` elements with the largest scores."""
     batch, elements = scores.shape[0], scores.shape[2]
     top = scores.topk(min(k, elements), dim=-1, sorted=False)
     weights = top.values.softmax(dim=-1)  # (B, L, K)
@@ -107,7 +107,7 @@ class Association(nn.Module):
     def forward(self, features: Tensor, memory: TemporalMemory) -> Tensor:
         """Read the memory.
 
-        Objects that entered at the same frame share their memory elements and so one softmax; an
+        Objects that entered at the same frame share their memory elements and thus one softmax; an
         element older than an object does not exist for it.
 
         Args:

@@ -1,4 +1,4 @@
-"""Multi-head attention taken apart: projecting to queries, keys and values, and attending.
+"""Multi-head attention in two halves: projecting to queries, keys and values, and attending.
 
 STML (Eq. 2-4) lets three streams attend to different keys with the same
 projections, so a block needs the two halves separately.
@@ -16,7 +16,7 @@ from stma.structures import KeyValue
 
 
 class Attention(nn.Module):
-    """The shared ``W^Q, W^K, W^V`` and output projection of a block, named as in timm."""
+    """A block's shared ``W^Q, W^K, W^V`` and output projection, named as in timm."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor) -> tuple[Tensor, KeyValue]:
-        """``(B, S, C)`` to queries ``(B, heads, S, C / heads)`` and keys and values alike."""
+        """``(B, S, C)`` to queries, keys and values ``(B, heads, S, C / heads)``."""
         query, key, value = rearrange(
             self.qkv(x), "b s (three nh d) -> three b nh s d", three=3, nh=self.num_heads
         )
@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
     """A pre-norm transformer block that is called in two halves, `project` and `update`.
 
     ``update(x, *project(x))`` is the ordinary self-attention block of ViT, MAE and ConvMAE. It has
-    no other parameters than theirs, so their weights initialise it entirely.
+    exactly their parameters, so their weights initialise it entirely.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.recompute = False  # activations of `update` in the backward pass, to save memory
+        self.recompute = False  # the activations of `update` in the backward pass, to save memory
 
     def project(self, x: Tensor) -> tuple[Tensor, KeyValue]:
         """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block."""

@@ -1,5 +1,5 @@
-"""Where the streams look: the share of their attention that goes to each group of keys; and how to
-run a network with its streams watched or changed."""
+"""Where the streams look: the share of their attention that each group of keys receives, and how to
+run a network with its streams observed or changed."""
 
 import math
 from collections import Counter
@@ -20,19 +20,19 @@ from stma.structures import KeyValue
 def attention_weights(
     blocks: Blocks, tokens: Tensor, prepared: Prepared | None
 ) -> Iterator[Tensor]:
-    """Run the test stream once more and look at its attention, block by block.
+    """Run the test stream again and yield its attention, block by block.
 
     Args:
         tokens: ``(B, L, C)`` of the test frame as they enter the blocks.
-        prepared: what it reads beside its own, see :mod:`stma.model.variants`.
+        prepared: what it reads besides its own tokens, see :mod:`stma.model.variants`.
 
     Yields:
-        ``(B, heads, L, S)``, over the frame's own tokens first, then over what is prepared.
+        ``(B, heads, L, S)``, over the frame's own tokens first, then over the prepared keys.
     """
     own = tokens.shape[1]
     for index, block in enumerate(blocks):
         if isinstance(prepared, JointTokens):
-            # Its own tokens first here, so that the groups have one order everywhere.
+            # Its own tokens first here too, so that groups have the same order everywhere.
             sequence = tokens if index else torch.cat([tokens, prepared.tokens], dim=1)
             query, keys = block.project(sequence)
             others_mask = prepared.mask
@@ -52,7 +52,7 @@ def attention_weights(
 
 
 def _softmax(query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
-    """What scaled-dot-product attention never shows: its weights ``(B, heads, S', S)``, in fp32."""
+    """The weights that scaled-dot-product attention never shows: ``(B, heads, S', S)``, in fp32."""
     scores = query @ keys.key.transpose(2, 3) / math.sqrt(query.shape[3])
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -60,11 +60,11 @@ def _softmax(query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
 
 
 def share_of_groups(weights: Tensor, segments: Sequence[int]) -> Tensor:
-    """What groups of keys receive of some attention ``(B, heads, L, S)``: ``(1 + groups,)``, a mean
-    over clips, heads and tokens, of the frame's own tokens first; it adds up to 1.
+    """The share of attention ``(B, heads, L, S)`` that each group of keys receives:
+    ``(1 + groups,)``, the frame's own tokens first; a mean over clips, heads and tokens, of sum 1.
 
     Args:
-        segments: lengths of the groups after those (``L`` for each reference).
+        segments: lengths of the groups after its own tokens (``L`` for each reference).
     """
     received = weights.mean(dim=(0, 1, 2))
     own = received.shape[0] - sum(segments)
@@ -72,12 +72,12 @@ def share_of_groups(weights: Tensor, segments: Sequence[int]) -> Tensor:
 
 
 def spread_of(weights: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Over how many of its keys some attention ``(B, heads, L, S)`` spreads: the exponential of its
-    entropy over their number, 1 where all receive the same, ``1 / S`` where one receives all; a
+    """Over what share of its keys attention ``(B, heads, L, S)`` spreads: the exponential of its
+    entropy, divided by their number: 1 if all receive the same, ``1 / S`` if one receives all; a
     mean over clips, heads and tokens.
 
     Args:
-        hidden: ``(B,)``, how many of the keys a mask hides; none without it.
+        hidden: ``(B,)``, how many keys a mask hides; None for none.
     """
     keys = torch.full_like(weights[:, 0, 0, 0], weights.shape[3])
     if hidden is not None:
@@ -96,8 +96,8 @@ def object_shares(
         references, objects, valid_objects: as :meth:`stma.model.variants.Streams.prepare` has them.
 
     Returns:
-        ``(blocks - 1,)``: what all objects together receive of it, a mean over clips, references,
-        heads and tokens. The last block's references read nothing.
+        ``(blocks - 1,)``: the share that all objects together receive, a mean over clips,
+        references, heads and tokens. In the last block, references read nothing.
     """
     count, length = references.shape[1:3]
     tokens = references.flatten(0, 1)
@@ -120,7 +120,7 @@ def object_shares(
 
 
 class Cut(Streams):
-    """The streams of a model, with something changed on the way in."""
+    """The streams of a model, with their input changed."""
 
     def __init__(self, inner: Streams) -> None:
         self.inner = inner
@@ -156,9 +156,9 @@ class Look:
 
     Attributes:
         groups: names of what it reads: ``itself``, ``objects``, ``reference1`` (the oldest), ...
-        shares: what each of them receives, ``(blocks, groups)``; a row adds up to 1.
+        shares: what each group receives, ``(blocks, groups)``; each row adds up to 1.
         spreads: :func:`spread_of` every block, ``(blocks,)``.
-        frames: how many such frames there were, of ``of``.
+        frames: how many of the ``of`` frames read these groups.
     """
 
     groups: tuple[str, ...]
@@ -169,11 +169,11 @@ class Look:
 
 
 class Watched(Cut):
-    """Nothing is changed; where the attention goes is noted.
+    """Changes nothing, but records where the attention goes.
 
     Attributes:
-        looks: one of every pass of a frame that reads others.
-        object_shares: of every memory update, :func:`object_shares`, where references read objects.
+        looks: one for every pass of a frame that reads others.
+        object_shares: :func:`object_shares` of every memory update, if references read objects.
     """
 
     def __init__(self, inner: Streams) -> None:
@@ -210,7 +210,7 @@ class Watched(Cut):
 
 @contextmanager
 def with_streams(model: STMA, streams: Streams) -> Iterator[None]:
-    """The model runs with other streams meanwhile."""
+    """Run the model with other streams inside the context."""
     original, model.streams = model.streams, streams
     try:
         yield
@@ -219,7 +219,7 @@ def with_streams(model: STMA, streams: Streams) -> Iterator[None]:
 
 
 def mean_look(looks: Sequence[Look]) -> Look | None:
-    """Over the frames that read the same groups as most do (of two as frequent, the larger)."""
+    """The mean over the frames that read the most frequent groups (if tied, the larger set)."""
     if not looks:
         return None
     counts = Counter(look.groups for look in looks)
@@ -235,5 +235,5 @@ def mean_look(looks: Sequence[Look]) -> Look | None:
 
 
 def mean_shares(shares: Sequence[Tensor]) -> Tensor | None:
-    """Of :attr:`Watched.object_shares`."""
+    """The mean of :attr:`Watched.object_shares`."""
     return torch.stack(list(shares)).mean(dim=0) if shares else None

@@ -24,7 +24,7 @@ class FrameEmbedding:
             class token ``(B, 1 + L, C)``, which goes through the blocks with its frame.
         grid: ``(h, w)``.
         fine: the features at strides 8 and 4, ``(B, C8, 2h, 2w)`` and ``(B, C4, 4h, 4w)``, or None
-            where the backbone makes them from the last stage's output.
+            if the backbone makes them from the last stage's output.
     """
 
     tokens: Tensor
@@ -54,7 +54,7 @@ class Backbone(nn.Module, ABC):
         dim: width of a token, ``C``.
         fine_dims: channels of the features at strides 8 and 4.
         norm: the norm after the last block.
-        num_prefix: tokens before those of a frame's patches: its class token.
+        num_prefix: number of tokens before those of the patches: the class token.
     """
 
     dim: int
@@ -72,7 +72,7 @@ class Backbone(nn.Module, ABC):
         """``(B, 3, H, W)`` normalised images, H and W multiples of 16."""
 
     def finish(self, tokens: Tensor) -> Tensor:
-        """What leaves the last block, normalised, without the prefix: ``(B, L, C)``."""
+        """The last block's output, normalised, without the prefix: ``(B, L, C)``."""
         return self.norm(tokens)[:, self.num_prefix :]
 
     @abstractmethod
@@ -98,7 +98,7 @@ def resample_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class ResampledPositions:
-    """Position embeddings of the grids seen lately, as every frame of a video has the same.
+    """Caches the position embeddings of recent grids, since all frames of a video have the same.
 
     It notices when the embedding is replaced or written to; a copy or a pickle starts empty.
     """
@@ -119,13 +119,13 @@ class ResampledPositions:
         if grid not in self._kept:
             if len(self._kept) == MAX_GRIDS:
                 self._kept.clear()
-            with torch.inference_mode(False), torch.no_grad():  # a training may follow
+            with torch.inference_mode(False), torch.no_grad():  # training may follow
                 self._kept[grid] = resample_positions(embedding, grid)
         return self._kept[grid]
 
 
 def init_transformer_weights(module: nn.Module) -> None:
-    """Xavier-uniform linear and patch projections, as MAE does."""
+    """Xavier-uniform linear and patch projections, as in MAE."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -133,7 +133,7 @@ def init_transformer_weights(module: nn.Module) -> None:
 
 
 def pad_to_stride(x: Tensor) -> Tensor:
-    """``(..., H, W)`` with zeros to the right and below, up to multiples of 16."""
+    """``(..., H, W)``, padded with zeros at the right and bottom to multiples of 16."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
 

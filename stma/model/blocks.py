@@ -5,9 +5,9 @@ from torchvision.models.resnet import BasicBlock
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
-    """GroupNorm with groups of 8 channels or more, at most 32 groups.
+    """GroupNorm with at least 8 channels per group and at most 32 groups.
 
-    Not optional: without it a small model collapsed to background.
+    Not optional: without it, a small model collapsed to background.
     """
     groups = min(32, max(1, dim // 8))
     while dim % groups:
@@ -21,7 +21,7 @@ def residual_block(in_dim: int, dim: int, stride: int = 1) -> BasicBlock:
     shortcut = None
     if stride != 1 or in_dim != dim:
         # Averaged, not strided (ResNet-D): a strided 1x1 convolution drops three pixels of four,
-        # and with 8 channels its gradient corrupted the heap of a CPU (torch 2.15, channels-last).
+        # and with 8 channels its gradient corrupted the heap on a CPU (torch 2.15, channels-last).
         shortcut = nn.Sequential(
             nn.AvgPool2d(stride) if stride != 1 else nn.Identity(),
             nn.Conv2d(in_dim, dim, 1, bias=False),
@@ -31,7 +31,7 @@ def residual_block(in_dim: int, dim: int, stride: int = 1) -> BasicBlock:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Kaiming-normal convolutions, as torchvision's ResNet."""
+    """Kaiming-normal convolutions, as in torchvision's ResNet."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -1,7 +1,7 @@
 """ConvViT, the ConvMAE backbone (Gao et al., NeurIPS 2022), with the names of its checkpoints.
 
-Two convolutional stages at strides 4 and 8, then transformer blocks at stride 16. The blocks come
-apart (`TransformerBlock`), so that STML can run its three streams through them.
+Two convolutional stages at strides 4 and 8, then transformer blocks at stride 16, each in two
+halves (`TransformerBlock`), so that STML can run its three streams through them.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from stma.model.backbone import (
 from stma.model.drop_path import DropPath
 
 # ConvMAE's code builds the norms of its convolutional parts with PyTorch's default epsilon and
-# only the transformer blocks with 1e-6; its checkpoints were trained so.
+# only the transformer blocks with 1e-6; its checkpoints were trained that way.
 CONV_NORM_EPS = 1e-5
 
 
@@ -63,7 +63,7 @@ class ConvViT(Backbone):
 
     Args:
         dims: channels at strides 4, 8 and 16.
-        depths: blocks of the three stages.
+        depths: blocks in the three stages.
         drop_path: stochastic depth of the last block, growing linearly from 0.
     """
 

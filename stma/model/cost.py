@@ -16,8 +16,8 @@ def count_cost(
     """Parameters, and GFLOPs of each part of a frame and of a memory update.
 
     Returns:
-        The number of parameters, and GFLOPs by part: ``frame`` with the references cached,
-        ``recomputed`` without, ``update`` what a memory update adds to the former.
+        The number of parameters, and GFLOPs by part: ``frame`` with cached references,
+        ``recomputed`` without the cache, ``update`` what a memory update adds to ``frame``.
     """
     memory = VideoMemory(spatial=SpatialMemory(queue_size=1))
 

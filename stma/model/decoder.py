@@ -25,7 +25,7 @@ class UpsampleBlock(nn.Module):
 class Decoder(nn.Module):
     """Residual upsampling blocks from stride 16 to 4, then bilinear to full size.
 
-    Readout and ``F_t`` are concatenated (ours) by adding two convolutions, so that the part of
+    Readout and ``F_t`` are concatenated (ours) by adding two convolutions, so that the one of
     ``F_t``, like the skip connections, is computed once for all objects.
 
     Args:

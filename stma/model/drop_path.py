@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch for some samples of a batch in training, ``(B, ...)`` alike.
+    """Drops a residual branch ``(B, ...)`` for some samples of a batch in training.
 
-    The probability is a tensor, so that blocks which differ in nothing else share one compiled
-    graph (timm's is a number, a constant of the graph).
+    The probability is a tensor, so that blocks that differ in nothing else share one compiled graph
+    (timm's is a number, and so a constant of the graph).
     """
 
     keep: Tensor

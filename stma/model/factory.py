@@ -27,8 +27,8 @@ class ModelConfig:
     Attributes:
         backbone: ``convvit`` or ``vit``.
         dims: channels at strides 4, 8 and 16; a ViT makes the first two with its pyramid.
-        depths: blocks at these strides; a ViT has some at stride 16 only, where every network has
-            2 or more, as what leaves the last one for the objects is read by nobody.
+        depths: blocks at these strides; a ViT has them only at stride 16. Every network needs 2 or
+            more there, since nothing reads the objects after the last block.
         drop_path: stochastic depth of the last block.
         value_dim: channels of an ID value; null for the width of a token.
         value_widths: channels of the value encoder at strides 4, 8 and 16.
@@ -36,9 +36,9 @@ class ModelConfig:
         decoder_widths: channels of the decoder at stride 16, and at strides 8 and 4.
         key_dim: width of the projected memory keys; null for no projection.
         similarity: ``dot`` or ``l2``.
-        enhanced_keys: the memory keys of a frame that gives objects are computed anew once these
-            are known (ours).
-        class_token: a ViT's frames carry one, as in pretraining (ours).
+        enhanced_keys: whether the memory keys of a frame that gives objects are recomputed once
+            these are known (ours).
+        class_token: whether a ViT's frames carry one, as in pretraining (ours).
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
     """
@@ -131,7 +131,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
 
 
 def build_model(config: ModelConfig) -> STMA:
-    """A network with fresh weights (seed torch first for the same ones)."""
+    """A network with fresh weights (seed torch first to reproduce them)."""
     backbone = build_backbone(config)
     value_dim = backbone.dim if config.value_dim is None else config.value_dim
 
@@ -155,5 +155,5 @@ def build_model(config: ModelConfig) -> STMA:
             streams=streams,
             enhanced_keys=config.enhanced_keys,
         )
-    # Depthwise and pointwise convolutions of few channels are much faster so on every device.
+        # Depthwise and pointwise convolutions of few channels are much faster this way everywhere.
     return model.to(memory_format=torch.channels_last)

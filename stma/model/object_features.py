@@ -13,7 +13,7 @@ CENTER_MOMENTUM = 0.95
 
 
 def object_regions(masks: Tensor) -> Tensor:
-    """Where each object is at stride 16: cells that it touches, or all cells if it is nowhere.
+    """Where each object is at stride 16: cells that it touches, or all cells if it is absent.
 
     Args:
         masks: ``(B, N, H, W)`` probabilities or hard masks.
@@ -26,11 +26,11 @@ def object_regions(masks: Tensor) -> Tensor:
 
 
 class ObjectFeatures(nn.Module):
-    """``f_o`` of Eq. 5 and the projection and embedding with which ``F_o`` enters STML.
+    """``f_o`` of Eq. 5, and the projection and embedding with which ``F_o`` enters STML.
 
-    The maximum over time is taken over memorised frames by the temporal memory; one frame is
-    pooled once, when it is written, over the object's own region (ours: over the whole map the
-    background's maxima win, and all objects get nearly the same token).
+    The temporal memory takes the maximum over memorised frames; each frame is pooled once, when it
+    is written, over the object's own region (ours: over the whole map, the background's maxima win,
+    and all objects get nearly the same token).
     """
 
     center: Tensor
@@ -39,15 +39,15 @@ class ObjectFeatures(nn.Module):
     def __init__(self, value_dim: int, dim: int) -> None:
         super().__init__()
         self.f_o = nn.Linear(value_dim, dim)
-        # Most of a pooled value says "this is an object", alike for all of them. Without taking
-        # the mean over objects away, trained tokens had a cosine of 0.99 (ours).
+        # Most of a pooled value says "this is an object", the same for all of them. Unless the
+        # mean over objects is subtracted, trained tokens have a cosine of 0.99 (ours).
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long))
         self._observed: Tensor | None = None  # (C + 1): sum, and number of objects
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.project = nn.Linear(dim, dim, bias=False)
-        # One vector for all objects: the model is equivariant to their order and not bound to a
-        # number of them (ours).
+        # One vector for all objects: the model is equivariant to their order and not limited to a
+        # certain number (ours).
         self.position = nn.Parameter(torch.zeros(dim))
         nn.init.trunc_normal_(self.position, std=0.02)
 
@@ -55,8 +55,8 @@ class ObjectFeatures(nn.Module):
         """Project and pool one frame.
 
         Args:
-            values: ``(B, N, C, h, w)`` of the value encoder.
-            masks: ``(B, N, H, W)`` that they were made from.
+            values: ``(B, N, C, h, w)`` from the value encoder.
+            masks: ``(B, N, H, W)`` that they were encoded from.
 
         Returns:
             ``(B, N, C)``.
@@ -70,7 +70,7 @@ class ObjectFeatures(nn.Module):
 
         Args:
             pooled: ``(B, N, C)``, the maximum over time.
-            valid_objects: ``(B, N)`` bool; the others do not count in the running mean.
+            valid_objects: ``(B, N)`` bool; the others do not enter the running mean.
 
         Returns:
             ``(B, N, C)``.
@@ -80,7 +80,7 @@ class ObjectFeatures(nn.Module):
         return self.project(self.norm(pooled - self.center)) + self.position
 
     def _observe(self, pooled: Tensor, valid_objects: Tensor | None) -> None:
-        """Add to the sum and the number of objects seen, for `update_center`."""
+        """Add to the sum and number of objects seen, for `update_center`."""
         pooled = at_least_fp32(pooled)
         if valid_objects is None:
             valid_objects = torch.ones_like(pooled[..., 0], dtype=torch.bool)
@@ -89,7 +89,7 @@ class ObjectFeatures(nn.Module):
         self._observed = total if self._observed is None else self._observed + total
 
     def forget_observed(self) -> None:
-        """Leave out what was seen since the last update: the step was not finite."""
+        """Discard what was seen since the last update, because the step was not finite."""
         self._observed = None
 
     @torch.no_grad()
@@ -97,10 +97,10 @@ class ObjectFeatures(nn.Module):
         """Move the running mean towards the objects seen since the last call.
 
         Args:
-            over_processes: sums a tensor over all that train together.
+            over_processes: sums a tensor over all training processes.
 
-        Training calls this once per step of the optimiser, so that all forward passes of a step
-        see the same mean, however its batch is split.
+        Training calls this once per optimiser step, so that all forward passes of a step see the
+        same mean, however its batch is split.
         """
         if self._observed is None:
             return
@@ -117,7 +117,7 @@ class NoObjectFeatures(nn.Module):
     """For the variants without ``F_o``: nothing is pooled, and there is nothing to train."""
 
     def pool(self, values: Tensor, masks: Tensor) -> Tensor:
-        """Empty tokens ``(B, N, 0)`` for the memory's account of frames."""
+        """Empty tokens ``(B, N, 0)``, since the memory keeps some for every frame."""
         return values.new_zeros(*values.shape[:2], 0)
 
     def forget_observed(self) -> None:

@@ -1,9 +1,9 @@
-"""Table 1, "w/o temporal memory": SimVOS's way, one pass of the network for each object.
+"""Table 1, "w/o temporal memory": as in SimVOS, one pass of the network for each object.
 
-The mask of an object is embedded and added to the tokens of the reference frames; the test frame
-reads them in every block, and its own tokens, which then belong to that object, are decoded. There
-are no ID values, and so neither ID association nor object tokens (ours: ``F_o`` is pooled from ID
-values, Eq. 5).
+An object's mask is embedded and added to the tokens of the reference frames; the test frame reads
+them in every block, and its own tokens, now specific to that object, are decoded. There are no ID
+values, and so neither ID association nor object tokens (ours: ``F_o`` is pooled from ID values,
+Eq. 5).
 """
 
 import torch
@@ -29,9 +29,9 @@ from stma.structures import at_least_fp32
 
 
 class MaskEmbedding(nn.Module):
-    """An object's mask and the sum of the others', patch by patch, as wide as a token.
+    """Embeds an object's mask and the sum of the others', patch by patch, as wide as a token.
 
-    It stands where the full model has its value encoder; the frame itself is in the tokens.
+    It takes the place of the value encoder; the frame itself is in the tokens.
     """
 
     def __init__(self, dim: int) -> None:
@@ -59,11 +59,11 @@ class PerObjectSTMA(STMA):
         )
 
     def encode(self, frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
-        """Nothing: no key is needed, as there is no temporal memory."""
+        """Nothing: without temporal memory, no key is needed."""
         return frame.tokens[:, :0]
 
     def prepare(self, memory: VideoMemory) -> list:  # type: ignore[override]
-        """Keys and values of the references, for every group of objects with the same ones."""
+        """Keys and values of the references, for every group of objects that shares them."""
         prepared = []
         for objects in memory.spatial.object_groups():
             references = memory.spatial.references(objects)  # (B, N', R, L, C)
@@ -73,7 +73,7 @@ class PerObjectSTMA(STMA):
         return prepared
 
     def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
-        """One pass for each object, in a batch; then soft aggregation over all."""
+        """One pass for each object, as a batch; then soft aggregation over all."""
         if memory.prepared is None:
             memory.prepared = self.prepare(memory)
         logits = [self._logits(frame, count, keys) for count, keys in memory.prepared]
@@ -81,7 +81,7 @@ class PerObjectSTMA(STMA):
         return Segmentation(frame.tokens[:, :0], soft_aggregate(together, memory.valid_objects))
 
     def _logits(self, frame: FrameEmbedding, count: int, keys: object) -> Tensor:
-        """``(B, N', H, W)`` of a group of objects."""
+        """Logits ``(B, N', H, W)`` of a group of objects."""
 
         def for_each(x: Tensor) -> Tensor:
             return repeat(x, "b ... -> (b n) ...", n=count)
@@ -104,7 +104,7 @@ class PerObjectSTMA(STMA):
         *,
         pinned: bool,
     ) -> None:
-        """Write a frame, once for each object with its mask, into the spatial memory."""
+        """Write a frame into the spatial memory, once for each object, with its mask."""
         embedded = map_to_tokens(self.value_encoder(images, masks))
         embedded = F.pad(embedded, (0, 0, self.backbone.num_prefix, 0))
         memory.write_references(frame.tokens[:, None] + embedded, pinned=pinned)

@@ -1,7 +1,8 @@
 """Public pretrained backbones: ConvMAE, MAE, MoCo v3 and DINOv2 checkpoints, in our names.
 
-Each format has a pure function ``convert_*(state) -> state``. What a format is known to hold beside
-the backbone (decoders, heads, mask tokens) is dropped; anything else that does not fit is an error.
+Each format has a pure function ``convert_*(state) -> state``. What a format is known to hold
+besides its backbone (decoders, heads, mask tokens) is dropped; all else that does not fit is an
+error.
 """
 
 import argparse
@@ -40,7 +41,7 @@ CLASS_TOKEN = "cls_token"
 WITHOUT_CLASS_TOKEN = "model.class_token=false is the network without it"
 FIRST_BLOCK = "blocks.0.attn.qkv.weight"
 PARALLEL = "module."
-# MoCo v3's own linear probe and conversion take the base encoder.
+# MoCo v3's own linear probe and conversion use the base encoder.
 MOCO_PREFIXES = ("base_encoder.", "momentum_encoder.")
 # The part of ConvMAE's decoder that reads stages 1 and 2: its fine-tuning leaves it out too.
 CONVMAE_DROPPED = re.compile(r"decoder_|mask_token$|stage[12]_output_decode\.|head\.|fc_norm\.")
@@ -49,7 +50,7 @@ OURS = re.compile(r"to_stride[48]\.")  # the pyramid of a plain ViT
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(ls[12])\.gamma")
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 SHOWN = 8  # names in an error
-# All that a damaged file makes the unpickler raise.
+# Everything that the unpickler raises on a damaged file.
 DAMAGED = (
     pickle.UnpicklingError,
     struct.error,
@@ -70,7 +71,7 @@ def convert_convmae(state: Mapping[str, Tensor]) -> State:
 
 
 def convert_mae(state: Mapping[str, Tensor]) -> State:
-    """MAE (He et al., 2022) with or without its decoder, fine-tuned, or any ViT with these names.
+    """MAE (He et al., 2022) with or without its decoder, fine-tuned, or any ViT with its names.
 
     The class token's position is added to it.
     """
@@ -79,7 +80,7 @@ def convert_mae(state: Mapping[str, Tensor]) -> State:
 
 def convert_moco_v3(state: Mapping[str, Tensor]) -> State:
     """MoCo v3 (Chen et al., 2021): the base encoder, or the momentum encoder if there is no other,
-    or an encoder alone, as its linear probe and its conversion leave it."""
+    or a bare encoder, as its linear probe and conversion write it."""
     state = _unwrapped(state)
     prefix = _moco_prefix(state)
     names = [name for name in state if name.startswith(prefix)]
@@ -99,14 +100,14 @@ def convert_dinov2(state: Mapping[str, Tensor]) -> State:
                     converted[f"{layer}.{part}"] = converted[f"{layer}.{part}"] * factor
     projection = converted.get("patch_embed.proj.weight")
     if projection is not None:
-        # By FlexiViT's pseudo-inverse: a patch that is enlarged bicubically gives the same token.
+        # By FlexiViT's pseudo-inverse: a patch enlarged bicubically gives the same token.
         converted["patch_embed.proj.weight"] = resample_patch_embed(projection, [STRIDE, STRIDE])
     return converted
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of public checkpoint: how it is recognised by its names, and what it is for."""
+    """A kind of public checkpoint: how to recognise it by its names, and what it is for."""
 
     name: str
     recognises: Callable[[Mapping[str, Tensor]], bool]
@@ -124,15 +125,15 @@ FORMATS = (
 
 
 def load_pretrained(backbone: Backbone, path: str | Path) -> None:
-    """Fill a backbone with a public checkpoint; logs what was kept, dropped, changed and is new.
+    """Load a public checkpoint into a backbone; logs what was kept, dropped, changed and is new.
 
     Args:
-        path: ``.pth``, unpickled with nothing but tensors, plain values and
-            ``argparse.Namespace`` (MAE's settings) allowed, or ``.safetensors``.
+        path: ``.safetensors``, or ``.pth``, of which only tensors, plain values and
+            ``argparse.Namespace`` (MAE's settings) are unpickled.
 
     Raises:
-        InputError: names the file and what is in it: no such file, damaged, none of the formats,
-            or a checkpoint of another architecture or size. The backbone is unchanged.
+        InputError: no such file, damaged, none of the formats, or of another architecture or size;
+            the message names the file and what it holds. The backbone is unchanged.
     """
     state, kind = _recognise(path)
     if not isinstance(backbone, kind.backbone):
@@ -159,14 +160,16 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
         if not (tensor.is_floating_point() and tensor.isfinite().all())
     ]
     if damaged:
-        raise InputError(f"{path}: {_first(damaged)}: not finite numbers; the file is damaged")
+        raise InputError(
+            f"{path}: {_first(damaged)}: not all numbers are finite; the file is damaged"
+        )
     backbone.load_state_dict(converted, strict=False)  # what is missing has been checked
     for line in summary(state, converted, new):
         log.info("%s: %s checkpoint: %s", path, kind.name, line)
 
 
 def kind_of(path: str | Path) -> str:
-    """Which of :data:`FORMATS` a file is, by name.
+    """The name of a file's format in :data:`FORMATS`.
 
     Raises:
         InputError: as :func:`load_pretrained`.
@@ -188,14 +191,14 @@ def _recognise(path: str | Path) -> tuple[State, Format]:
 def check_fits(
     backbone: Backbone, converted: Mapping[str, Tensor], *, fine_tuned: bool, source: str
 ) -> list[str]:
-    """The names that a converted checkpoint leaves as they are: our own parts.
+    """The names that a converted checkpoint does not fill: our own parts.
 
     Args:
-        fine_tuned: the final norm may be missing too; ``fc_norm``, in its place, is for features
-            that have been averaged over all tokens.
+        fine_tuned: the final norm may be missing too; its replacement, ``fc_norm``, is for features
+            averaged over all tokens.
 
     Raises:
-        InputError: a tensor is missing, has another shape or no place.
+        InputError: a tensor is missing, unexpected or of another shape.
     """
     own = backbone.state_dict()
     new = [name for name in own if name not in converted]
@@ -214,7 +217,7 @@ def check_fits(
         rest = len(problems) - SHOWN
         shown = problems[:SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
         raise InputError(
-            f"{source} of another size or architecture than the model's backbone\n  "
+            f"{source} whose size or architecture differs from the model's backbone\n  "
             + "\n  ".join(shown)
         )
     return new
@@ -223,7 +226,7 @@ def check_fits(
 def summary(
     state: Mapping[str, Tensor], converted: Mapping[str, Tensor], new: Iterable[str]
 ) -> list[str]:
-    """What became of a checkpoint, in a few lines: counts of tensors by the head of their names."""
+    """What became of a checkpoint, in a few lines: counts of tensors by prefix of their names."""
     prefix = _moco_prefix(state)
     sources = {prefix + name for name in converted}
     folded = [name for name in state if LAYER_SCALE.fullmatch(name)]
@@ -241,11 +244,11 @@ def summary(
 
 
 def read_public_checkpoint(path: str | Path) -> State:
-    """The tensors of a file, on the CPU; of ``model`` or ``state_dict`` where there is such a key.
+    """The tensors of a file, on the CPU; under the key ``model`` or ``state_dict`` if it has one.
 
     Raises:
-        InputError: there is no such file, it is damaged, holds no tensors, or more than may safely
-            be unpickled.
+        InputError: there is no such file, it is damaged, holds no tensors, or holds something that
+            cannot be unpickled safely.
     """
     path = Path(path)
     if not path.is_file():
@@ -259,7 +262,7 @@ def read_public_checkpoint(path: str | Path) -> State:
             return tensors
     else:
         there = f"is a {type(loaded).__name__}"
-    raise InputError(f"{path}: no tensors by name, nor below 'model' or 'state_dict'; it {there}")
+    raise InputError(f"{path}: no tensors by name, nor under 'model' or 'state_dict'; it {there}")
 
 
 def _unpickled(path: Path) -> Any:
@@ -270,27 +273,27 @@ def _unpickled(path: Path) -> Any:
         # torch's own message tells how to load it unsafely.
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise InputError(
-                f"{path}: holds {match[1]}, which can run code when it is loaded; save its tensors "
-                "alone, as .safetensors"
+                f"{path}: holds {match[1]}, which can run code when loaded; save only its tensors, "
+                "as .safetensors"
             ) from error
         reason = str(error).partition("\n")[0][:200]
-        raise InputError(f"{path}: not a whole file of torch.save ({reason})") from error
+        raise InputError(f"{path}: not a complete torch.save file ({reason})") from error
 
 
 def _safetensors(path: Path) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("format") == FORMAT:
-                raise InputError(f"{path}: a whole model of STMA; give it as weights=")
+                raise InputError(f"{path}: a complete STMA model; give it as weights=")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
-            f"{path}: neither a file of torch.save nor a whole safetensors file ({error})"
+            f"{path}: neither a torch.save file nor a complete safetensors file ({error})"
         ) from error
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> State:
-    """Without what DataParallel puts before every name."""
+    """Without DataParallel's prefix to every name."""
     if not all(name.startswith(PARALLEL) for name in state):
         return dict(state)
     return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
@@ -301,7 +304,7 @@ def _without(state: Mapping[str, Tensor], dropped: re.Pattern[str]) -> State:
 
 
 def _positions_resized(state: State) -> State:
-    """Bicubically at our grid, ``(1, 14 * 14, C)``; the class token's own is added to it."""
+    """Resampled bicubically to our grid, ``(1, 14 * 14, C)``; the class token's is added to it."""
     positions = state.get("pos_embed")
     if positions is None:
         return state
@@ -332,8 +335,8 @@ def _is_mae(state: Mapping[str, Tensor]) -> bool:
 
 
 def _encodes(state: Mapping[str, Tensor], *, row_first: bool) -> bool:
-    """Whether positions are the sine-cosine embedding, with MAE's column or MoCo v3's row in its
-    first half of channels: their encoders have the same names."""
+    """Whether positions are the sine-cosine embedding with MAE's columns or MoCo v3's rows in the
+    first half of the channels: their encoders have the same names."""
     positions = state.get("pos_embed")
     if positions is None or positions.ndim != 3 or positions.shape[2] % 4:
         return False
@@ -353,6 +356,6 @@ def _first(names: Iterable[object]) -> str:
 
 
 def _heads(names: list[str]) -> str:
-    """``decoder_blocks.0.norm1.weight`` and the like by their first word, with counts."""
+    """Names like ``decoder_blocks.0.norm1.weight``, counted by their first word."""
     words = Counter(name.removeprefix("base_encoder.").partition(".")[0] for name in names)
     return ", ".join(f"{word} {count}" for word, count in words.items())

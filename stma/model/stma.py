@@ -1,6 +1,6 @@
 """The network: Eq. 1, one frame at a time, and the unroll of a training clip.
 
-The network owns no state of a video. `embed`, `encode`, `segment` and `memorize` take a
+The network holds no state of a video. `embed`, `encode`, `segment` and `memorize` take a
 :class:`~stma.memory.video.VideoMemory`; `forward` unrolls the same calls that the segmenter makes.
 """
 
@@ -29,19 +29,19 @@ from stma.model.variants import FullStreams, Prepared, Streams
 from stma.structures import ClipBatch, Prediction, at_least_fp32
 
 # All blocks run the same code, on three streams of several shapes, with and without gradient: about
-# 25 graphs. Past dynamo's limit (8) it would leave the rest to eager, with a warning.
+# 25 graphs. Beyond its limit of 8, dynamo would run the rest eagerly, with a warning.
 MAX_GRAPHS = 64
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the network says of one frame.
+    """The network's output for one frame.
 
     Attributes:
         features: ``F_t (B, L, C)``, the key under which the frame is memorised.
         logits: ``(B, N+1, H, W)``, background first.
         object_logits: ``(B, N, L)``, how well each token of the frame agrees with each object
-            token; None where the variant has none. Only an auxiliary loss reads it (ours).
+            token; None if the variant has none. Only an auxiliary loss reads it (ours).
     """
 
     features: Tensor
@@ -59,11 +59,11 @@ class STMA(nn.Module):
 
     Args:
         streams: which tokens read which; the paper's full model by default.
-        enhanced_keys: the key of a frame that gives objects is computed anew, once they are known:
-            the frame reads itself and them (ours, off in the paper's model).
+        enhanced_keys: whether the key of a frame that gives objects is recomputed once they are
+            known: the frame reads itself and them (ours, off in the paper's model).
 
     Attributes:
-        segmenter_settings: of a segmenter that the weights are good with, by their names (such as
+        segmenter_settings: segmenter settings that suit the weights, by name (such as
             ``short_side``); they are saved and loaded with the weights.
     """
 
@@ -95,14 +95,14 @@ class STMA(nn.Module):
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
     def checkpoint_blocks(self, on: bool = True) -> None:
-        """Whether training computes the activations of the STML blocks again in the backward pass,
+        """Whether training recomputes the activations of the STML blocks in the backward pass
         instead of keeping them."""
         for block in self.backbone.last_stage:
             block.recompute = on
 
     def compile_parts(self, backend: str = "inductor") -> None:
-        """Compile what computes most, in place: blocks, value encoder and decoder. The unroll of a
-        clip around them stays Python.
+        """Compile the most expensive parts in place: blocks, value encoder and decoder. The unroll
+        of a clip around them stays in Python.
 
         Args:
             backend: of ``torch.compile``.
@@ -121,7 +121,7 @@ class STMA(nn.Module):
         return (images - self.mean) / self.std
 
     def embed(self, images: Tensor) -> FrameEmbedding:
-        """Stages before the last one; they see a frame alone.
+        """The stages before the last one; they see only the frame itself.
 
         Args:
             images: ``(B, 3, H, W)`` normalised, H and W multiples of 16.
@@ -131,7 +131,7 @@ class STMA(nn.Module):
     def encode(self, frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
         """STML: ``F_t (B, L, C)`` of a frame, given the references and the objects (Eq. 2-4).
 
-        With nothing in memory the test stream runs alone, which gives the first frame's key.
+        With an empty memory the test stream runs alone, which gives the first frame's key.
         """
         if memory.prepared is None and not memory.is_empty:
             memory.prepared = self.prepare(memory)
@@ -139,7 +139,7 @@ class STMA(nn.Module):
         return self.backbone.finish(tokens)
 
     def prepare(self, memory: VideoMemory) -> Prepared:
-        """What every frame until the next memory update will read of references and objects."""
+        """What all frames until the next memory update will read from references and objects."""
         pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
         return self._prepare(memory, pooled)
 
@@ -155,7 +155,7 @@ class STMA(nn.Module):
 
     def _enhance(self, frame: FrameEmbedding, memory: VideoMemory, pooled: Tensor) -> Tensor:
         """``F_t (B, L, C)`` of a frame that is already among the references, given the objects
-        known so far and those that it brings, ``pooled (B, N, C)``."""
+        known so far and those that it adds, ``pooled (B, N, C)``."""
         tokens = None
         if self.streams.reads_objects:
             tokens = pooled
@@ -201,9 +201,9 @@ class STMA(nn.Module):
         Args:
             images: ``(B, 3, H, W)`` normalised, the frame of ``frame``.
             features: its ``F_t (B, L, C)``.
-            masks: ``(B, N, H, W)`` probabilities or ground truth; objects beyond those in memory
-                enter with this frame.
-            pinned: the frame first gave an object and is never to be forgotten.
+            masks: ``(B, N, H, W)`` probabilities or ground truth; objects not yet in memory enter
+                with this frame.
+            pinned: whether never to forget the frame, because it first gave an object.
         """
         values = self.value_encoder(images, masks)
         pooled = self.object_features.pool(values, masks)
@@ -216,7 +216,7 @@ class STMA(nn.Module):
         )
 
     def forward(self, clip: ClipBatch) -> Prediction:
-        """Segment frames ``1..T-1`` of a batch of clips of any size from the masks of frame 0."""
+        """Segment frames ``1..T-1`` of a batch of clips of any size, given the masks of frame 0."""
         num_frames = clip.frames.shape[1]
         num_objects = clip.valid_objects.shape[1]
         height, width = clip.frames.shape[-2:]
@@ -236,7 +236,7 @@ class STMA(nn.Module):
             self.memorize(
                 images_by_frame[t - 1], frames[t - 1], features, masks, memory, pinned=t == 1
             )
-            # With one frame in memory there is one reference, not the same one twice.
+            # With one frame in memory there is one reference, not the same frame twice.
             if self.streams.reads_references:
                 memory.select_references(clip.references[:, t, : min(t, clip.references.shape[2])])
             segmentation = self.segment(frames[t], memory)
@@ -255,6 +255,6 @@ def _prepare_compiler() -> None:
 
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     setattr(config, limit, max(MAX_GRAPHS, getattr(config, limit)))
-    # DDP would cut graphs where its buckets end, which torch 2.6 cannot do where activations are
-    # recomputed. The parts that are compiled are smaller than buckets anyway.
+    # DDP would split graphs at its buckets' ends, which torch 2.6 cannot do when activations are
+    # recomputed. The compiled parts are smaller than buckets anyway.
     config.optimize_ddp = False

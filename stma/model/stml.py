@@ -1,6 +1,6 @@
 """STML, the spatial-temporal multi-level association block (Eq. 2-4).
 
-Three streams run through every last-stage block on that block's own weights:
+Three streams run through every last-stage block, with that block's own weights:
 
 =============================  ==============  =========================  ========
 stream                         queries         keys and values            equation
@@ -25,7 +25,7 @@ from stma.model.attention import TransformerBlock
 from stma.structures import KeyValue
 
 ReferenceCache = list[KeyValue]
-"""For every block, keys and values of all references, ``(B, heads, R * L, d)``."""
+"""The keys and values of all references for every block, ``(B, heads, R * L, d)``."""
 
 
 def encode_references(
@@ -39,7 +39,7 @@ def encode_references(
     Args:
         references: ``(B, R, L, C)`` tokens of the reference frames as they enter the blocks.
         objects: ``(B, N, C)`` object tokens as they enter the blocks; None leaves them out, and
-            references read themselves alone (Table 1, "w/o object").
+            references read only themselves (Table 1, "w/o object").
         valid_objects: ``(B, N)`` bool; False hides a padded object from every stream.
 
     Returns:
@@ -69,7 +69,7 @@ def encode_references(
             )
         )
         if index + 1 == len(blocks):
-            break  # nothing reads the tokens that would leave the last block
+            break  # nothing would read the last block's output
         if objects is None:
             references = block.update(references, reference_query, reference_keys)
             continue
@@ -97,9 +97,9 @@ def encode_test(
     """Run the test stream (Eq. 4): ``tokens (B, L, C)`` read themselves and all references.
 
     Args:
-        others: keys and values of what is read beside the tokens; None (the very first frame) lets
-            them read themselves alone.
-        others_mask: ``(B, S)`` bool, False hides one of the others.
+        others: keys and values to read besides the tokens' own; with None (the very first frame)
+            they read only themselves.
+        others_mask: ``(B, S)`` bool; False hides one of the others.
     """
     mask = None
     if others_mask is not None:

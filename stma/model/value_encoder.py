@@ -1,7 +1,7 @@
-"""The ID value encoder: a frame and the masks in it, to one value map per object.
+"""The ID value encoder: from a frame and its masks to one value map per object.
 
-It is also the paper's feature enhancement layer: on the first frame, with nothing in memory yet,
-it turns the frame and its ground truth into the first object features (our reading).
+It is also the paper's feature enhancement layer: on the first frame, when memory is empty, it turns
+the frame and its ground truth into the first object features (our reading).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class ValueEncoder(nn.Module):
     """(image, mask of the object, masks of the others) to ``C x h x w``, for each object.
 
     A ResNet up to stride 16 with GroupNorm. Its first convolution is split: the image part is the
-    same for every object and is computed once.
+    same for all objects and is computed once.
 
     Args:
         dim: channels of a value.

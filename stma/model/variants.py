@@ -1,8 +1,8 @@
 """The ablations of Table 1 that change which tokens read which.
 
-Each is a pair of calls on the same blocks: `prepare`, once per memory update, on what does not
-depend on the test frame, and `encode`, for every frame, on what `prepare` has left. The fifth row,
-without temporal memory, is another network: :mod:`stma.model.per_object`.
+Each is a pair of calls on the same blocks: `prepare`, once per memory update, for what does not
+depend on the test frame, and `encode`, for every frame, on the result of `prepare`. The fifth row,
+without temporal memory, is a different network: :mod:`stma.model.per_object`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,17 +20,17 @@ Blocks = Sequence[TransformerBlock]
 
 
 Groups = tuple[tuple[str, int], ...]
-"""What a sequence of tokens is made of: names and lengths, in its order."""
+"""What a sequence of tokens consists of: names and lengths, in order."""
 
 
 @dataclass(frozen=True)
 class Others:
-    """Keys and values that the test frame reads beside its own.
+    """Keys and values that the test frame reads besides its own.
 
     Attributes:
         keys: of every block, ``(B, heads, S, d)``.
         groups: whose they are.
-        mask: ``(B, S)`` bool, False where a batch pads; None where all are real.
+        mask: ``(B, S)`` bool, False for padding; None if all are real.
         objects: the object tokens as they enter the last block, ``(B, N, C)``; None without any.
     """
 
@@ -53,12 +53,12 @@ Prepared = Others | JointTokens
 
 
 def reference_groups(references: Tensor) -> Groups:
-    """Of references ``(B, R, L, C)`` one after another."""
+    """Groups of references ``(B, R, L, C)``, one after another."""
     return tuple((f"reference{i + 1}", references.shape[2]) for i in range(references.shape[1]))
 
 
 def object_group(objects: Tensor) -> tuple[str, int]:
-    """Of objects ``(B, N, C)``."""
+    """The group of objects ``(B, N, C)``."""
     return ("objects", objects.shape[1])
 
 
@@ -83,13 +83,14 @@ class Streams(ABC):
         """What the test frame will read.
 
         Args:
-            references: ``(B, R, L, C)``; None where the variant does not read them.
+            references: ``(B, R, L, C)``; None if the variant does not read them.
             objects: ``(B, N, C)``; None likewise.
-            valid_objects: ``(B, N)`` bool, False where a batch pads; None where all are real.
+            valid_objects: ``(B, N)`` bool, False for padding; None if all are real.
         """
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
-        """The test frame's tokens ``(B, L, C)`` after all blocks; alone with None."""
+        """The test frame's tokens ``(B, L, C)`` after all blocks; with None they read only
+        themselves."""
         if prepared is None:
             return encode_test(blocks, tokens, None)
         assert isinstance(prepared, Others)

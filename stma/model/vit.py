@@ -33,13 +33,13 @@ class PatchProjection(nn.Module):
 
 
 class ViT(Backbone):
-    """ViT without head.
+    """ViT without its head.
 
-    A class token, if there is one, goes through the blocks with its frame and is left behind, so
-    that the other tokens are what they were in pretraining.
+    A class token, if there is one, goes through the blocks with its frame and is then dropped, so
+    that the other tokens are as in pretraining.
 
-    It has no stages at strides 8 and 4: transposed convolutions on the last feature supply them,
-    as ViTDet and SimVOS do (ours, not the paper's).
+    It has no stages at strides 8 and 4: transposed convolutions on the last feature supply these
+    features, as in ViTDet and SimVOS (ours, not the paper's).
     """
 
     pos_embed: Tensor

@@ -1,7 +1,7 @@
 """Weights on disk: one safetensors file that is enough to build the model.
 
-The configuration of the model, the settings of a segmenter that it is good with and where the
-weights come from are in the file's metadata. Nothing is ever unpickled.
+Its metadata holds the model's configuration, the segmenter settings that suit it and where the
+weights come from. Nothing is ever unpickled.
 """
 
 import json
@@ -35,13 +35,13 @@ def shipped_weights() -> list[str]:
 
 
 def find_weights(weights: str | Path) -> Path:
-    """The file that a user means.
+    """The file that the user means.
 
     Args:
         weights: a file; a folder that train.py wrote to; or the name of shipped ones (``small``).
 
     Raises:
-        InputError: there is none; says which weights are shipped.
+        InputError: there is none; the message says which weights are shipped.
     """
     if str(weights) in shipped_weights():
         return SHIPPED / f"{weights}.safetensors"
@@ -62,7 +62,7 @@ def save_weights(
     """Write atomically: to a file beside it, flushed, then renamed.
 
     Args:
-        model: its ``segmenter_settings`` are written, too.
+        model: its ``segmenter_settings`` are written too.
         provenance: anything JSON can hold: the run's configuration, iterations, versions.
     """
     path = Path(path)
@@ -82,7 +82,7 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
     """The model's configuration, the provenance and the tensors (on the CPU).
 
     Raises:
-        InputError: there is no such file, it is a pickle or damaged, or not this project's, or a
+        InputError: there is no such file, it is a pickle, damaged or not this project's, or a
             tensor holds NaN or infinity.
     """
     path = find_weights(path)
@@ -96,13 +96,13 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(
                 f"{path}: {name} holds NaN or infinity; the training that wrote it went wrong, so "
-                "take earlier weights"
+                "use earlier weights"
             )
     return parse_config(ModelConfig, values, source=f"{path}: model"), provenance, tensors
 
 
 def read_segmenter_settings(path: str | Path) -> dict[str, Any]:
-    """Settings of a segmenter that the weights are good with, by their names; empty for none.
+    """Segmenter settings that suit the weights, by name; empty for none.
 
     Raises:
         InputError: see :func:`read_weights`.
@@ -116,7 +116,7 @@ def read_segmenter_settings(path: str | Path) -> dict[str, Any]:
 
 
 def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and, where they are asked for, all tensors."""
+    """Metadata and, if asked for, all tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -125,11 +125,11 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, Ten
     except SafetensorError as error:
         if is_pickle(path):
             raise InputError(
-                f"{path}: a PyTorch pickle, which can run any code when it is loaded; "
+                f"{path}: a PyTorch pickle, which can run any code when loaded; "
                 "give a .safetensors file that train.py wrote (a public backbone: train.py "
                 "pretrained=FILE)"
             ) from error
-        raise InputError(f"{path}: not a whole safetensors file ({error})") from error
+        raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path}: a safetensors file without STMA's model configuration; "
@@ -146,7 +146,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def check_same_architecture(config: ModelConfig, own: ModelConfig, source: str | Path) -> None:
-    """Refuse weights of a model that is configured otherwise, even where all shapes agree.
+    """Refuse weights of a differently configured model, even if all shapes agree.
 
     Raises:
         InputError: names the settings that differ.
@@ -164,7 +164,7 @@ def check_same_architecture(config: ModelConfig, own: ModelConfig, source: str |
 
 
 def check_fits(model: STMA, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse tensors of which a name or a shape does not fit; a model on meta will do.
+    """Refuse tensors whose name or shape does not fit; the model may be on meta.
 
     Raises:
         InputError: names all missing, unexpected and misshapen tensors.
@@ -187,10 +187,10 @@ def _misfits(model: STMA, tensors: Mapping[str, Tensor]) -> list[str]:
 def load_state(
     model: STMA, tensors: Mapping[str, Tensor], source: str | Path, *, strict: bool = True
 ) -> None:
-    """Copy tensors into a model; every name and shape has to fit.
+    """Copy tensors into a model; every name and shape must fit.
 
     Args:
-        strict: False loads what fits, and logs all that does not.
+        strict: False loads what fits, and logs the rest.
 
     Raises:
         InputError: names all missing, unexpected and misshapen tensors. The model is unchanged.
@@ -205,7 +205,7 @@ def load_state(
         for name, tensor in tensors.items()
         if name in own and own[name].shape == tensor.shape
     }
-    model.load_state_dict(fitting, strict=False)  # what is missing has been told
+    model.load_state_dict(fitting, strict=False)  # what is missing has been reported
 
 
 def load_model(path: str | Path = "small", device: torch.device | str = "cpu") -> STMA:
@@ -213,7 +213,7 @@ def load_model(path: str | Path = "small", device: torch.device | str = "cpu") -
 
     Args:
         path: a file, a folder of train.py, or a name; see :func:`find_weights`. Half-precision
-            weights are computed with in fp32.
+            weights are converted to fp32.
 
     Raises:
         InputError: see :func:`read_weights` and :func:`load_state`.

@@ -1,1 +1,1 @@
-"""What serves a run: devices, processes, files, settings."""
+"""What every run needs: devices, processes, files, settings."""

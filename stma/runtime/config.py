@@ -116,7 +116,7 @@ NAME_LISTS = ("exclude", "clips", "parts")
 
 
 def _refuse_numbers_among_names(values: object, source: str, path: str = "") -> None:
-    """YAML reads some names, such as 04259896e2, as numbers: by then their text is lost."""
+    """YAML reads some names, such as 04259896e2, as numbers, and their text is lost."""
     if not isinstance(values, dict):
         return
     for key, value in values.items():
@@ -130,7 +130,7 @@ def _refuse_numbers_among_names(values: object, source: str, path: str = "") -> 
 
 
 def _locate(config: DictConfig) -> str:
-    """The innermost part of a configuration that its dataclass refuses, by its keys."""
+    """The keys of the innermost part of a configuration that its dataclass refuses."""
     for key in config:
         part = None if OmegaConf.is_missing(config, key) else config[key]
         if isinstance(part, DictConfig):

@@ -17,7 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is one.
+    """``auto`` takes CUDA if available.
 
     Raises:
         InputError: the device does not exist here.
@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """To the device. The host does not wait for a GPU, nor for what it still has to do."""
+    """Move to the device, without waiting for a GPU to finish its work."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -45,13 +45,13 @@ def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def device_name(device: torch.device) -> str:
-    """Of the card, or CPU."""
+    """The card's name, or CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def reset_peak(device: torch.device) -> None:
-    """What :func:`peak_gigabytes` tells counts from here on. On a CPU this is Linux's, where the
-    system lets a process do so; elsewhere it goes on counting from the start of the process."""
+    """Make :func:`peak_gigabytes` count from here on. On a CPU this needs a Linux that lets a
+    process do so; otherwise the peak still counts from the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -60,7 +60,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gigabytes(device: torch.device) -> float:
-    """Of the device, or of the process on a CPU."""
+    """Peak memory of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -82,7 +82,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @lru_cache
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """``auto`` is bf16 on CUDA cards that compute in it, and fp32 elsewhere."""
+    """``auto`` is bf16 on CUDA cards that support it, and fp32 elsewhere."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
@@ -91,19 +91,19 @@ def resolve_precision(device: torch.device, precision: str) -> str:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16"
     log.warning(
-        "precision=auto: %s does not compute in bf16, so fp32 is taken; training in fp16 is faster",
+        "precision=auto: %s does not support bf16, so fp32 is used; training in fp16 is faster",
         device_name(device),
     )
     return "fp32"
 
 
 def uses_fp16(precision: str) -> bool:
-    """Gradients then need a scale, since small ones vanish."""
+    """Whether gradients need scaling, since small ones would vanish."""
     return precision == "fp16"
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Computes in the tensors' own precision, on devices without autocast (meta) too."""
+    """Compute in the tensors' own precision, also on devices without autocast (meta)."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

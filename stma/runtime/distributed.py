@@ -1,4 +1,4 @@
-"""One process or many: what `torchrun` or `srun` has started, and what they tell one another."""
+"""One process or many, started by `torchrun` or `srun`, and how they communicate."""
 
 import logging
 import os
@@ -16,16 +16,16 @@ from stma.errors import InputError, ToldByAnother
 from stma.runtime.device import resolve_device
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=2)  # the others wait while the first one validates
-DEVICE_TIMEOUT = timedelta(minutes=30)  # between GPUs, which wait for no more than a step
+TIMEOUT = timedelta(hours=2)  # the others wait while the first validates
+DEVICE_TIMEOUT = timedelta(minutes=30)  # between GPUs, which never wait longer than a step
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all that work together.
+    """This process among those that work together.
 
     Attributes:
-        host_group: for what is not on a GPU; None where there is but one group.
+        host_group: for data on the host; None if there is only one group.
     """
 
     rank: int = 0
@@ -34,23 +34,23 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Only this one writes and prints."""
+        """Only the main process writes and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Over all processes, in place; the host does not wait for the device."""
+        """The sum over all processes, in place; the host does not wait for the device."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def maximum(self, tensor: Tensor) -> Tensor:
-        """Over all processes, in place; the host does not wait for the device."""
+        """The maximum over all processes, in place; the host does not wait for the device."""
         if self.world_size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's, in the order of their ranks; for what can be pickled."""
+        """The values of all processes, in the order of their ranks; they must be picklable."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -58,15 +58,16 @@ class Processes:
         return cast(list[T], values)
 
     def wait(self) -> None:
-        """For all the others."""
+        """Wait for all other processes."""
         if self.world_size > 1:
             dist.barrier(self.host_group)
 
     def together(self, function: Callable[[], T]) -> T:
-        """What the function gives here, once it has come to its end everywhere.
+        """The function's result here, once it has finished in all processes.
 
         Raises:
-            InputError: it did in one process at least; all raise it, and the first one tells.
+            InputError: the function raised it in any process; all raise it, only the first reports
+                it.
         """
         if self.world_size == 1:
             return function()
@@ -81,7 +82,7 @@ class Processes:
         return cast(T, outcome)
 
     def common_error(self, message: str) -> InputError:
-        """For all processes to raise at once; only the first one's is printed."""
+        """An error for all processes to raise at once; only the first one's is printed."""
         return InputError(message) if self.is_main else ToldByAnother(message)
 
 
@@ -90,8 +91,8 @@ class Launch:
     """How this process was started.
 
     Attributes:
-        local_rank: among those of its machine.
-        by_slurm: `srun` started one task for each process, and torch is told so here.
+        local_rank: among the processes of its machine.
+        by_slurm: `srun` started one task per process, so torch must be told ranks and address.
     """
 
     rank: int = 0
@@ -103,8 +104,8 @@ class Launch:
 def read_launch(environment: Mapping[str, str]) -> Launch:
     """What `torchrun`, or `srun` with more than one task, has put into the environment.
 
-    A shell of salloc and the script of a job have most of SLURM's variables too, but not those of
-    a step: what is started there is alone.
+    A salloc shell or a job script has most of SLURM's variables too, but not those of a step: what
+    is started there runs alone.
     """
     if "RANK" in environment:
         rank, world = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
@@ -118,8 +119,8 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Around what fails alike in all processes of a machine, before they have joined: the first of
-    them tells."""
+    """Wraps what fails alike in all processes of a machine before they have joined: only the first
+    of them reports it."""
     try:
         yield
     except InputError as error:
@@ -132,29 +133,29 @@ def told_once() -> Iterator[None]:
 def join_processes(
     device: str, backend: str | None = None
 ) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the group that `torchrun` or `srun` has started, or be alone; gives this process and its
-    device.
+    """Join the group that `torchrun` or `srun` has started, or run alone; yields this process and
+    its device.
 
     Args:
-        backend: by which they talk; None takes NCCL on GPUs and gloo elsewhere.
+        backend: for communication; None takes NCCL on GPUs and gloo elsewhere.
 
     Raises:
-        InputError: there is no such device for this process, or `srun` has started several and
-            MASTER_ADDR does not say where the first one is.
+        InputError: there is no such device for this process, or `srun` has started processes on
+            several machines without MASTER_ADDR.
     """
     launch = read_launch(os.environ)
     with told_once():
         chosen = resolve_device(device)
         if launch.world_size > 1 and chosen.index is not None:
             raise InputError(
-                f"device is {device!r}, but each of {launch.world_size} processes has a GPU of its "
-                "own; give cuda, and CUDA_VISIBLE_DEVICES to choose among them"
+                f"device is {device!r}, but each of {launch.world_size} processes has its own GPU; "
+                "give cuda, and CUDA_VISIBLE_DEVICES to choose among them"
             )
         if launch.by_slurm:
             _find_first_process(os.environ)
     if launch.world_size == 1:
         if chosen.index is not None:
-            torch.cuda.set_device(chosen)  # what names no device otherwise goes to the first
+            torch.cuda.set_device(chosen)  # otherwise plain "cuda" means the first
         yield Processes(), chosen
         return
     if chosen.type == "cuda":
@@ -173,35 +174,35 @@ def join_processes(
     )
     try:
         group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_device else None
-        assert not isinstance(group, int)  # which stands for a group of others
+        assert not isinstance(group, int)  # an int would mean a group without us
         processes = Processes(launch.rank, launch.world_size, group)
         yield processes, chosen
-        processes.wait()  # nobody hangs up on the others
+        processes.wait()  # no process leaves while others still communicate
     finally:
         dist.destroy_process_group()
 
 
 def _own_gpu(launch: Launch, count: int) -> int:
     if launch.by_slurm and count == 1:
-        return 0  # SLURM shows each task its own alone (--gpus-per-task)
+        return 0  # SLURM shows each task only its own (--gpus-per-task)
     if launch.local_rank >= count:
         raise InputError(
-            f"process {launch.local_rank} of this machine finds {count} CUDA devices; start as "
-            "many as there are (torchrun --nproc-per-node, srun --ntasks-per-node)"
+            f"process {launch.local_rank} of this machine finds {count} CUDA devices; start one "
+            "process for each (torchrun --nproc-per-node, srun --ntasks-per-node)"
         )
     return launch.local_rank
 
 
 def _find_first_process(environment: "os._Environ[str]") -> None:
-    """Where torch is to find it: what `torchrun` would say."""
+    """Tell torch where the first process is, as `torchrun` would."""
     if "MASTER_ADDR" not in environment:
         if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) != "1":
             raise InputError(
-                "srun has started processes on several machines, and MASTER_ADDR does not say "
-                "where the first one is; put this before srun: export MASTER_ADDR=$(scontrol show "
+                "srun has started processes on several machines, but MASTER_ADDR, the address of "
+                "the first, is not set; put this before srun: export MASTER_ADDR=$(scontrol show "
                 "hostnames $SLURM_JOB_NODELIST | head -n 1)"
             )
         environment["MASTER_ADDR"] = "127.0.0.1"
-    # Jobs that share a machine must not share the port; below those that the system hands out.
+    # Jobs that share a machine must not share the port; it is below those the system hands out.
     job = int(environment.get("SLURM_JOB_ID", "0"))
     environment.setdefault("MASTER_PORT", str(15_000 + job % 15_000))

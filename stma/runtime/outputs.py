@@ -1,4 +1,4 @@
-"""The folder that a command writes to, and files that are whole or not there."""
+"""The folder that a command writes to, and files that are either complete or absent."""
 
 import errno
 import fcntl
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from stma.errors import InputError
 
-PARTIAL = ".partial"  # what a file is called until it is whole
+PARTIAL = ".partial"  # suffix of a file until it is complete
 LOCK = ".lock"
 RECORD = "run.json"  # of what made the folder's files, and with what settings
 TRAINING, EVALUATION = "a training", "an evaluation"
 TELLING = {"earlier_starts": TRAINING, "benchmark": EVALUATION}  # keys of their records
+FILE_ONLY = "stma.file"  # a logger: what goes to it is in the output's log, and not printed
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
@@ -42,6 +43,9 @@ def prepare_output(folder: Path, log_name: str) -> None:
         root.removeHandler(old)
         old.close()
     root.addHandler(handler)
+    file_only = logging.getLogger(FILE_ONLY)
+    file_only.propagate = False
+    file_only.handlers = [handler]
 
 
 def check_apart(output: Path, folders: Iterable[Path]) -> None:
@@ -84,12 +88,12 @@ def check_record(output: Path, kind: str) -> None:
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """No other process writes to the folder meanwhile; makes it where there is none.
+    """Lock the folder, creating it if needed, so that no other process writes to it.
 
     The lock ends with the process that holds it, however it ends.
 
     Raises:
-        InputError: another one does, or the folder cannot be made.
+        InputError: another process holds it, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,10 +124,10 @@ def holding(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disks_told(folder: Path) -> Iterator[None]:
-    """A disk that is full or cannot be written to is an :class:`InputError`, not a traceback.
+    """Turn a full or unwritable disk into an :class:`InputError` instead of a traceback.
 
     Args:
-        folder: named where the error names no file.
+        folder: to name if the error names no file.
     """
     try:
         yield
@@ -137,17 +141,17 @@ def full_disks_told(folder: Path) -> Iterator[None]:
 
 
 def remove_partials(folder: Path) -> None:
-    """What writers that were killed left behind, in all folders below."""
+    """Remove what killed writers left behind, in all subfolders too."""
     for leftover in folder.rglob(f"*{PARTIAL}"):
         leftover.unlink()
 
 
 @contextmanager
 def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Write to the path that this gives; it gets its name when all is written, else it goes.
+    """Yields a temporary path to write to; it gets its final name on success, else is removed.
 
     Args:
-        flush: to the disk before it is renamed, so that a power cut leaves the old or the new one.
+        flush: to disk before renaming, so that a power cut leaves either the old or the new file.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:

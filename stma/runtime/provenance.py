@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""What a result was made with: versions and digests."""
 
 import hashlib
 import platform
@@ -36,8 +36,7 @@ def versions() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The commit of the code, with ``-dirty`` where files differ from it; None outside a
-    checkout."""
+    """The commit of the code, with ``-dirty`` if files differ from it; None outside a checkout."""
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:

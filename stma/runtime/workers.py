@@ -14,7 +14,7 @@ import torch
 
 from stma.errors import InputError
 
-PER_CORE = 4  # processes or threads at most: more only slow one another
+PER_CORE = 4  # at most this many processes or threads: more would only slow one another down
 
 
 def check_count(name: str, count: int, *, at_least: int) -> None:
@@ -28,14 +28,14 @@ def check_count(name: str, count: int, *, at_least: int) -> None:
         raise InputError(f"{name} is {count}; give {at_least} or more")
     if count > most:
         raise InputError(
-            f"{name} is {count}; give {most} at most, {PER_CORE} for each of this machine's cores"
+            f"{name} is {count}; give at most {most}, {PER_CORE} for each of this machine's cores"
         )
 
 
 @contextmanager
 def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a ``map(function, *items, chunksize=1)`` that runs in so many processes; with one
-    worker, in this one."""
+    """Yields a ``map(function, *items, chunksize=1)`` that runs in ``workers`` processes; with one
+    worker, in this process."""
     if workers == 1:
         yield lambda function, *items, chunksize=1: map(function, *items)
         return
@@ -50,11 +50,11 @@ def _start_worker() -> None:
 
 
 def process_context(preload: str) -> Any:
-    """How processes are started: not forked from this one, which may have threads by now, whose
+    """How processes are started: not forked from this one, which may already have threads, whose
     locks a child would inherit.
 
     Args:
-        preload: a module that is imported once for all of them.
+        preload: a module to import once for all of them.
     """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -64,8 +64,8 @@ def process_context(preload: str) -> Any:
 
 
 def end_with_parent() -> None:
-    """A worker does not outlive the process that started it, however that ends: it would go on
-    writing, and hold the memory of a GPU."""
+    """End this worker when the process that started it ends, however it ends; otherwise it would go
+    on writing, and hold GPU memory."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -77,6 +77,6 @@ def end_with_parent() -> None:
 
 
 def one_thread(worker: int = 0) -> None:
-    """Workers share the cores among them: threads of their own would only get in the way."""
+    """Workers already share the cores: threads of their own would only get in the way."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

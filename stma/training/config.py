@@ -95,6 +95,7 @@ class TrainConfig:
         ema: decay of an exponential moving average of the weights, which then is what is saved
             and validated; 0 for none.
         log_every, picture_every, save_every: in iterations.
+        save_minutes: save after so many minutes, too; null for iterations alone.
         keep_checkpoints: how many of the newest stay; the best by validation stays too.
         resume: go on from the output's newest checkpoints; false starts all stages anew, and
             removes their results first.
@@ -121,6 +122,7 @@ class TrainConfig:
     log_every: int = 50
     picture_every: int = 1000
     save_every: int = 5000
+    save_minutes: float | None = 10.0
     keep_checkpoints: int = 2
     resume: bool = True
     max_skipped: int = 10
@@ -143,6 +145,8 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.save_minutes is not None and self.save_minutes <= 0:
+            raise InputError(f"save_minutes is {self.save_minutes}; give more than 0, or null")
         check_count("num_workers", self.num_workers, at_least=0)
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; give 0 or more, and less than 2^63")

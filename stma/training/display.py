@@ -1,12 +1,12 @@
-"""What a stage shows while it trains: a progress bar, and TensorBoard."""
+"""What a stage shows while it trains: a progress bar, a line in the log, TensorBoard."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from stma.runtime.device import autocast, peak_gigabytes
@@ -17,6 +17,7 @@ from stma.training.feed import Pace
 from stma.training.learner import Learner, Step
 from stma.training.losses import Losses, bootstrap_fraction
 from stma.training.optimizer import learning_rate
+from stma.training.step_log import Row, StepLog
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
@@ -26,7 +27,7 @@ class Display:
 
     Args:
         name: of the stage.
-        folder: for TensorBoard's files; None shows nothing at all.
+        folder: of the stage; None shows nothing at all.
 
     Attributes:
         shown: running average of the loss; None before the first.
@@ -42,7 +43,13 @@ class Display:
     def opened(self, iteration: int, progress: float) -> Iterator["Display"]:
         """Show what comes from this iteration on; earlier starts have made this progress."""
         self.pace = Pace(iteration)
-        with Board(self.folder, iteration) as self.board, self.new_bar(progress) as self.bar:
+        self._seen = (progress, time.monotonic())
+        self.steps: StepLog | None = None
+        board = None
+        if self.folder is not None:
+            self.steps = StepLog(self.folder.parent / "train.csv", self.name, iteration)
+            board = self.folder / "tensorboard"
+        with Board(board, iteration) as self.board, self.new_bar(progress) as self.bar:
             yield self
 
     def new_bar(self, progress: float) -> tqdm:
@@ -78,13 +85,25 @@ class Display:
         if iteration % self.config.log_every == 0:
             losses = _mean(learner, step.losses)
             speed, waiting = self.pace.look(iteration + 1, waited)
-            self._show_loss(losses.total.item(), iteration, speed)
-            self._show_scalars(learner, losses, step.grad_norm, iteration, progress, waiting)
+            loss, rate = losses.total.item(), learning_rate(self.stage.optimizer, progress)
+            self._show_loss(loss, iteration, speed)
+            if self.steps is not None:
+                left = self._seconds_left(progress, speed)
+                norm = step.grad_norm.item()
+                self.steps.write(Row(self.name, iteration, loss, rate, norm, speed, left))
+                self._show_scalars(learner, losses, norm, iteration, rate, waiting)
         if self.board.is_open and iteration % self.config.picture_every == 0:
             picture = prediction_picture(clip, step.prediction)
             self.board.picture("prediction", picture, iteration)
             with autocast(learner.device, self.config.precision):
                 self.board.attention(learner.model, clip, iteration)
+
+    def _seconds_left(self, progress: float, speed: float) -> float:
+        """As it went since the last look."""
+        (before, then), self._seen = self._seen, (progress, time.monotonic())
+        if progress == before:  # the first step of a start
+            return (1 - progress) * self.stage.iterations / speed
+        return (1 - progress) * (self._seen[1] - then) / (progress - before)
 
     def show_validation(self, score: float, iteration: int) -> None:
         self.board.scalars({"validation/jf": score}, iteration)
@@ -100,23 +119,21 @@ class Display:
         self,
         learner: Learner,
         losses: Losses,
-        grad_norm: Tensor,
+        grad_norm: float,
         iteration: int,
-        progress: float,
+        rate: float,
         waiting: float,
     ) -> None:
         if not self.board.is_open:
             return
-        optimizer = self.stage.optimizer
-        rate = learning_rate(optimizer, progress)
         scalars = {
             "loss/total": losses.total.item(),
             "loss/cross_entropy": losses.cross_entropy.item(),
             "loss/dice": losses.dice.item(),
             "loss/bootstrap_fraction": bootstrap_fraction(self.stage.loss, iteration),
             "optimizer/learning_rate": rate,
-            "optimizer/backbone_learning_rate": rate * optimizer.backbone_rate,
-            "optimizer/gradient_norm": grad_norm.item(),
+            "optimizer/backbone_learning_rate": rate * self.stage.optimizer.backbone_rate,
+            "optimizer/gradient_norm": grad_norm,
             "optimizer/skipped_steps": learner.skipped,
             "time/share_waiting_for_data": waiting,
             "memory/peak_gigabytes": peak_gigabytes(learner.device),

@@ -1,42 +1,61 @@
 """Signals that ask a run to leave, and how it ends then."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_PREEMPTED = 75  # of a run that was told to leave, and goes on when it is started again
+EXIT_INTERRUPTED = 130  # as shells have it for Ctrl-C
+STATUSES = {
+    signal.SIGTERM: EXIT_PREEMPTED,
+    signal.SIGUSR1: EXIT_PREEMPTED,
+    signal.SIGINT: EXIT_INTERRUPTED,
+}
+PROMISE = b"\ninterrupted: saving after this step; Ctrl-C once more leaves at once\n"
 
 
 class Preempted(SystemExit):
-    """The run was asked to leave (SIGTERM, SIGUSR1), has saved its state and goes on when the same
-    command is given again. Not caught, it ends the program with status 75."""
+    """The run was asked to leave (SIGTERM, SIGUSR1, Ctrl-C), has saved its state and goes on when
+    the same command is given again. Not caught, it ends the program with status 75, or 130 after
+    Ctrl-C."""
 
-    def __init__(self) -> None:
-        super().__init__(EXIT_PREEMPTED)
+    def __init__(self, status: int = EXIT_PREEMPTED) -> None:
+        super().__init__(status)
 
 
 @dataclass
 class Leave:
-    """Whether this process has been asked to leave."""
+    """Whether this process has been asked to leave, and with which status."""
 
     asked: bool = False
+    status: int = EXIT_PREEMPTED
+
+    @property
+    def note(self) -> int:
+        """The status to leave with; 0 to stay."""
+        return self.status if self.asked else 0
 
 
 @contextmanager
 def signals_noted() -> Iterator[Leave]:
-    """A signal to leave is noted meanwhile; who is given the note follows it when it can."""
+    """A signal to leave is noted meanwhile; who is given the note follows it when it can. A second
+    Ctrl-C is a KeyboardInterrupt."""
     leave = Leave()
 
     def ask(number: int, frame: object) -> None:
-        leave.asked = True
+        if number == signal.SIGINT:
+            if leave.asked:
+                raise KeyboardInterrupt
+            os.write(2, PROMISE)  # not by print or a log, which may be writing just now
+        leave.asked, leave.status = True, STATUSES[signal.Signals(number)]
 
     if threading.current_thread() is not threading.main_thread():
         yield leave  # only the main thread may set handlers
         return
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    before = {number: signal.signal(number, ask) for number in STATUSES}
     try:
         yield leave
     finally:

@@ -29,7 +29,7 @@ from stma.runtime.outputs import (
 from stma.runtime.provenance import versions
 from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
-from stma.training.leaving import EXIT_PREEMPTED, Preempted, signals_noted
+from stma.training.leaving import Preempted, signals_noted
 from stma.training.trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
@@ -92,13 +92,14 @@ def train(
                 _write_record(config, processes, device)
                 if not config.resume:  # or a later stage would be taken for one of this run
                     final.unlink(missing_ok=True)
+                    (Path(config.output) / "train.csv").unlink(missing_ok=True)
                     for trainer in trainers:
                         trainer.folder.clear()
 
         processes.together(begin)
         for trainer in trainers:
-            if any(processes.gather(leave.asked)):
-                _leave(trainer)
+            if status := max(processes.gather(leave.note)):
+                _leave(trainer, status)
             trainer.run(weights)
             trainer.release()
             weights = trainer.weights_path
@@ -144,13 +145,13 @@ def _folders(config: TrainConfig) -> list[Path]:
     return folders
 
 
-def _leave(trainer: Trainer) -> None:
+def _leave(trainer: Trainer, status: int) -> None:
     log.warning(
         "told to leave before stage %s; the same command goes on with it (exit status %d)",
         trainer.name,
-        EXIT_PREEMPTED,
+        status,
     )
-    raise Preempted
+    raise Preempted(status)
 
 
 def _finish(weights: Path, final: Path, processes: Processes) -> None:

@@ -10,6 +10,7 @@ from stma.training.config import TrainConfig
 
 # Beside the stage itself and the weights that it starts from. The rest may change from one start
 # of a run to the next.
+LENGTH = ("iterations", "max_minutes")  # of the stage; those may change as well
 SETTINGS = ("seed", "precision", "ema", "strict_weights", "model")
 
 
@@ -22,6 +23,22 @@ def stage_settings(config: TrainConfig, name: str, weights: str | None) -> dict[
     whole = asdict(config)
     settings = {key: whole[key] for key in SETTINGS}
     return settings | {"weights": weights, "stage": whole["stages"][name]}
+
+
+def without_length(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All but how long the stage is."""
+    stage = {key: value for key, value in settings.get("stage", {}).items() if key not in LENGTH}
+    return {**settings, "stage": stage}
+
+
+def new_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has changed of how long the stage is, a line for each."""
+    old, new = before.get("stage", {}), now["stage"]
+    return [
+        f"stage.{key}: {old.get(key)} there, {new[key]} here"
+        for key in LENGTH
+        if old.get(key) != new[key]
+    ]
 
 
 def fingerprint(weights: str | Path) -> str:

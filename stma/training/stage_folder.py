@@ -47,14 +47,13 @@ class StageFolder:
             ) from error
         return settings
 
-    def begun_settings(self) -> dict[str, Any] | None:
-        """The settings of its newest checkpoint; None where there is none.
+    def begun(self) -> dict[str, Any] | None:
+        """The newest checkpoint, whose tensors stay on disk; None where there is none.
 
         Raises:
             InputError: none of the checkpoints can be read.
         """
-        state = self.checkpoints.load_newest(mapped=True)
-        return None if state is None else state["settings"]
+        return self.checkpoints.load_newest(mapped=True)
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Mark the end."""

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,33 @@ from stma.runtime.outputs import full_disks_told
 from stma.runtime.provenance import versions
 from stma.structures import ClipBatch
 from stma.training.checkpoint import rng_state, seed_generators, set_rng_state
-from stma.training.config import TrainConfig
+from stma.training.config import StageConfig, TrainConfig
 from stma.training.display import Display
 from stma.training.feed import Feed
 from stma.training.learner import Learner, read_own_weights, release_memory
-from stma.training.leaving import EXIT_PREEMPTED, Leave, Preempted
-from stma.training.settings import differences, fingerprint, stage_settings
+from stma.training.leaving import Leave, Preempted
+from stma.training.optimizer import learning_rate
+from stma.training.settings import (
+    LENGTH,
+    differences,
+    fingerprint,
+    new_length,
+    stage_settings,
+    without_length,
+)
 from stma.training.stage_folder import COUNTS, StageFolder
 
 log = logging.getLogger(__name__)
 
 Validation = Callable[[STMA, Path], float]
+
+
+def progress(stage: StageConfig, seconds: float, iteration: int) -> float:
+    """Share of a stage that is done, by its iterations or its time, whichever is more."""
+    done = iteration / stage.iterations
+    if stage.max_minutes is not None:
+        done = max(done, seconds / (60 * stage.max_minutes))
+    return done
 
 
 class Trainer:
@@ -76,13 +92,14 @@ class Trainer:
         self.seconds = 0.0  # of all starts, at the end of the last step
         self.best: float | None = None  # J&F of the validation
         self.validated = self.saved = -1  # iterations of the last ones
-        self.progress, self.must_leave = 0.0, False  # as agreed on by all processes
+        # As all processes have agreed on: progress, the status to leave with, whether to save.
+        self.progress, self.leave_with, self.due = 0.0, 0, False
         self.weights: str | None = None  # fingerprint of those that the stage starts from
-        self.display = Display(
-            config, name, self.output / "tensorboard" if self.processes.is_main else None
-        )
-        self._since = time.monotonic()
-        self.finished = config.resume and self.folder.finished_settings() is not None
+        self.display = Display(config, name, self.output if self.processes.is_main else None)
+        self._since = self._last_save = time.monotonic()
+        self.finished = False
+        if config.resume and (theirs := self.folder.finished_settings()) is not None:
+            self.finished = not new_length(theirs, self._settings())
         if not self.finished:
             self.numbers(0)  # refuses a batch that cannot be divided
             self.clips = ClipDataset(
@@ -107,10 +124,23 @@ class Trainer:
             InputError: the output holds a stage with other settings, or from other weights; a file
                 is faulty; the weights do not fit.
         """
-        theirs = None
+        theirs, begun = None, None
         if self.config.resume:
-            theirs = self.folder.finished_settings() or self.folder.begun_settings()
-        if theirs is not None:
+            theirs = self.folder.finished_settings()
+            begun = None if self.finished else self.folder.begun()
+            if theirs is not None and not self.finished and begun is None:
+                raise InputError(
+                    f"{self.output}: is finished, and has no checkpoint left to go on from; give "
+                    "another output, and weights= to start from"
+                )
+        if begun is not None:
+            self._check_settings(begun["settings"], weights)
+            if begun["iteration"] > self.stage.iterations:
+                raise InputError(
+                    f"stages.{self.name}.iterations is {self.stage.iterations}, but {self.output} "
+                    f"has made {begun['iteration']} already; give as many or more"
+                )
+        elif theirs is not None:
             self._check_settings(theirs, weights)
         elif weights is not None:
             if weights == self.config.pretrained:
@@ -131,7 +161,7 @@ class Trainer:
         Raises:
             InputError: a faulty file; a full disk; steps that are not finite, too many in a row or
                 more than half of them; weights or a checkpoint that do not fit.
-            Preempted: SIGTERM or SIGUSR1 came.
+            Preempted: SIGTERM, SIGUSR1 or Ctrl-C came.
         """
         processes = self.processes
         if self.finished:
@@ -160,8 +190,10 @@ class Trainer:
 
     def _start(self, weights: str | Path | None) -> None:
         """From the newest checkpoint, or else from the weights."""
-        if self.processes.is_main and not self.config.resume:
-            self.folder.clear()
+        if self.processes.is_main:
+            if not self.config.resume:
+                self.folder.clear()
+            self.folder.mark.unlink(missing_ok=True)  # of a shorter stage
         state = self.checkpoints.load_newest() if self.config.resume else None
         self._build(weights if state is None else None)
         if state is not None:
@@ -197,13 +229,14 @@ class Trainer:
         self.display.advance(1)
 
     def _train(self, feed: Feed) -> None:
-        self._since = time.monotonic() - self.seconds
+        self._last_save = time.monotonic()
+        self._since = self._last_save - self.seconds
         notes = torch.tensor(self._notes(self.iteration), dtype=torch.float64, device=self.device)
         self._agree(self.processes.maximum(notes).tolist())
         self._between_steps()
         while self.iteration < self.stage.iterations and self.progress < 1:
             self.step(feed)
-            if self.iteration % self.config.save_every == 0:
+            if self.due or self.iteration % self.config.save_every == 0:
                 self.save()
             self._between_steps()
 
@@ -225,24 +258,25 @@ class Trainer:
 
     def _notes(self, iteration: int) -> list[float]:
         """What all processes have to agree on before the step of this iteration: whether to leave,
-        and the progress."""
-        seconds = time.monotonic() - self._since
-        return [float(self.leave.asked), self._progress(seconds, iteration)]
+        the progress, and whether it is time to save."""
+        now, minutes = time.monotonic(), self.config.save_minutes
+        due = minutes is not None and now - self._last_save > 60 * minutes
+        return [self.leave.note, self._progress(now - self._since, iteration), due]
 
     def _agree(self, notes: list[float]) -> None:
-        leave, self.progress = notes
-        self.must_leave = bool(leave)
+        leave, self.progress, due = notes
+        self.leave_with, self.due = int(leave), bool(due)
 
     def _between_steps(self) -> None:
-        if self.must_leave:
+        if self.leave_with:
             self.save()
             log.warning(
                 "told to leave: saved after iteration %d; the same command goes on from there "
                 "(exit status %d)",
                 self.iteration,
-                EXIT_PREEMPTED,
+                self.leave_with,
             )
-            raise Preempted
+            raise Preempted(self.leave_with)
         due = self.iteration > 0 and self.iteration % self.config.validation.every == 0
         if due and self.validated != self.iteration:
             self.validate()
@@ -286,7 +320,7 @@ class Trainer:
             return
         generators = self.processes.gather(rng_state(self.device))
         self.processes.together(lambda: self._save(generators))
-        self.saved = self.iteration
+        self.saved, self._last_save = self.iteration, time.monotonic()
 
     def _save(self, generators: list[dict[str, Tensor]]) -> None:
         if self.processes.is_main:
@@ -314,7 +348,8 @@ class Trainer:
             self.weights = fingerprint(weights)
         else:
             self.weights = theirs.get("weights")
-        if found := differences(theirs, self._settings()):
+        ours = self._settings()
+        if found := differences(without_length(theirs), without_length(ours)):
             raise InputError(
                 f"{self.output}: holds a run with other settings; give another output, or "
                 "resume=false to start anew\n  " + "\n  ".join(found)
@@ -340,6 +375,7 @@ class Trainer:
                 version of the network.
         """
         self._check_settings(state["settings"], weights)
+        self._tell_new_length(state)
         try:
             self.learner.load_state(state)
         except (RuntimeError, ValueError) as error:
@@ -357,11 +393,26 @@ class Trainer:
         else:  # other processes than before
             seed_generators(self.config.seed, self.processes.rank, self.iteration)
 
+    def _tell_new_length(self, state: dict[str, Any]) -> None:
+        """What has changed, and what that means for the learning rate."""
+        changes = new_length(state["settings"], self._settings())
+        if not changes:
+            return
+        before = replace(self.stage, **{key: state["settings"]["stage"][key] for key in LENGTH})
+        optimizer, at = self.stage.optimizer, (state["seconds"], state["iteration"])
+        was, now = (
+            learning_rate(optimizer, progress(stage, *at)) for stage in (before, self.stage)
+        )
+        follows = (
+            f"the learning rate goes on at {now:.3g}, as before"
+            if now == was
+            else f"the learning rate follows the new length: {now:.3g} from here on, where it was "
+            f"{was:.3g}"
+        )
+        log.warning("%s: another length: %s; %s", self.name, "; ".join(changes), follows)
+
     def _progress(self, seconds: float, iteration: int) -> float:
-        done = iteration / self.stage.iterations
-        if self.stage.max_minutes is not None:
-            done = max(done, seconds / (60 * self.stage.max_minutes))
-        return done
+        return progress(self.stage, seconds, iteration)
 
     def numbers(self, start: int) -> BatchNumbers:
         """Of this process's clips from an iteration on."""

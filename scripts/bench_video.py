@@ -1,0 +1,165 @@
+"""What `stma segment` costs beside the network, each side measured in turns in one run.
+
+overlap   masks and overlay of a video, against the network alone on the same frames in memory
+start     from the command typed to the first mask on the disk
+memory    peak memory of the command along procedural videos of some lengths, with a tiny network
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stma.data.images import read_mask
+from stma.data.pictures import save_mask, write_video
+from stma.errors import input_errors_end_the_program
+from stma.inference.segmenter import Segmenter
+from stma.inference.segmenting import Order, find_masks, segment_video
+from stma.inference.video import open_video
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+from stma.model.weights import load_model, save_weights
+from stma.runtime.device import device_name, resolve_device
+
+TINY = ModelConfig(dims=[8, 12, 16], depths=[1, 1, 3], num_heads=2, value_widths=[8, 8, 16],
+                   value_depth=1, decoder_widths=[16, 8])  # fmt: skip
+
+
+@input_errors_end_the_program()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("overlap", "start", "memory"))
+    parser.add_argument("video", nargs="?", type=Path, help="for overlap and start")
+    parser.add_argument("--mask", help="of the video's first frame")
+    parser.add_argument("--weights", default="small")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--save", default="masks,overlay", help="what overlap writes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", type=int, nargs="+", default=[300, 3000], help="for memory")
+    arguments = parser.parse_args()
+    if arguments.what != "memory" and (arguments.video is None or arguments.mask is None):
+        parser.error(f"{arguments.what} needs VIDEO and --mask")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.what == "memory":
+            bench_memory(Path(folder), arguments.frames)
+        elif arguments.what == "start":
+            for _ in range(arguments.rounds):
+                bench_start(Path(folder), arguments)
+        else:
+            bench_overlap(Path(folder), arguments)
+
+
+class Laps:
+    """CPU and wall-clock time of a run without its first frame, which pays for what is lazy."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[float, float] | None = None
+
+    def __call__(self) -> None:
+        self.begun = self.begun or (time.process_time(), time.perf_counter())
+
+    def taken(self) -> np.ndarray:
+        assert self.begun is not None
+        return np.array([time.process_time(), time.perf_counter()]) - self.begun
+
+
+def bench_overlap(folder: Path, arguments: argparse.Namespace) -> None:
+    video = open_video(arguments.video)
+    device = resolve_device(arguments.device)
+    model = load_model(arguments.weights, device)
+    masks = find_masks(video, [arguments.mask])
+    images = [frame.image for frame in video.frames()]
+    print(f"{device_name(device)}, {torch.get_num_threads()} threads; {len(images)} frames of "
+          f"{video.size[1]} x {video.size[0]}")  # fmt: skip
+    rows = []
+    for number in range(arguments.rounds):
+        alone = network_alone(model, images, arguments.mask)
+        order = Order(
+            video,
+            masks,
+            folder / str(number),
+            weights=arguments.weights,
+            device=arguments.device,
+            save=arguments.save.split(","),
+        )
+        laps = Laps()
+        segment_video(order, on_frame=laps)
+        rows.append((alone, laps.taken()))
+    per_frame = np.median(np.array(rows), axis=0) / (len(images) - 1) * 1000
+    shares = [100 * (whole / alone - 1) for alone, whole in rows]
+    for kind, name in enumerate(("CPU seconds", "wall-clock")):
+        middle = statistics.median(share[kind] for share in shares)
+        print(
+            f"{name:12s} network alone {per_frame[0, kind]:7.1f} ms a frame, the command "
+            f"{per_frame[1, kind]:7.1f}: {middle:+.1f} % "
+            f"({', '.join(f'{share[kind]:+.1f}' for share in shares)})"
+        )
+
+
+def network_alone(model: STMA, images: list[np.ndarray], path: str) -> np.ndarray:
+    """See :class:`Laps`."""
+    segmenter = Segmenter(model)
+    laps = Laps()
+    for number, image in enumerate(images):
+        given = read_mask(Path(path))[0] if number == 0 else None
+        segmenter.step(image, given, last=number + 1 == len(images))
+        laps()
+    return laps.taken()
+
+
+def bench_start(folder: Path, arguments: argparse.Namespace) -> None:
+    output = Path(tempfile.mkdtemp(dir=folder)) / "out"
+    command = [sys.executable, "-m", "stma", "segment", str(arguments.video)]
+    command += [f"--mask={arguments.mask}", f"--weights={arguments.weights}"]
+    command += [f"--device={arguments.device}", f"--output={output}"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list((output / "masks").glob("*.png")) and process.poll() is None:
+        time.sleep(0.01)
+    wall = time.perf_counter() - start
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")")[1].split()
+    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    print(f"first mask on the disk after {wall:.1f} s, {cpu:.1f} of them on the CPU; load "
+          f"{os.getloadavg()[0]:.1f}")  # fmt: skip
+
+
+def bench_memory(folder: Path, lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    save_weights(folder / "tiny.safetensors", build_model(TINY), TINY, {})
+    height, width = 96, 128
+    mask = np.zeros((height, width), np.uint8)
+    mask[30:60, 30:60] = 1
+    save_mask(folder / "first.png", mask)
+    noise = np.random.default_rng(0).integers(0, 256, (height, 2 * width, 3), np.uint8)
+    for length in lengths:
+        clip = folder / f"{length}.mp4"
+        write_video(clip, (noise[:, t % width :][:, :width] for t in range(length)))
+        command = [sys.executable, "-m", "stma", "segment", str(clip), "--device=cpu"]
+        command += [f"--mask={folder / 'first.png'}", f"--weights={folder / 'tiny.safetensors'}"]
+        process = subprocess.Popen(
+            [*command, f"--output={folder / str(length)}"],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        written = len(list((folder / str(length) / "masks").iterdir()))
+        print(f"{length} frames: {usage.ru_maxrss / 1024:.0f} MB at the peak, {written} masks, "
+              f"{usage.ru_utime + usage.ru_stime:.0f} CPU seconds")  # fmt: skip
+        if status or written != length:
+            raise SystemExit(f"the command failed: status {status}")
+
+
+if __name__ == "__main__":
+    main()
