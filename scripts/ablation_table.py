@@ -1,16 +1,16 @@
 """The paper's Tables 1 and 2 from finished runs: python scripts/ablation_table.py RUNS KEY=VALUE
 
-RUNS holds runs of train.py, as a sweep leaves them, at any depth:
+RUNS holds runs of train.py, as left by a sweep, at any depth:
 
   python train.py -m experiment=demo 'model.variant=full,no_object,no_spatial_memory,\
 no_temporal_memory,joint' seed=0,1 'output=runs/table1/${model.variant}-${seed}'
 
-Every run is evaluated, unless it has been, as eval.py with the same keys would do it:
+Every run is evaluated, unless it already has been, as by eval.py with the same keys:
 benchmark=davis2017_val datasets=/data, or root=CLIPS segmenter.memory_interval=3. Results stay in
-the folder "table" of the run. Runs that are alike but for their seed make one row, with mean and
-standard deviation over the seeds; other settings in which runs differ have a column. Runs that are
-not finished, or whose weights cannot be read, are named and left out. Interrupted, the same command
-goes on.
+the run's folder "table". Runs that differ only in their seed make one row, with mean and standard
+deviation over the seeds; other settings in which runs differ get a column. Runs that are not
+finished, or whose weights cannot be read, are named and left out. After an interruption, run the
+same command again.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from stma.runtime.provenance import file_digest
 from stma.training.run import RECORD
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-HEIGHT, WIDTH = 480, 864  # of the frames whose GFLOPs are counted, as the paper's
+HEIGHT, WIDTH = 480, 864  # of the frames whose GFLOPs are counted, as in the paper
 NONE = str(None)
-NAMED = ("stages", "sources")  # settings that hold others by names of the user's
+NAMED = ("stages", "sources")  # settings that hold others under the user's names
 # Settings of a run that change nothing of what it learns but by chance.
 INCIDENTAL = (
     "output",
@@ -63,9 +63,9 @@ INCIDENTAL = (
     "max_skipped",
     "dry_run",
     "validation",
-    "model",  # as it is in the weights
+    "model",  # as stored in the weights
 )
-# Settings of an evaluation that change no figure but speed and memory.
+# Settings of an evaluation that change only speed and memory.
 UNCOUNTED = ("output", "weights", "datasets", "overwrite", "report", "compare", "sheets", "videos")
 
 
@@ -74,7 +74,7 @@ class Run:
     """One finished run of train.py.
 
     Attributes:
-        settings: all that tells it from runs of other rows, see :func:`settings_of`.
+        settings: all that distinguishes it from runs of other rows, see :func:`settings_of`.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Run:
 
 @dataclass
 class Row:
-    """Runs that are alike but for their seed, and what became of them."""
+    """Runs that differ only in their seed, and their results."""
 
     runs: list[Run]
     results: list[Evaluation] = field(default_factory=list)
@@ -107,13 +107,13 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings of eval.py: KEY=VALUE")
-    parser.add_argument("--objects", type=int, default=1, help="of the GFLOPs")
+    parser.add_argument("--objects", type=int, default=1, help="in the GFLOPs")
     parser.add_argument(
         "--ignore",
         action="append",
         default=[],
         metavar="KEY",
-        help="a setting in which runs of one row may differ (weights); may be given again",
+        help="a setting in which runs of a row may differ (such as weights); repeatable",
     )
     arguments = parser.parse_intermixed_args()
     if arguments.objects < 1:
@@ -121,7 +121,7 @@ def main() -> None:
     if others := [each for each in arguments.overrides if "=" not in each]:
         parser.error(f"{', '.join(others)}: settings of eval.py are KEY=VALUE")
     if not arguments.runs.is_dir():
-        raise InputError(f"{arguments.runs}: no such folder; give that of a sweep")
+        raise InputError(f"{arguments.runs}: no such folder; give a sweep's folder")
     own = ("output", "weights", "fps_only")
     if others := [x for x in arguments.overrides if x.lstrip("+").partition("=")[0] in own]:
         parser.error(f"{', '.join(others)}: the table itself sets {', '.join(own)}")
@@ -150,26 +150,26 @@ def main() -> None:
 
 
 def prepare(configs: Sequence[EvalConfig]) -> None:
-    """Segment one clip for nothing, or the first row's FPS would pay for what a process does once.
+    """Segment one clip as a warm-up, or the first row's FPS would include one-time costs.
 
     Raises:
-        InputError: the clips have no masks to score by.
+        InputError: the clips have no masks to score with.
     """
     some = configs[0]
     clips = list_clips(some.benchmark, some.root, some.split, some.clips).clips
     if not any(clip.can_be_scored for clip in clips):
-        raise InputError(f"{some.root}: no clip has all the masks that a score needs")
+        raise InputError(f"{some.root}: no clip has all the masks needed for a score")
     todo = [config for config in configs if not (Path(config.output) / RESULTS).exists()]
     if todo:
         evaluate(replace(todo[0], fps_only=True, workers=1, clips=[clips[0].name]))
 
 
 def find_rows(folder: Path, ignored: Sequence[str]) -> list[Row]:
-    """All finished runs below a folder.
+    """All finished runs under a folder.
 
     Raises:
-        InputError: there is none, two of one row have the same seed, or none has a setting that is
-            to be ignored.
+        InputError: there is none, two runs of a row have the same seed, or no run has a setting to
+            be ignored.
     """
     folders = run_folders(folder)
     if not folders:
@@ -188,7 +188,7 @@ def find_rows(folder: Path, ignored: Sequence[str]) -> list[Row]:
             if other.seed == run.seed:
                 raise InputError(
                     f"{other.folder} and {run.folder}: two runs with the same settings and the "
-                    f"same seed, {run.seed}; move one of them away"
+                    f"same seed, {run.seed}; move one of them elsewhere"
                 )
         row.runs.append(run)
     if not rows:
@@ -199,7 +199,7 @@ def find_rows(folder: Path, ignored: Sequence[str]) -> list[Row]:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Those with the two files that evaluations and stages have not both; links are followed."""
+    """Those with both files, unlike evaluations and stages; links are followed."""
     found, seen = [], set()
     for path, subfolders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(path)) in seen:
@@ -228,14 +228,14 @@ def read_run(folder: Path) -> Run | str:
     if not stages:
         return f"{folder / 'config.yaml'}: no stages"
     if provenance.get("stage") != stages[-1]:
-        return f"{folder} (not finished: its weights are of stage {provenance.get('stage')})"
+        return f"{folder} (not finished: its weights are from stage {provenance.get('stage')})"
     trained = provenance.get("config", {})
     settings = settings_of(model, trained)
     return Run(folder, weights, model, settings, int(trained.get("seed", 0)))
 
 
 def evaluation_of(run: Run, overrides: Sequence[str]) -> EvalConfig:
-    """In a folder that no other evaluation of the run has."""
+    """In a folder that no other evaluation of the run uses."""
     own = [f"weights={quoted(run.weights)}", f"output={quoted(run.folder / 'table')}"]
     given = ["report=false", *overrides]
     config = parse_eval_config(load_resolved(CONFIGS, "eval", [*given, *own], ", ".join(overrides)))
@@ -246,8 +246,8 @@ def evaluation_of(run: Run, overrides: Sequence[str]) -> EvalConfig:
 
 
 def settings_of(model: ModelConfig, run: Mapping[str, Any]) -> dict[str, str]:
-    """What tells two runs of different rows apart, by its dotted name: not where data lie, and
-    files by what they are, however they are spelled."""
+    """What distinguishes runs of different rows, by dotted name: not where data are stored, and
+    files by their content, however their paths are spelled."""
     theirs = {name: value for name, value in run.items() if name not in INCIDENTAL}
     settings = dict(flattened(theirs | {"model": asdict(model)}))
     for name in ("weights", "pretrained"):
@@ -268,8 +268,8 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def distinctions(rows: Sequence[Row]) -> list[str]:
     """For each row, the settings in which it differs from others with the same backbone; variant
-    and starting point have columns of their own. Of a stage or a source of data that only one of
-    them has, the name is told, and not its settings."""
+    and starting point have their own columns. A stage or data source that only one of them has is
+    given by its name, without its settings."""
     texts = []
     for row in rows:
         alike = [other.settings for other in rows if other.model.backbone == row.model.backbone]
@@ -293,7 +293,7 @@ def distinctions(rows: Sequence[Row]) -> list[str]:
 
 
 def has_place_for(name: str, settings: Mapping[str, str]) -> bool:
-    """Whether the stages and sources that a setting belongs to are there."""
+    """Whether the stages and sources that a setting belongs to exist."""
     return all(
         match[2] in settings.get(name[: match.end(1)], "").split("+")
         for match in re.finditer(rf"(?:^|\.)({'|'.join(NAMED)})\.([^.]+)\.", name)
@@ -301,7 +301,7 @@ def has_place_for(name: str, settings: Mapping[str, str]) -> bool:
 
 
 def told_apart(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Starting points, with the file where the name does not tell two rows apart."""
+    """Starting points, with the file if the name does not distinguish two rows."""
     files = [" ".join(files_of(row)) for row in rows]
     return [
         name
@@ -312,13 +312,13 @@ def told_apart(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
 
 
 def files_of(row: Row) -> list[str]:
-    """That its runs have started from, each once."""
+    """The files that its runs started from, each once."""
     given = [(run.settings.get("weights"), run.settings.get("pretrained")) for run in row.runs]
     return sorted({next((x for x in pair if x not in (None, NONE)), NONE) for pair in given})
 
 
 def starting_point(row: Row) -> str:
-    """In Table 2's words; a file's name, of weights or where it is gone or of another kind."""
+    """In Table 2's words; the file's name if it holds weights, is gone or is of another kind."""
     file, *others = files_of(row)
     if others:
         return "several files"
@@ -334,7 +334,7 @@ def starting_point(row: Row) -> str:
 
 
 def make_table(rows: list[Row], objects: int) -> Table:
-    """In the paper's order of the variants."""
+    """In the paper's order of variants."""
     order = list(TABLE_1)
     rows = sorted(rows, key=lambda row: order.index(row.model.variant))
     lines = []

@@ -1,8 +1,8 @@
-"""How fast evaluation is, each side measured in turns in one run.
+"""How fast evaluation is, measuring both sides alternately in one run.
 
 overlap   segmenting a clip with reading and writing, against the network alone on frames in memory
 scoring   our scores of some results, against vos-benchmark's with as many processes
-long      memory and time per frame along a video of many frames: a clip again and again
+long      memory and time per frame over a long video: a clip played over and over
 """
 
 import argparse
@@ -27,7 +27,7 @@ from stma.model.stma import STMA
 from stma.model.weights import load_model
 from stma.runtime.device import device_name, peak_gigabytes, resolve_device
 
-WINDOWS = 10  # of a long video, printed one by one
+WINDOWS = 10  # of a long video, printed separately
 
 
 @input_errors_end_the_program()
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--frames", type=int, default=3000, help="of the long video")
-    parser.add_argument("--objects", type=int, help="of the long video; all without it")
+    parser.add_argument("--objects", type=int, help="of the long video (default: all)")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     clips = [EvalClip(video) for video in find_videos(arguments.root, names=arguments.clips)]
@@ -86,7 +86,7 @@ def bench_overlap(clip: EvalClip, model: STMA, device: torch.device, rounds: int
         ratios.append(whole / alone)
         print(
             f"{clip.name}: network alone {alone:.2f} s, with reading and writing {whole:.2f} s "
-            f"(of it in the network {sum(run.seconds):.2f} s), ratio {ratios[-1]:.3f}"
+            f"({sum(run.seconds):.2f} s of it in the network), ratio {ratios[-1]:.3f}"
         )
     print(f"{clip.name}: ratio {np.median(ratios):.3f} (median of {rounds})")
 
@@ -100,7 +100,7 @@ def bench_scoring(clips: list[EvalClip], results: Path, processes: int, rounds: 
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         truth, masks = Path(folder) / "truth", Path(folder) / "masks"
-        for clip in clips:  # it takes all that a folder holds, and writes a file there
+        for clip in clips:  # it takes everything in a folder, and writes a file there
             shutil.copytree(clip.video.mask_folder, truth / clip.name)
             shutil.copytree(results / clip.name, masks / clip.name)
         for _ in range(rounds):
@@ -126,9 +126,7 @@ def bench_long(
     ids = np.setdiff1d(np.unique(mask), 0)[:objects]
     mask = np.where(np.isin(mask, ids), mask, 0).astype(np.uint8)
     segmenter = Segmenter(model)
-    print(
-        f"{clip.name} again and again, {images[0].shape[:2]}, {len(ids)} objects, {frames} frames"
-    )
+    print(f"{clip.name} over and over, {images[0].shape[:2]}, {len(ids)} objects, {frames} frames")
     print("  up to frame   ms a frame (median)   CPU ms a frame   memory GB")
     wall: list[float] = []
     cpu: list[float] = []

@@ -1,8 +1,8 @@
 """How fast clips are loaded, and where the time goes: python scripts/bench_loader.py ROOT
 
-ROOT has the DAVIS layout; with --dataset, any block of configs/dataset (procedural needs no ROOT).
-Clips of 5 frames of 384 x 384 with DAVIS's augmentation, unless settings say otherwise:
-data.num_frames=3 split=val ... Composite clips are told what to cut from:
+ROOT has the DAVIS layout; --dataset takes any block of configs/dataset (procedural needs no ROOT).
+Clips have 5 frames of 384 x 384 with DAVIS's augmentation, unless settings say otherwise:
+data.num_frames=3 split=val ... For composite clips, say what to cut from:
 --dataset composite cut_from.videos=davis2017 cut_from.pictures=ecssd datasets=/data
 """
 
@@ -37,7 +37,7 @@ PARTS: dict[str, list[Callable]] = {
     "paste": [CompositeScene.draw_at],
 }
 WARM_UP = 4  # clips
-PREFETCH = 2  # of DataLoader, batches a worker
+PREFETCH = 2  # of DataLoader, batches per worker
 
 
 @input_errors_end_the_program()
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE")
     parser.add_argument("--dataset", default="folder", choices=dataset_names(CONFIGS))
     parser.add_argument("--clips", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median is told")
+    parser.add_argument("--rounds", type=int, default=5, help="the median is reported")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_intermixed_args()
     if min(arguments.clips, arguments.rounds, arguments.workers) < 1:
@@ -70,11 +70,11 @@ def main() -> None:
 
 
 def one_process(clips: ClipDataset, count: int, rounds: int) -> None:
-    """The speed of one core, and the shares of the parts."""
+    """The speed of one core, and the share of each part."""
     one_thread()
 
     def load(first: int, number: int) -> tuple[float, float]:
-        """Seconds of the processor, and of the clock."""
+        """Seconds of CPU time, and by the clock."""
         start = time.process_time(), time.perf_counter()
         for index in range(first, first + number):
             ClipBatch.collate([clips.sample(index)])
@@ -102,15 +102,15 @@ def one_process(clips: ClipDataset, count: int, rounds: int) -> None:
 
 
 def cumulative(stats: pstats.Stats, function: Callable) -> float:
-    """Seconds in a function and all that it calls."""
+    """Seconds in a function and everything it calls."""
     code = function.__code__
     key = (code.co_filename, code.co_firstlineno, code.co_name)
     return stats.stats.get(key, (0, 0, 0, 0.0))[3]  # type: ignore[attr-defined]
 
 
 def workers(clips: ClipDataset, count: int, num_workers: int) -> None:
-    """The speed of the data loader's processes together, without their start: what they load ahead
-    of the clock is as much as they are ahead when it stops."""
+    """The joint speed of the data loader's processes, without their start: they are as far ahead
+    when the clock starts as when it stops."""
     batches = clip_batches(clips, BatchNumbers(0, len(clips), 1), num_workers)
     count = max(count, 4 * PREFETCH * num_workers)
     for _ in range(PREFETCH * num_workers):

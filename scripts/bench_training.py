@@ -2,9 +2,9 @@
 
 Takes the settings of train.py: stage=video model=convvit_b precision=bf16 compile=true ...
 
-By default the clips are in memory already (noise of the stage's size), so that the network alone is
-measured; --data takes the stage's own clips through the loader and tells the share of waiting.
---count runs nothing: FLOPs a clip, and the hours of the stage at a share of an H100's peak.
+By default the clips are already in memory (noise of the stage's size), so that only the network is
+measured; --data loads the stage's own clips and reports the share of time spent waiting for them.
+--count runs nothing: FLOPs per clip, and the stage's hours at a share of an H100's peak.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from stma.training.losses import LossConfig, clip_loss
 from stma.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# Dense bf16 and fp16 without sparsity, as the makers state it, in FLOP/s. The first name that is in
-# the card's counts.
+# Dense bf16 and fp16 without sparsity, as the makers state it, in FLOP/s. The first name found
+# in the card's is used.
 PEAKS = {
     "B200": 2250e12,
     "H100 PCIe": 756e12,
@@ -48,7 +48,7 @@ PEAKS = {
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
-    "V100": 125e12,  # fp16 alone
+    "V100": 125e12,  # only fp16
 }
 WARM_UP = 3  # steps
 SHARE = 0.35  # of the peak, for --count
@@ -61,7 +61,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="settings of train.py")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--count", action="store_true", help="FLOPs alone, on any machine")
+    parser.add_argument("--count", action="store_true", help="only FLOPs, on any machine")
     parser.add_argument("--data", action="store_true", help="load the stage's own clips")
     arguments = parser.parse_intermixed_args()
     if arguments.steps < 1:
@@ -73,7 +73,7 @@ def main() -> None:
     if len(config.stages) != 1:
         raise InputError(f"stages are {', '.join(config.stages)}; give one")
     name, stage = next(iter(config.stages.items()))
-    if not arguments.data:  # nothing is read then, and nothing has to be there
+    if not arguments.data:  # nothing is read then, so nothing need exist
         data = replace(stage.data, sources={"noise": DatasetConfig(kind="procedural")})
         stage = replace(stage, data=data)
     config = replace(config, stages={name: stage}, resume=False)
@@ -101,13 +101,13 @@ def main() -> None:
     share = ""
     if device.type == "cuda":
         peak = peak_rate(device_name(device), resolve_precision(device, config.precision))
-        share = f", {100 * achieved / peak:.0f} % of the peak" if peak else ", peak not known"
+        share = f", {100 * achieved / peak:.0f} % of the peak" if peak else ", peak unknown"
     print(f"{achieved / 1e12:.2f} TFLOP/s{share}")
     print(f"{stage.iterations} iterations would take {stage.iterations / rate / 3600:.0f} hours")
 
 
 def peak_rate(card: str, precision: str) -> float | None:
-    """FLOP/s of a card; None where it is not known, as for fp32, whose rate depends on settings."""
+    """FLOP/s of a card; None if unknown, as for fp32, whose rate depends on settings."""
     if precision not in ("bf16", "fp16") or ("V100" in card and precision == "bf16"):
         return None
     return next((rate for name, rate in PEAKS.items() if name in card), None)
@@ -129,7 +129,7 @@ def print_count(trainer: Trainer) -> None:
 
 
 def count_flops(model: STMA, batch: ClipBatch, loss: LossConfig) -> int:
-    """Of a batch, by torch's own counter, forward and backward; recomputation is not counted."""
+    """FLOPs of a batch by torch's own counter, forward and backward, without recomputation."""
     model.train().checkpoint_blocks(False)
     with FlopCounterMode(display=False) as counter:
         clip_loss(model(batch), batch, loss, 0).total.backward()
@@ -139,7 +139,7 @@ def count_flops(model: STMA, batch: ClipBatch, loss: LossConfig) -> int:
 
 
 def measure(trainer: Trainer, learner: Learner, steps: int, loaded: bool) -> tuple[float, float]:
-    """Seconds of so many steps, and of them those of waiting for data."""
+    """Seconds of ``count`` steps, and how many of them were spent waiting for data."""
     accumulate = trainer.config.accumulate
     batches = trainer.batches() if loaded else None  # ends with this function
     noise = random_batch(trainer.stage, trainer.numbers(0).part, trainer.device)

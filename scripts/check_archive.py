@@ -1,6 +1,6 @@
 """What a benchmark's server would refuse: python scripts/check_archive.py ARCHIVE.zip BENCHMARK
 
-The benchmark's own files are needed, to know its clips, frames, sizes and objects. Overrides as for
+This needs the benchmark's own files, to know its clips, frames, sizes and objects. Overrides as for
 eval.py: datasets=..., root=..., split=...
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
     clips = listing.clips
     if listing.faults:
         faults = "; ".join(listing.faults.values())
-        raise InputError(f"the benchmark's own files are at fault: {faults}")
+        raise InputError(f"the benchmark's own files are faulty: {faults}")
     for note in listing.notes:
         print(note)
     problems = check_archive(arguments.archive, clips, os.cpu_count() or 1)

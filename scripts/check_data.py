@@ -1,7 +1,7 @@
 """Check a dataset before anyone trains on it: python scripts/check_data.py ROOT
 
 ROOT is a set of clips (JPEGImages and Annotations), of images with masks, or a folder of such sets.
-With --dataset, it is checked as that block of configs/dataset describes it, and its settings can be
+With --dataset, it is checked as that block of configs/dataset describes it, whose settings can be
 changed: --dataset davis2017 split=2017/val published=davis2017:val
 
 Exit status: 0 if nothing is wrong (there may be warnings), 1 if something is.
@@ -29,20 +29,20 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE of the block, with --dataset")
     parser.add_argument("--dataset", help=f"one of {', '.join(dataset_names(CONFIGS))}")
-    parser.add_argument("--report", type=Path, help="write what was found here, as JSON")
+    parser.add_argument("--report", type=Path, help="write the findings here, as JSON")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--show", type=int, default=50, help="problems to print of each set")
+    parser.add_argument("--show", type=int, default=50, help="problems to print per set")
     arguments = parser.parse_intermixed_args()
     if arguments.workers < 1:
         parser.error("give 1 or more workers")
     if arguments.report is not None and not arguments.report.parent.is_dir():
-        parser.error(f"--report: {arguments.report.parent} is no folder")
+        parser.error(f"--report: {arguments.report.parent} is not a folder")
     if any(override.startswith("root=") for override in arguments.overrides):
         parser.error("the root is the first argument, not a setting")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if arguments.dataset is None:
         if arguments.overrides:
-            parser.error("settings go with --dataset")
+            parser.error("settings need --dataset")
         checks = check_root(arguments.root, known_layouts(), arguments.workers)
     else:
         block = load_dataset_config(CONFIGS, arguments.dataset, arguments.overrides)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def known_layouts() -> list:
-    """Of all still images in configs/dataset, each once."""
+    """The layouts of all still-image sets in configs/dataset, each once."""
     blocks = [load_dataset_config(CONFIGS, name) for name in dataset_names(CONFIGS)]
     layouts = [layout for block in blocks for layout in block.layouts]
     return [layout for i, layout in enumerate(layouts) if layout not in layouts[:i]]

@@ -1,7 +1,7 @@
 """Write sampled clips in the DAVIS layout: python scripts/make_clips.py OUTPUT --clips 16
 
-Procedural ones, unless --dataset names another block of configs/dataset. Any setting of the block
-can be changed: scene.max_objects=8 scene.blur=1.0; --dataset composite cut_from.mine=davis2017 ...
+The clips are procedural, unless --dataset names another block of configs/dataset. Its settings can
+be changed: scene.max_objects=8 scene.blur=1.0; --dataset composite cut_from.mine=davis2017 ...
 """
 
 import argparse
@@ -19,8 +19,8 @@ from stma.data.writing import ClipWriter
 from stma.errors import InputError, input_errors_end_the_program
 from stma.runtime.workers import worker_map
 
-RECORD = "clips.yaml"  # beside the clips: what they were made of
-STREAM = 2**32  # added to the seed: a stream apart from those of training
+RECORD = "clips.yaml"  # beside the clips: how they were made
+STREAM = 2**32  # added to the seed: a separate stream from training's
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -36,10 +36,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=14, help="of each clip")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--overwrite", action="store_true", help="clips that OUTPUT already has")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace clips that OUTPUT already has"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", default="val", help="name of the list in ImageSets")
-    parser.add_argument("--png", action="store_true", help="frames as PNG, not as JPEG")
+    parser.add_argument("--png", action="store_true", help="frames as PNG instead of JPEG")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_intermixed_args()
     if min(arguments.clips, arguments.frames, arguments.workers) < 1:

@@ -1,7 +1,7 @@
 """Resize a dataset once, so that it loads faster: python scripts/prepare_data.py SOURCE TARGET
 
 YouTube-VOS: prepare_data.py YouTubeVOS2019/train YouTubeVOS2019/train_480p
-Run the same again to continue after an interruption.
+After an interruption, run the same command again.
 
 Exit status: 0 if all files were made, 1 if some could not be read (they are named, and left out).
 """
@@ -30,7 +30,7 @@ def main() -> None:
     done = prepare(arguments.source, arguments.target, arguments.short_side, arguments.workers)
     for problem in done.problems:
         print(f"error: {problem}", file=sys.stderr)
-    print(f"{done.written} files written, {done.kept} were there: {arguments.target}")
+    print(f"{done.written} files written, {done.kept} already there: {arguments.target}")
     sys.exit(1 if done.problems else 0)
 
 

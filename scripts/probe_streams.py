@@ -18,9 +18,9 @@ from stma.runtime.device import resolve_device
 @input_errors_end_the_program()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", help="a file of train.py")
+    parser.add_argument("weights", help="a weights file of train.py")
     parser.add_argument("root", help="fully annotated videos in the DAVIS layout")
-    parser.add_argument("--split", help="a list in ImageSets; all videos without it")
+    parser.add_argument("--split", help="a list in ImageSets (default: all videos)")
     parser.add_argument("--memory-interval", type=int, default=5)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> None:
         for number, (row, spread) in enumerate(zip(look.shares, look.spreads, strict=True)):
             shares = " ".join(f"{100 * share:9.1f} %" for share in row)
             print(f"  block {number:2}:  {shares} {spread:11.2f}")
-        print("(spread: 1 where all keys receive the same, near 0 where one receives all)")
+        print("(spread: 1 if all keys receive the same, near 0 if one receives all)")
     if trained.object_shares is not None:
         row = " ".join(f"{100 * share:.1f} %" for share in trained.object_shares)
         print(f"\nthe references' attention that goes to all objects together, by block: {row}")

@@ -1,7 +1,7 @@
-"""Score masks that any method made: python scripts/score.py TRUTH RESULTS
+"""Score the masks of any method: python scripts/score.py TRUTH RESULTS
 
-Both are folders of clips, <clip>/<frame>.png. With --official, DAVIS's own evaluator does the same
-and every figure is compared: pip install -e '.[official]', or PYTHONPATH=CHECKOUT of
+Both are folders of clips, <clip>/<frame>.png. With --official, DAVIS's own evaluator runs too and
+every figure is compared: pip install -e '.[official]', or PYTHONPATH=CHECKOUT of
 davisvideochallenge/davis2017-evaluation, with pandas and scipy installed.
 """
 
@@ -38,7 +38,9 @@ def main() -> None:
     if not subfolders(arguments.truth):
         raise InputError(f"{arguments.truth}: holds no clips, so there is nothing to score")
     folders = [arguments.truth / name for name in subfolders(arguments.truth)]
-    clips = [EvalClip(open_video(folder, folder), rules) for folder in folders]  # masks as frames
+    clips = [
+        EvalClip(open_video(folder, folder), rules) for folder in folders
+    ]  # masks serve as frames
     if missing := [c.name for c in clips if not (arguments.results / c.name).is_dir()]:
         raise InputError(f"{arguments.results}: no results for {', '.join(missing)}")
     scores, faults = score_clips(clips, arguments.results, os.cpu_count() or 1)
@@ -69,10 +71,10 @@ def compare_with_official(truth: Path, results: Path, scores: list[ObjectScore])
         official = DAVISEvaluation(str(root), "semi-supervised", "val", codalab=True)
         try:
             theirs = official.evaluate(str(results))
-        except SystemExit as error:  # which it calls with status 0, having printed why
+        except SystemExit as error:  # with status 0, after printing why
             raise InputError("DAVIS's evaluator refuses these masks; see above") from error
     own = {(s.clip, s.object_id): s for s in scores}
-    print(f"\n{len(own)} objects of {len(clips)} clips, official against ours, in [0, 1]:")
+    print(f"\n{len(own)} objects of {len(clips)} clips, official and ours, in [0, 1]:")
     for letter in ("J", "F"):
         names = list(theirs[letter]["M_per_object"])
         assert len(names) == len(own), f"{len(names)} objects there, {len(own)} here"

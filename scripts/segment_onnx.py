@@ -1,4 +1,4 @@
-"""Segments a clip with what `stma export` wrote: NumPy, Pillow and onnxruntime are all it needs.
+"""Segment a clip with an export of `stma export`: needs only NumPy, Pillow and onnxruntime.
 
 python scripts/segment_onnx.py EXPORT FRAMES FIRST_MASK.png OUT     (FRAMES: a folder of pictures)
 """
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 class Video:
-    """Both memories of one video, and the five parts of the network."""
+    """The five parts of the network, and both memories of one video."""
 
     def __init__(self, export: Path) -> None:
         self.about = about = json.loads((export / "stma.json").read_text())
@@ -23,10 +23,10 @@ class Video:
         self.cache = [empty, empty]  # keys and values of the references
         self.references: list = []  # (tokens, pinned)
         self.ids: list[int] = []
-        self.entered: list[int] = []  # the memorised frame at which each object came
+        self.entered: list[int] = []  # the memorised frame at which each object entered
         self.pooled: list = []  # (N, C) of every memorised frame
         self.steps = 0
-        self.elements: dict = {}  # of the temporal memory, M first
+        self.elements: dict = {}  # of the temporal memory, by name, M first
 
     def run(self, name: str, *inputs: np.ndarray) -> list[np.ndarray]:
         part = self.parts[f"{name}.onnx"]
@@ -34,8 +34,8 @@ class Video:
         return part.run(None, dict(zip(names, inputs, strict=True)))
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """The next frame (H, W, 3), with a mask (H, W) where objects are given: probabilities
-        (N+1, H, W) of the background and of `ids`."""
+        """Segment the next frame (H, W, 3), with a mask (H, W) if objects are given; returns
+        probabilities (N+1, H, W) of the background and of `ids`."""
         full = frame.shape[:2]
         short = self.settings["short_side"] or min(full)
         scale = self.settings["scale"] * min(1, short / min(full))
@@ -54,7 +54,9 @@ class Video:
             self.ids += new
             self.entered += [len(self.pooled)] * len(new)
             known = np.concatenate([known, np.zeros((len(new), *full), np.float32)])
-            for row, i in enumerate(self.ids, start=1):  # what a given object loses is background
+            for row, i in enumerate(
+                self.ids, start=1
+            ):  # what an object loses to a given mask is background
                 known[0] += known[row] * (i in mask)
                 known[row] *= i not in mask
             known[:, mask > 0] = np.equal.outer([0, *self.ids], mask[mask > 0])
@@ -66,7 +68,7 @@ class Video:
         return known
 
     def read(self, key: np.ndarray) -> np.ndarray:
-        """Objects that came with one frame share a softmax over what was memorised since."""
+        """Objects that entered together share a softmax over what was memorised since."""
         readouts = []
         for entered in sorted(set(self.entered)):
             objects = [n for n, e in enumerate(self.entered) if e == entered]
@@ -90,7 +92,7 @@ class Video:
         self.write(key[0], values[0], pinned)
         chosen = [tokens for tokens, _ in self.references]
         objects = np.full(pooled.shape, -np.inf, np.float32)
-        for n in np.unique(self.elements["frame"]):  # frames of which something is left
+        for n in np.unique(self.elements["frame"]):  # frames with elements left
             old = self.pooled[n]
             objects[0, : len(old)] = np.maximum(objects[0, : len(old)], old)
         self.cache = self.run("references", np.stack(chosen, axis=1), objects)
@@ -98,7 +100,7 @@ class Video:
             self.elements["keys"][-key.shape[1] :] = self.run("encode", image, *self.cache)[1][0]
 
     def write(self, key: np.ndarray, values: np.ndarray, pinned: bool) -> None:
-        """A frame into the temporal memory; where it is full, over what was used least."""
+        """Write a frame into the temporal memory; when full, over the least used elements."""
         count = len(key)
         fill = {"frame": len(self.pooled) - 1, "pinned": pinned, "usage": 0.0, "age": 0}
         new = {"keys": key, "values": values} | {k: np.full(count, v) for k, v in fill.items()}

@@ -1,7 +1,7 @@
-"""Make a trained network part of the package: ship_weights.py RUN NAME [KEY=VALUE ...]
+"""Put a trained network into the package: ship_weights.py RUN NAME [KEY=VALUE ...]
 
-Writes stma/weights/NAME.safetensors in half precision (inference computes in fp32 again). Segmenter
-settings given here, such as short_side=288, go with the weights and replace those in the file.
+Writes stma/weights/NAME.safetensors in half precision (inference converts to fp32). Segmenter
+settings given here, such as short_side=288, are stored with the weights and replace those there.
 Describe the network in docs/model_card.md.
 """
 
@@ -21,7 +21,7 @@ def ship(weights: str | Path, path: Path, settings: list[str]) -> None:
     """Write weights in half precision, with their settings and where they come from.
 
     Args:
-        settings: of the segmenter, each ``key=value``.
+        settings: for the segmenter, each ``key=value``.
 
     Raises:
         InputError: no such setting, or a weight does not fit into half precision.
@@ -42,8 +42,8 @@ def ship(weights: str | Path, path: Path, settings: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a weights file, or a folder of train.py")
-    parser.add_argument("name", help="by which load_model and eval.py will know it")
-    parser.add_argument("settings", nargs="*", help="of the segmenter: short_side=288 ...")
+    parser.add_argument("name", help="its name for load_model and eval.py")
+    parser.add_argument("settings", nargs="*", help="for the segmenter: short_side=288 ...")
     arguments = parser.parse_args()
     path = SHIPPED / f"{arguments.name}.safetensors"
     ship(find_weights(arguments.weights), path, arguments.settings)

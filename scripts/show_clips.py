@@ -1,7 +1,7 @@
 """Draw sampled clips with their masks, as training sees them: a contact sheet (PNG).
 
 python scripts/show_clips.py davis2017 root=/data/DAVIS --output clips.png
-Any setting of the dataset's block can be changed, and those of all data as data.KEY=VALUE.
+Any setting of the dataset can be changed, and those of all data as data.KEY=VALUE.
 """
 
 import argparse

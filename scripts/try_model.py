@@ -1,6 +1,6 @@
 """Does a model run here? python scripts/try_model.py convvit_b
 
-One training step of the paper's clip (5 frames of 384 x 384, 3 objects) and the inference of a few
+One training step on a clip as in the paper (5 frames of 384 x 384, 3 objects) and inference on some
 480p frames, with random weights: time, memory, and whether all gradients are finite.
 """
 
@@ -91,7 +91,7 @@ def infer(model: STMA, height: int, width: int, num_objects: int) -> None:
     for t, frame in enumerate(frames):
         start = time.perf_counter()
         result = segmenter.step(frame, masks[0] if t == 0 else None)
-        seconds.append(time.perf_counter() - start)  # the result is on the host: nothing pends
+        seconds.append(time.perf_counter() - start)  # the result is on the host: nothing is pending
     assert result.mask.shape == (height, width)
     print(
         f"inference: {height} x {width}, {visible} objects: first frame {seconds[0]:.2f} s, "

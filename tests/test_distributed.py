@@ -159,7 +159,7 @@ def test_two_processes_train_to_the_end_and_one_of_them_writes(tmp_path) -> None
 def test_when_one_is_told_to_leave_all_do_and_go_on(tmp_path) -> None:
     left = torchrun(2, "leave", tmp_path / "run", check=False)
     assert left.returncode != 0
-    assert "told to leave: saved after iteration 2" in (tmp_path / "run" / "train.log").read_text()
+    assert "asked to stop: saved after iteration 2" in (tmp_path / "run" / "train.log").read_text()
     assert [p.name for p in (tmp_path / "run" / "only" / "checkpoints").iterdir()] == [
         "00000002.pt"
     ]
@@ -172,7 +172,7 @@ def test_a_signal_to_the_whole_group_saves_although_it_reaches_the_workers(tmp_p
     left = torchrun(2, "group", tmp_path / "run", check=False)
     assert left.returncode != 0
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "told to leave: saved after iteration 2" in log
+    assert "asked to stop: saved after iteration 2" in log
     assert "exited unexpectedly" not in left.stderr
 
 
@@ -205,7 +205,7 @@ def test_a_folder_that_the_machines_do_not_share_is_refused_by_one_process(tmp_p
     apart = torchrun(2, "apart", tmp_path / "run", check=False)
     assert apart.returncode != 0
     assert apart.stderr.count("error: output: ") == 1
-    assert "a disk that all machines share" in apart.stderr
+    assert "a disk shared by all machines" in apart.stderr
     assert "Traceback" not in apart.stderr.partition("ChildFailedError")[0].partition("error:")[0]
 
 

@@ -15,7 +15,7 @@ def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
     with caplog.at_level(logging.INFO):
         train(settings)
     assert "only: 2 clips at once take" in caplog.text
-    assert "the largest batch that fitted is 2 clips a process" in caplog.text
+    assert "the largest batch that fits is 2 clips a process" in caplog.text
     assert not (tmp_path / "run").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_finished_run_can_be_tried_again(tmp_path, caplog) -> None:
     before.pop(tmp_path / "train.log")  # this process writes its log there still
     with caplog.at_level(logging.INFO):
         train(config(tmp_path, iterations=1, batch_size=4, dry_run=True))
-    assert "the largest batch that fitted is 4 clips" in caplog.text
+    assert "the largest batch that fits is 4 clips" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

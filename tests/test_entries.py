@@ -522,7 +522,7 @@ def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> 
     assert process.wait(60) == 75
     assert len(list((tmp_path / "debug" / "checkpoints").glob("*.pt"))) == 1
     log = (tmp_path / "train.log").read_text()
-    assert "told to leave: saved after iteration" in log
+    assert "asked to stop: saved after iteration" in log
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 from conftest import TINY, random_frame
 from test_segmenter import blob_mask
 from test_trainer import config
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import stma
@@ -23,6 +23,7 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.variants import VARIANTS
+from stma.runtime.footprint import backward, on_paper, put_on
 from stma.training import learner as learner_module
 from stma.training.dry_run import random_batch
 from stma.training.learner import Learner
@@ -87,13 +88,8 @@ class Waits(TorchDispatchMode):
 
 @pytest.fixture
 def waits(monkeypatch) -> Iterator[Waits]:
-    """In here tensors are fake. The host believes in a card with bf16; memory is never pinned, as
-    fake memory cannot be."""
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(Tensor, "numpy", lambda self: np.zeros(self.shape, np.uint8))
-    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+    with on_paper(CUDA), Waits() as waits:
         yield waits
 
 
@@ -101,15 +97,7 @@ def lifted(config: ModelConfig) -> STMA:
     """A network whose tensors are on the fake card."""
     with _disable_current_modes(), torch.device("meta"):
         model = build_model(config)
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    fake = torch.empty_strided(
-                        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA
-                    )
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    tensors[name] = nn.Parameter(fake) if is_parameter else fake
+    put_on(model, CUDA)
     model.to = lambda device: model  # type: ignore[method-assign]  # fake parameters cannot be moved
     return model
 
@@ -120,14 +108,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of Fa
 
 def learner_on_card(monkeypatch, tmp_path: Path, **settings) -> Learner:
     monkeypatch.setattr(learner_module, "build_model", lifted)
-    # A backward pass needs a context of CUDA's; what follows it needs gradients alone.
-    monkeypatch.setattr(Tensor, "backward", lambda loss: None)
+    monkeypatch.setattr(Tensor, "backward", backward)  # the engine needs a context of CUDA's
     whole = config(tmp_path, **settings)
-    learner = Learner(whole, whole.stages["only"], CUDA)
-    for parameter in learner.model.parameters():
-        parameter.grad = torch.empty_like(parameter)
-    learner.optimizer.zero_grad = lambda **keywords: None  # type: ignore[method-assign]
-    return learner
+    return Learner(whole, whole.stages["only"], CUDA)
 
 
 def places_of_a_step(learner: Learner, waits: Waits, iteration: int = 0) -> list[str]:

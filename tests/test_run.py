@@ -144,7 +144,7 @@ def test_told_to_leave_at_the_end_of_a_stage_the_next_one_does_not_start(
     told_after("first", monkeypatch)
     with pytest.raises(Preempted):
         train(two_stages(tmp_path))
-    assert "told to leave before stage second" in caplog.text
+    assert "asked to stop before stage second" in caplog.text
     assert (tmp_path / "first" / "finished.json").is_file()
     assert not (tmp_path / "second").exists()
     monkeypatch.undo()
@@ -175,7 +175,7 @@ def test_a_stage_does_not_outlive_the_one_it_came_from(tmp_path) -> None:
     train(two_stages(tmp_path))
     first = tmp_path / "first"
     (first / "finished.json").rename(first / "aside")
-    with pytest.raises(InputError, match="the stage before it, first, has not come to its end"):
+    with pytest.raises(InputError, match="the stage before it, first, is not finished"):
         train(two_stages(tmp_path))
     (first / "aside").rename(first / "finished.json")
     other = train(config(tmp_path / "other", seed=7))
@@ -290,7 +290,7 @@ def test_no_training_is_lost_for_a_board_that_cannot_be_written(
 
     monkeypatch.setattr("stma.training.board.SummaryWriter.add_scalar", full)
     assert train(config(tmp_path)).is_file()
-    assert caplog.text.count("training goes on without TensorBoard") == 1
+    assert caplog.text.count("training continues without TensorBoard") == 1
 
 
 def test_the_record_keeps_earlier_starts(tmp_path, monkeypatch) -> None:

@@ -42,4 +42,4 @@ def test_a_log_that_cannot_be_written_costs_no_training(tmp_path, caplog) -> Non
     (tmp_path / "train.csv").mkdir()
     for iteration in range(3):
         log.write(row("a", iteration))
-    assert caplog.text.count("training goes on without it") == 2
+    assert caplog.text.count("training continues without it") == 2

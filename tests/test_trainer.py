@@ -130,7 +130,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, caplog) -> None:
     before = path.stat().st_mtime_ns
     with caplog.at_level("INFO"):
         assert train(config(tmp_path)) == path
-    assert "finished already: " in caplog.text
+    assert "already finished: " in caplog.text
     assert path.stat().st_mtime_ns == before
     train(config(tmp_path, resume=False))
     assert path.stat().st_mtime_ns != before
@@ -293,7 +293,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path, caplog) -> None:
     longer = trained(config(tmp_path / "run", iterations=4))
     assert longer.iteration == 4
     assert longer.weights_path.read_bytes() != before
-    assert "stage.iterations: 2 there, 4 here; the learning rate goes on at 3e-05" in caplog.text
+    assert "stage.iterations: 2 there, 4 here; the learning rate continues at 3e-05" in caplog.text
     assert trainer_of(config(tmp_path / "run", iterations=4)).finished
     interrupted(tmp_path / "begun")
     assert trained(config(tmp_path / "begun", iterations=7, max_minutes=60.0)).iteration == 7
@@ -304,17 +304,19 @@ def test_what_a_longer_run_means_for_the_learning_rate_is_told(tmp_path, caplog)
     cosine = OptimizerConfig(schedule="cosine")
     trained(config(tmp_path, iterations=2, optimizer=cosine))
     trained(config(tmp_path, iterations=4, optimizer=cosine))
-    assert "follows the new length: 1.5e-05 from here on, where it was 0" in caplog.text
+    assert "follows the new length: 1.5e-05 from here on, instead of 0" in caplog.text
 
 
 def test_a_run_that_cannot_be_made_longer_says_why(tmp_path) -> None:
     train(config(tmp_path, iterations=3))
-    with pytest.raises(InputError, match=r"stages\.only\.iterations is 2, but .* has made 3"):
+    with pytest.raises(
+        InputError, match=r"stages\.only\.iterations is 2, but .* has already made 3"
+    ):
         train(config(tmp_path, iterations=2))
     for path in (tmp_path / "only" / "checkpoints").iterdir():
         path.unlink()
     assert train(config(tmp_path, iterations=3)).is_file()
-    with pytest.raises(InputError, match="no checkpoint left to go on from"):
+    with pytest.raises(InputError, match="no checkpoint left to resume"):
         train(config(tmp_path, iterations=4))
 
 

@@ -17,11 +17,11 @@ def build_average(model: STMA, decay: float) -> AveragedModel:
 
 @torch.no_grad()
 def update_average(average: AveragedModel, model: STMA, decay: float) -> None:
-    """After a step of the optimiser; the first one is copied.
+    """Call after each optimiser step; the first copies the weights.
 
-    The running mean over objects is averaged as the weights are that it comes from. The other
-    buffers do not change, or count. (`AveragedModel.update_parameters` would make the host wait for
-    the device, to which it copies its counter.)
+    The running mean over objects is averaged like the weights it comes from. The other buffers are
+    constants or counters. (`AveragedModel.update_parameters` would make the host wait for the
+    device, to which it copies its counter.)
     """
     theirs = cast(STMA, average.module)
     followed = [(list[Tensor](theirs.parameters()), list[Tensor](model.parameters()))]

@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 class Board:
-    """TensorBoard's files of a stage. Where they cannot be written (a full disk, say), they are
-    given up with a warning: no training is lost for them.
+    """TensorBoard's files of a stage. If they cannot be written (for example, the disk is full),
+    training continues without them, with a warning.
 
     Args:
         folder: None shows nothing.
-        first: iteration; what an earlier start wrote of later ones is not shown.
+        first: iteration; what an earlier start wrote about later ones is not shown.
     """
 
     def __init__(self, folder: Path | None, first: int = 0) -> None:
@@ -50,7 +50,7 @@ class Board:
 
     def attention(self, model: STMA, clip: ClipBatch, iteration: int) -> None:
         """Show where the test stream's attention goes and how far it spreads, and how much of the
-        references' goes to the objects; in evaluation mode, so that nothing is drawn or counted."""
+        references' goes to the objects; in evaluation mode, so that it has no side effects."""
         if not self.is_open:
             return
         model.eval()
@@ -80,7 +80,7 @@ class Board:
         except OSError as error:
             self._writer = None
             log.warning(
-                "%s: cannot be written (%s); training goes on without TensorBoard",
+                "%s: cannot be written (%s); training continues without TensorBoard",
                 self.folder,
                 error,
             )
@@ -99,7 +99,7 @@ class Board:
 
 
 def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:
-    """The first clip of a batch with its truth and, from frame 1 on, its prediction.
+    """The first clip of a batch with its ground truth and, from frame 1 on, its prediction.
 
     Returns:
         ``(H, W, 3)`` uint8.

@@ -1,4 +1,4 @@
-"""Training state on disk: written whole or not at all, and read back to the last bit."""
+"""Training state on disk: written completely or not at all, and read back to the last bit."""
 
 import logging
 import pickle
@@ -27,8 +27,8 @@ class Checkpoints:
     """The newest checkpoints of a run, by iteration.
 
     Args:
-        keep: how many stay; older ones are removed once a newer one is whole.
-        entries: of every state.
+        keep: how many stay; older ones are removed once a newer one is complete.
+        entries: keys that every state must have.
     """
 
     def __init__(self, folder: Path, keep: int, entries: Collection[str] = ()) -> None:
@@ -37,16 +37,17 @@ class Checkpoints:
         self.entries = entries
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """The files, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     def save(self, iteration: int, state: dict[str, Any]) -> Path:
-        """Write the state of training after this many iterations.
+        """Write the training state after this many iterations.
 
         Raises:
-            InputError: it cannot be written (a full disk, say); names the last one that is whole.
+            InputError: it cannot be written (for example, the disk is full); the message names the
+                last complete one.
         """
         path = self.folder / f"{iteration:08d}{SUFFIX}"
         self._write(path, state)
@@ -64,32 +65,32 @@ class Checkpoints:
         except OSError as error:
             last = next(reversed(self.paths()), None)
             raise InputError(
-                f"{path}: the checkpoint cannot be written ({error}); the last whole one is "
-                f"{last or 'none'}. Make room and run the same command again to go on from it"
+                f"{path}: the checkpoint cannot be written ({error}); the last complete one is "
+                f"{last or 'none'}. Make room and run the same command again to resume from it"
             ) from error
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Beside the newest, and not counted among them."""
+        """Path of the best one: beside the newest, and not counted among them."""
         self._write(self.folder / BEST, state)
 
     def load_newest(self, *, mapped: bool = False) -> dict[str, Any] | None:
-        """The newest state that can be read; None where there is no file.
+        """The newest readable state; None if there are no files.
 
-        A file that cannot be read is passed over for the one before it, with a warning.
+        A file that cannot be read is skipped for the one before it, with a warning.
 
         Args:
-            mapped: read tensors from the file only when they are looked at.
+            mapped: read tensors from the file only when they are used.
 
         Raises:
-            InputError: there are files, and none of them can be read, or the newest that can is
-                not a state of training.
+            InputError: there are files, but none can be read, or the newest readable one is not a
+                training state.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
-                if not zipfile.is_zipfile(path):  # torch would take it for a bare pickle
-                    raise EOFError("not a whole file of torch.save")
-                # On the CPU: the optimiser and the generators move what belongs elsewhere.
+                if not zipfile.is_zipfile(path):  # torch would read it as a bare pickle
+                    raise EOFError("not a complete torch.save file")
+                # On the CPU: the optimiser and the generators move tensors where they belong.
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
                 log.warning("%s: cannot be read (%s); trying the one before", path, error)
@@ -98,13 +99,13 @@ class Checkpoints:
             if missing:
                 raise InputError(
                     f"{path}: not a checkpoint of this version of stma (it lacks "
-                    f"{', '.join(missing)}); remove it, or start anew with resume=false"
+                    f"{', '.join(missing)}); remove it, or start over with resume=false"
                 )
             return state
         if paths:
             raise InputError(
                 f"{self.folder}: none of {', '.join(path.name for path in paths)} can be read; "
-                "put a whole one there, or start anew with resume=false, which removes them"
+                "put a complete one there, or start over with resume=false, which removes them"
             )
         return None
 
@@ -116,13 +117,13 @@ class Checkpoints:
 
 
 def seed_generators(seed: int, rank: int, iteration: int) -> None:
-    """Of torch, in one process: another one draws other numbers."""
+    """Seed torch, in this process: every process draws different numbers."""
     words = np.random.SeedSequence((seed, rank, iteration)).generate_state(2, np.uint32)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Of the generators that training on a device draws from."""
+    """The state of the generators that training on a device draws from."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

@@ -1,4 +1,4 @@
-"""What a run of training is told: its stages, and all that they share."""
+"""The settings of a training run: its stages, and everything they share."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +21,10 @@ class StageConfig:
 
     Attributes:
         iterations: its length.
-        max_minutes: end sooner, after this time; the learning rate follows whichever comes first
-            (the curriculum of the frame gap and the bootstrapping follow the iterations alone).
-            Runs that end by time are not reproducible.
-        batch_size: clips per iteration, of all processes together.
+        max_minutes: end earlier, after this time; the learning rate follows whichever comes first
+            (the frame gap's curriculum and the bootstrapping follow only the iterations). Runs that
+            end by time are not reproducible.
+        batch_size: clips per iteration, over all processes.
     """
 
     iterations: int = 250_000
@@ -45,7 +45,7 @@ class StageConfig:
 
 @dataclass
 class ValidationConfig:
-    """A small set that is segmented and scored now and then.
+    """A small set that is segmented and scored at intervals.
 
     Attributes:
         root: a folder in the DAVIS layout with all masks; null for no validation.
@@ -73,36 +73,35 @@ class ValidationConfig:
 
 @dataclass
 class TrainConfig:
-    """A run of training.
+    """A training run.
 
     Attributes:
-        output: folder for all that comes out; every stage has one in it.
+        output: folder for all results, with a subfolder for each stage.
         datasets: folder of the datasets, to which their blocks refer.
-        stages: by name, one after another, each from the last one's weights.
+        stages: by name, run in order, each from the previous one's weights.
         weights: the first stage starts from this file of the same architecture; null starts fresh.
         pretrained: the first stage starts from this public checkpoint of the backbone, of ConvMAE,
-            MAE, MoCo v3 or DINOv2; null, or ``weights``, for none.
-        strict_weights: every tensor of ``weights`` has to fit; false loads those that do, and logs
-            the others by name.
-        num_workers: processes that make clips, for each process of training; 0 makes them between
-            the steps.
-        precision: ``auto`` (bf16 on CUDA cards that compute in it, fp32 elsewhere),
-            ``fp32``, ``bf16`` or ``fp16``.
+            MAE, MoCo v3 or DINOv2; null for none, or with ``weights``.
+        strict_weights: every tensor of ``weights`` must fit; false loads those that do, and logs
+            the names of the others.
+        num_workers: processes that make clips, per training process; 0 makes them between steps.
+        precision: ``auto`` (bf16 on CUDA cards that support it, fp32 elsewhere), ``fp32``,
+            ``bf16`` or ``fp16``.
         accumulate: parts that a process splits its share of a batch into, to save memory.
-        checkpoint_blocks: compute the activations of the STML blocks again in the backward pass,
-            to save memory.
-        compile: compile the blocks, the value encoder and the decoder by ``torch.compile``.
-        ema: decay of an exponential moving average of the weights, which then is what is saved
-            and validated; 0 for none.
+        checkpoint_blocks: recompute the activations of the STML blocks in the backward pass, to
+            save memory.
+        compile: compile the blocks, the value encoder and the decoder with ``torch.compile``.
+        ema: decay of an exponential moving average of the weights, which is then saved and
+            validated in their place; 0 for none.
         log_every, picture_every, save_every: in iterations.
-        save_minutes: save after so many minutes, too; null for iterations alone.
+        save_minutes: also save after this many minutes; null: only by iterations.
         keep_checkpoints: how many of the newest stay; the best by validation stays too.
-        resume: go on from the output's newest checkpoints; false starts all stages anew, and
+        resume: continue from the output's newest checkpoints; false starts all stages over, and
             removes their results first.
-        max_skipped: steps in a row whose loss or gradient is not finite, until the run stops; those
-            where fp16 overflowed do not count.
-        segmenter: settings of a segmenter that go with the weights, and that validation takes.
-        dry_run: print memory and the largest batch that fits, and train nothing.
+        max_skipped: steps in a row with a loss or gradient that is not finite, after which the run
+            stops; those where fp16 overflowed do not count.
+        segmenter: segmenter settings to store with the weights, also used in validation.
+        dry_run: print memory use and the largest batch that fits, without training.
     """
 
     output: str
@@ -152,8 +151,8 @@ class TrainConfig:
             raise InputError(f"seed is {self.seed}; give 0 or more, and less than 2^63")
         if self.weights is not None and self.pretrained is not None:
             raise InputError(
-                f"weights is {self.weights} and pretrained {self.pretrained}; give one "
-                "of them (weights hold a backbone)"
+                f"weights is {self.weights} and pretrained {self.pretrained}; give only one "
+                "of them (weights include a backbone)"
             )
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}; give a decay from 0 (none) to less than 1")
@@ -162,5 +161,5 @@ class TrainConfig:
             if stage.loss.objects > 0 and self.model.variant not in HAS_OBJECT_TOKENS:
                 raise InputError(
                     f"stages.{name}.loss.objects is {stage.loss.objects}, but with model.variant="
-                    f"{self.model.variant} no object tokens come out of the blocks; leave it at 0"
+                    f"{self.model.variant} the blocks give no object tokens; leave it at 0"
                 )

@@ -23,14 +23,14 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 class Display:
-    """Of one stage, open while it trains.
+    """The display of one stage, open while it trains.
 
     Args:
         name: of the stage.
-        folder: of the stage; None shows nothing at all.
+        folder: of the stage; None shows nothing.
 
     Attributes:
-        shown: running average of the loss; None before the first.
+        shown: running average of the loss; None before the first step.
     """
 
     def __init__(self, config: TrainConfig, name: str, folder: Path | None) -> None:
@@ -41,7 +41,7 @@ class Display:
 
     @contextmanager
     def opened(self, iteration: int, progress: float) -> Iterator["Display"]:
-        """Show what comes from this iteration on; earlier starts have made this progress."""
+        """Show everything from this iteration on; earlier starts have made this progress."""
         self.pace = Pace(iteration)
         self._seen = (progress, time.monotonic())
         self.steps: StepLog | None = None
@@ -55,7 +55,7 @@ class Display:
     def new_bar(self, progress: float) -> tqdm:
         return tqdm(
             total=100,
-            initial=100 * progress,  # not done in this start
+            initial=100 * progress,  # made by earlier starts
             unit="%",
             desc=self.name,
             bar_format=BAR,
@@ -76,11 +76,11 @@ class Display:
         progress: float,
         waited: float,
     ) -> None:
-        """In all processes; shows what is due at this iteration.
+        """Show what is due at this iteration; called in all processes.
 
         Args:
-            clip: that the step's prediction is of.
-            waited: seconds for data, of the whole start.
+            clip: that the step's prediction belongs to.
+            waited: seconds spent waiting for data since the start.
         """
         if iteration % self.config.log_every == 0:
             losses = _mean(learner, step.losses)
@@ -99,7 +99,7 @@ class Display:
                 self.board.attention(learner.model, clip, iteration)
 
     def _seconds_left(self, progress: float, speed: float) -> float:
-        """As it went since the last look."""
+        """The speed since the last call."""
         (before, then), self._seen = self._seen, (progress, time.monotonic())
         if progress == before:  # the first step of a start
             return (1 - progress) * self.stage.iterations / speed
@@ -145,6 +145,6 @@ class Display:
 
 
 def _mean(learner: Learner, losses: Losses) -> Losses:
-    """Over all processes."""
+    """The mean over all processes."""
     values = torch.stack([losses.total, losses.cross_entropy, losses.dice])
     return Losses(*(learner.processes.sum(values) / learner.processes.world_size))

@@ -6,31 +6,37 @@ from pathlib import Path
 
 import torch
 
-from stma.runtime.device import peak_gigabytes
+from stma.model.factory import build_model
+from stma.runtime.device import autocast, peak_gigabytes
+from stma.runtime.footprint import backward, on_paper, put_on
 from stma.structures import ClipBatch
-from stma.training.config import StageConfig
+from stma.training.config import StageConfig, TrainConfig
 from stma.training.learner import Learner, release_memory
+from stma.training.losses import clip_loss
 from stma.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
-    """Take real steps on made-up clips of the stage's size: with as many clips as one process would
+    """Take real steps on made-up clips of the stage's size: with as many clips as a process would
     have at once, then (on CUDA) with more and fewer until the largest number that fits is found.
     Nothing is written.
 
     Returns:
-        The largest number of clips that fitted, in all processes.
+        The largest number of clips that fit, in all processes.
     """
     processes = trainer.processes
 
     def build() -> Learner:
-        # Each process by itself: one that runs out of memory would leave the others waiting for its
-        # gradient. Those of DistributedDataParallel lie in its buffers, so they need no more room.
+        # Each process on its own: one that runs out of memory would leave the others waiting for
+        # its gradient. DistributedDataParallel keeps gradients in its buffers, at no extra memory.
         return Learner(trainer.config, trainer.stage, trainer.device, weights=weights)
 
     share = trainer.numbers(0).part
+    if not trainer.config.compile:
+        paper = training_bytes(trainer.config, trainer.stage, share, trainer.device)
+        log.info("%s: %d clips at once need %.1f GB on paper", trainer.name, share, paper / 1e9)
     count, largest, too_many = share, 0, None
     learner = build()
     while True:
@@ -49,7 +55,7 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
         else:
             too_many = count
             log.info("%s: %d clips at once do not fit", trainer.name, count)
-            # What was interrupted holds memory, and a loss scale that waits for its step.
+            # The interrupted step holds memory, and a loss scale that waits for its update.
             del learner
             release_memory(trainer.device)
             learner = build()
@@ -58,13 +64,49 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
             break
     del learner
     release_memory(trainer.device)
-    log.info("%s: the largest batch that fitted is %d clips a process", trainer.name, largest)
+    log.info("%s: the largest batch that fits is %d clips a process", trainer.name, largest)
     return largest
 
 
+def training_bytes(
+    config: TrainConfig, stage: StageConfig, clips: int, device: torch.device
+) -> int:
+    """The most that lies on the device in a step, without ``compile``.
+
+    Args:
+        clips: that are there at once: a process's share of a batch over ``accumulate``.
+        device: need not exist here.
+    """
+    with torch.device("meta"):
+        model = build_model(config.model)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    with on_paper(device) as footprint:
+        put_on(model, device)
+        model.train()
+        model.checkpoint_blocks(config.checkpoint_blocks)
+        weights = footprint.now
+        parameters = sum(p.nbytes for p in model.parameters())
+        moments = 2 * parameters
+        average = weights if config.ema > 0 else 0
+        if config.accumulate > 1:  # the first part's gradients are there while the second runs
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+        batch = random_batch(stage, clips, device)
+        with autocast(device, precision):
+            prediction = model(batch)
+        logits = prediction.logits.detach()  # which a step gives back
+        loss = [clip_loss(prediction, batch, stage.loss, stage.loss.bootstrap_end).total]
+        del prediction
+        backward(loss.pop())
+        del logits
+    return footprint.peak + moments + average
+
+
 def _try_step(learner: Learner, clips: int) -> float | None:
-    """Seconds of a step; None where the memory does not suffice. The error is not kept, as it
-    holds all that the step had made."""
+    """Seconds of a step; None if memory does not suffice. The error is not kept, since it holds
+    everything the step had allocated."""
     try:
         return _step(learner, clips)
     except torch.OutOfMemoryError:
@@ -72,8 +114,8 @@ def _try_step(learner: Learner, clips: int) -> float | None:
 
 
 def _step(learner: Learner, clips: int) -> float:
-    """Seconds of the second of two steps, with two parts where there would be more than one: the
-    gradient of the first one is there while the second one is computed."""
+    """Seconds of the second of two steps, in two parts if there would be more than one: the
+    gradient of the first is kept while the second is computed."""
     batch = random_batch(learner.stage, clips, learner.device)
     parts = [batch] * min(learner.config.accumulate, 2)
     if learner.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Clips of the next step, fetched while the device computes this one."""
+"""The next step's clips, fetched while the device computes the current one."""
 
 import time
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ class Feed:
 
     Args:
         batches: the parts of all batches, one after another.
-        count: parts of a batch.
+        count: parts per batch.
 
     Attributes:
-        waited: seconds spent on fetching.
+        waited: seconds spent fetching.
     """
 
     def __init__(self, batches: Iterator[ClipBatch], count: int, device: torch.device) -> None:
@@ -26,10 +26,10 @@ class Feed:
         self._ready: list[ClipBatch] = []
 
     def fetch(self) -> None:
-        """Load the next batch, unless that is done; at the end there is none.
+        """Load the next batch, unless it is already loaded or there is none left.
 
         Raises:
-            InputError: a file is at fault; the message names it.
+            InputError: a file is faulty; the message names it.
         """
         if not self._ready:
             start = time.monotonic()
@@ -45,13 +45,13 @@ class Feed:
 
 
 class Pace:
-    """How fast steps follow one another, from one look to the next."""
+    """The speed of the steps, from one reading to the next."""
 
     def __init__(self, iteration: int) -> None:
         self._last = (iteration, time.monotonic(), 0.0)
 
     def look(self, iteration: int, waited: float) -> tuple[float, float]:
-        """Since the last look: iterations a second, and the share of time spent on fetching.
+        """Since the last reading: iterations per second, and the share of time spent fetching.
 
         Args:
             waited: see :class:`Feed`.

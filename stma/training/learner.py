@@ -1,4 +1,4 @@
-"""The network in training and all that belongs to it, and one step of the optimiser."""
+"""The network in training with all that belongs to it, and one optimiser step."""
 
 import gc
 import logging
@@ -36,13 +36,13 @@ STATE = (*COUNTS, "model", "average", "optimizer", "scaler")
 
 @dataclass
 class Step:
-    """What came of one step.
+    """The result of one step.
 
     Attributes:
         losses: of this process's share.
-        prediction: of the last part.
+        prediction: for the last part.
         grad_norm: before clipping.
-        notes: the largest of all processes' ones, each.
+        notes: the largest of each note over all processes.
     """
 
     losses: Losses
@@ -52,14 +52,14 @@ class Step:
 
 
 class Learner:
-    """Takes steps of the optimiser.
+    """Takes optimiser steps.
 
     Args:
-        weights: to start from: of the whole network, or the public backbone ``config.pretrained``.
+        weights: to start from: of the full network, or the public backbone ``config.pretrained``.
 
     Attributes:
-        skipped: steps that were not taken, as their loss or gradient was not finite.
-        overflows: steps that were not taken as the loss scale of fp16 was too large.
+        skipped: steps not taken because their loss or gradient was not finite.
+        overflows: steps not taken because the loss scale of fp16 was too large.
 
     Raises:
         InputError: the weights do not fit.
@@ -83,7 +83,7 @@ class Learner:
         elif weights is not None:
             tensors = read_own_weights(config, weights)
             load_state(self.model, tensors, weights, strict=config.strict_weights)
-        self.model.segmenter_settings = dict(config.segmenter)  # of what these weights become
+        self.model.segmenter_settings = dict(config.segmenter)  # saved with the trained weights
         self.model.to(device)
         self.model.checkpoint_blocks(config.checkpoint_blocks)
         self.optimizer = build_optimizer(self.model, stage.optimizer)
@@ -96,11 +96,11 @@ class Learner:
         if config.compile:
             self.model.compile_parts()
         self.network: nn.Module = self.model
-        # The weights are alike in all processes; what is drawn from here on is not.
+        # The weights are the same in all processes; what is drawn from here on is not.
         seed_generators(config.seed, self.processes.rank, 0)
 
     def connect(self) -> None:
-        """With the networks of the other processes."""
+        """Synchronise with the networks of the other processes."""
         if self.processes.world_size > 1:
             self.network = DistributedDataParallel(
                 self.model,
@@ -111,11 +111,11 @@ class Learner:
 
     @property
     def result(self) -> STMA:
-        """The network that is saved and validated: the average, where there is one."""
+        """The network that is saved and validated: the average, if there is one."""
         return self.model if self.average is None else cast(STMA, self.average.module)
 
     def state(self) -> dict[str, Any]:
-        """All that the steps to come depend on, but for the generators of random numbers."""
+        """Everything the next steps depend on, except the random number generators."""
         return {name: getattr(self, name) for name in COUNTS} | {
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
@@ -124,7 +124,7 @@ class Learner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave.
+        """Continue from what :meth:`state` returned.
 
         Raises:
             RuntimeError, ValueError: it comes from another version of the network.
@@ -145,15 +145,15 @@ class Learner:
         notes: Callable[[], list[float]] = list,
         meanwhile: Callable[[], None] | None = None,
     ) -> Step:
-        """One step of the optimiser on a batch in parts of equal size.
+        """One optimiser step on a batch in parts of equal size.
 
-        A step whose loss or gradient is not finite, in any process, leaves the weights and all
+        A step whose loss or gradient is not finite in any process leaves the weights and all
         averages as they were.
 
         Args:
             progress: of the stage, 0 to 1, which the learning rate follows.
-            notes: called late; of what it gives, all processes get the largest, in the one message
-                that they exchange anyway.
+            notes: called late; all processes receive the largest of each of its values, in the one
+                message that they exchange anyway.
             meanwhile: called once the device has all its work, before the host waits for it.
 
         Raises:
@@ -181,7 +181,7 @@ class Learner:
             overflow = not bad_loss and self.scaler.is_enabled() and self.scaler.get_scale() > 1
             self.scaler.update()
             self.model.object_features.forget_observed()
-            if overflow:  # the scale has grown too large, and is smaller now
+            if overflow:  # the scale was too large and has been reduced
                 self.overflows += 1
             else:
                 self._skip(iteration, [each.total for each in all_losses], grad_norm, parts)
@@ -197,7 +197,7 @@ class Learner:
     def _differentiate(
         self, part: ClipBatch, iteration: int, index: int, count: int
     ) -> tuple[Losses, Prediction]:
-        """Add the gradient of one part of several; nothing of its graph is kept."""
+        """Add the gradient of one of several parts, keeping nothing of its graph."""
         with self._no_sync(index + 1 == count):
             with autocast(self.device, self.config.precision):
                 prediction = self.network(part)
@@ -206,13 +206,13 @@ class Learner:
         return losses.detach(), Prediction(prediction.logits.detach())
 
     def _no_sync(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients are exchanged once, after the last part."""
+        """Exchange gradients only once, after the last part."""
         if isinstance(self.network, DistributedDataParallel) and not last:
             return self.network.no_sync()
         return nullcontext()
 
     def _exchange(self, flags: list[Tensor], notes: list[float]) -> Tensor:
-        """The largest of each over all processes."""
+        """The largest of each value over all processes."""
         values = [torch.full((), note, dtype=torch.float64, device=self.device) for note in notes]
         return self.processes.maximum(torch.stack([*(flag.double() for flag in flags), *values]))
 
@@ -223,7 +223,7 @@ class Learner:
         grad_norm: Tensor,
         parts: Sequence[ClipBatch],
     ) -> None:
-        """Count and tell a step that is not finite, with the clips of the parts that are not."""
+        """Count and report a step that is not finite, with the clips of the parts concerned."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         own = [(loss.item(), part.names) for loss, part in zip(losses, parts, strict=True)]
@@ -242,7 +242,7 @@ class Learner:
 
 
 def read_own_weights(config: TrainConfig, weights: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file, of the same architecture where the weights have to fit.
+    """The tensors of a file; if the weights must fit, of the same architecture.
 
     Raises:
         InputError: the file is faulty, or of another architecture.
@@ -254,7 +254,7 @@ def read_own_weights(config: TrainConfig, weights: str | Path) -> dict[str, Tens
 
 
 def release_memory(device: torch.device) -> None:
-    """Of a learner that nobody holds any more."""
-    gc.collect()  # compiled parts and their module hold one another
+    """Free the memory of a learner that is no longer referenced."""
+    gc.collect()  # compiled parts and their module refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()

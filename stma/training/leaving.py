@@ -1,4 +1,4 @@
-"""Signals that ask a run to leave, and how it ends then."""
+"""Signals that ask a run to stop, and how it then ends."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-EXIT_PREEMPTED = 75  # of a run that was told to leave, and goes on when it is started again
+EXIT_PREEMPTED = 75  # of a run that was asked to stop, and continues when started again
 EXIT_INTERRUPTED = 130  # as shells have it for Ctrl-C
 STATUSES = {
     signal.SIGTERM: EXIT_PREEMPTED,
@@ -18,8 +18,8 @@ PROMISE = b"\ninterrupted: saving after this step; Ctrl-C once more leaves at on
 
 
 class Preempted(SystemExit):
-    """The run was asked to leave (SIGTERM, SIGUSR1, Ctrl-C), has saved its state and goes on when
-    the same command is given again. Not caught, it ends the program with status 75, or 130 after
+    """The run was asked to stop (SIGTERM, SIGUSR1, Ctrl-C), has saved its state and continues when
+    the same command is given again. Uncaught, it ends the program with status 75, or 130 after
     Ctrl-C."""
 
     def __init__(self, status: int = EXIT_PREEMPTED) -> None:
@@ -28,28 +28,28 @@ class Preempted(SystemExit):
 
 @dataclass
 class Leave:
-    """Whether this process has been asked to leave, and with which status."""
+    """Whether this process has been asked to stop, and with which status."""
 
     asked: bool = False
     status: int = EXIT_PREEMPTED
 
     @property
     def note(self) -> int:
-        """The status to leave with; 0 to stay."""
+        """The exit status; 0 to go on."""
         return self.status if self.asked else 0
 
 
 @contextmanager
 def signals_noted() -> Iterator[Leave]:
-    """A signal to leave is noted meanwhile; who is given the note follows it when it can. A second
-    Ctrl-C is a KeyboardInterrupt."""
+    """Note signals to stop, for the caller to follow when it can. A second Ctrl-C is a
+    KeyboardInterrupt."""
     leave = Leave()
 
     def ask(number: int, frame: object) -> None:
         if number == signal.SIGINT:
             if leave.asked:
                 raise KeyboardInterrupt
-            os.write(2, PROMISE)  # not by print or a log, which may be writing just now
+            os.write(2, PROMISE)  # not print or a log, which may be writing right now
         leave.asked, leave.status = True, STATUSES[signal.Signals(number)]
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The loss of the paper: half bootstrapped cross entropy, half Dice."""
+"""The paper's loss: half bootstrapped cross entropy, half Dice."""
 
 import math
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from stma.structures import ClipBatch, Prediction
 
 @dataclass
 class LossConfig:
-    """Weights, and the schedule of the bootstrapping (XMem's; the paper names no numbers).
+    """Weights, and the bootstrapping schedule (XMem's; the paper gives no numbers).
 
     Attributes:
         cross_entropy, dice: weights; 0.5 each in the paper.
-        objects: weight of an auxiliary loss (ours): at stride 16, each object token has to tell its
+        objects: weight of an auxiliary loss (ours): at stride 16, each object token must tell its
             object's cells from all others by its product with ``F_t``.
-        bootstrap_start: iteration from which on the easiest pixels are left out.
-        bootstrap_end: iteration at which only the hardest ``bootstrap_share`` is left.
+        bootstrap_start: iteration from which the easiest pixels are left out.
+        bootstrap_end: iteration from which only the hardest ``bootstrap_share`` is left.
     """
 
     cross_entropy: float = 0.5
@@ -53,7 +53,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars; ``total`` is what is minimised."""
+    """Scalars; ``total`` is minimised."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -64,7 +64,7 @@ class Losses:
 
     @staticmethod
     def mean(parts: Sequence["Losses"]) -> "Losses":
-        """Of the parts of a batch, of equal size."""
+        """The mean over the parts of a batch, which have equal size."""
         return Losses(
             *(
                 torch.stack([getattr(part, field.name) for part in parts]).mean()
@@ -74,7 +74,7 @@ class Losses:
 
 
 def bootstrap_fraction(config: LossConfig, iteration: int) -> float:
-    """The share of pixels, the hardest ones, that the cross entropy averages."""
+    """The share of hardest pixels over which the cross entropy is averaged."""
     if iteration < config.bootstrap_start:
         return 1.0
     if iteration >= config.bootstrap_end:
@@ -85,7 +85,7 @@ def bootstrap_fraction(config: LossConfig, iteration: int) -> float:
 
 
 def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, fraction: float) -> Tensor:
-    """Mean over images of the mean of each image's ``fraction`` of hardest pixels.
+    """Mean over images of the mean over each image's ``fraction`` of hardest pixels.
 
     Args:
         logits: ``(B, N+1, H, W)``.
@@ -99,7 +99,7 @@ def bootstrapped_cross_entropy(logits: Tensor, target: Tensor, fraction: float) 
 
 def dice_loss(probabilities: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     """``1 - (2 |p m| + 1) / (|p| + |m| + 1)``, mean over the valid objects of each image, then over
-    images, as the cross entropy: so the loss of a batch is the mean of those of its parts.
+    images, like the cross entropy: so a batch's loss is the mean over its parts.
 
     Args:
         probabilities, masks: ``(B, N, H, W)``.
@@ -117,7 +117,7 @@ def object_loss(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         logits: ``(B, N, h, w)``.
-        masks: ``(B, N, H, W)``; what the frame was padded with is no object.
+        masks: ``(B, N, H, W)``; padding belongs to no object.
         valid: ``(B, N)`` bool.
     """
     cover = F.avg_pool2d(pad_to_stride(masks.to(logits.dtype)), STRIDE)

@@ -1,4 +1,4 @@
-"""AdamW as the paper has it, and the learning rate over a stage."""
+"""AdamW as in the paper, and the learning rate over a stage."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ SCHEDULES = ("step", "cosine")
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and its schedule; progress is the share of the stage that is done, 0 to 1.
+    """AdamW and its schedule; progress is the finished share of the stage, 0 to 1.
 
     Attributes:
         learning_rate: 3e-5 in the paper.
@@ -25,8 +25,8 @@ class OptimizerConfig:
         clip_norm: gradients are scaled down to this norm (ours).
         schedule: ``step`` multiplies by `decay_factor` at each of `decay_at`; ``cosine`` falls
             to 0.
-        decay_at: progress, growing; 0.625 (100k of 160k iterations) in the paper's last stage.
-        warmup: progress over which the rate grows linearly from 0.
+        decay_at: progress, increasing; 0.625 (100k of 160k iterations) in the paper's last stage.
+        warmup: progress over which the rate rises linearly from 0.
     """
 
     learning_rate: float = 3e-5
@@ -53,7 +53,7 @@ class OptimizerConfig:
         if sorted(self.decay_at) != self.decay_at or not all(0 < at < 1 for at in self.decay_at):
             raise InputError(
                 f"optimizer.decay_at is {self.decay_at}; give shares of the stage, not iterations: "
-                "growing numbers between 0 and 1"
+                "increasing numbers between 0 and 1"
             )
         if not 0 < self.decay_factor <= 1:
             raise InputError(f"optimizer.decay_factor is {self.decay_factor}; give 0 < factor <= 1")
@@ -101,6 +101,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Of every group, by its own factor."""
+    """Set the learning rate of every group, by its own factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]

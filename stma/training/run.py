@@ -1,4 +1,4 @@
-"""A run of training: its stages one after another, each from the last one's weights."""
+"""A training run: its stages in order, each from the previous one's weights."""
 
 import json
 import logging
@@ -39,17 +39,17 @@ def train(
     config: TrainConfig,
     build_validation: Callable[[ValidationConfig], Validation | None] = lambda config: None,
 ) -> Path:
-    """Train all stages; those that are finished are skipped, one that was stopped goes on.
+    """Train all stages; finished ones are skipped, an interrupted one continues.
 
     Args:
-        build_validation: makes what gives J&F of a model, given a folder to work in.
+        build_validation: makes a function that gives a model's J&F, given a folder to work in.
 
     Returns:
         The weights file of the last stage.
 
     Raises:
         InputError: something in the input is wrong; the message names it.
-        Preempted: a signal to leave came; the same call goes on.
+        Preempted: a signal to stop came; the same call continues.
     """
     with (
         join_processes(config.device) as (processes, device),
@@ -58,7 +58,7 @@ def train(
     ):
         if config.weights in shipped_weights():
             config = replace(config, weights=str(find_weights(config.weights)))
-        if config.dry_run:  # whatever the output holds
+        if config.dry_run:  # whatever the output contains
             config = replace(config, resume=False)
         leave = until_the_end.enter_context(signals_noted())
 
@@ -66,7 +66,7 @@ def train(
             if not config.stages:
                 raise InputError("stages is empty; choose some of configs/stage (stage=video)")
             validation = build_validation(config.validation)
-            # All of them first: a fault in the data of the last stage is told now, not in a week.
+            # All of them first: a fault in the last stage's data is found now, not in a week.
             return [
                 Trainer(config, name, device, processes, validation, leave)
                 for name in config.stages
@@ -82,7 +82,7 @@ def train(
                 dry_run(trainer, weights)
             return trainers[-1].weights_path
         if all(trainer.finished for trainer in trainers) and final.is_file():
-            log.info("finished already: %s", final)
+            log.info("already finished: %s", final)
             return final
 
         def begin() -> None:
@@ -90,7 +90,7 @@ def train(
                 until_the_end.enter_context(holding(Path(config.output)))
                 remove_partials(Path(config.output))
                 _write_record(config, processes, device)
-                if not config.resume:  # or a later stage would be taken for one of this run
+                if not config.resume:  # or a later stage would be mistaken for one of this run
                     final.unlink(missing_ok=True)
                     (Path(config.output) / "train.csv").unlink(missing_ok=True)
                     for trainer in trainers:
@@ -108,17 +108,17 @@ def train(
 
 
 def _check_shared(trainers: Sequence[Trainer], processes: Processes) -> None:
-    """All processes see the same folder."""
+    """Check that all processes see the same folder."""
     seen = processes.gather([trainer.finished for trainer in trainers])
     if any(finished != seen[0] for finished in seen):
         raise processes.common_error(
             f"output: {trainers[0].output.parent} holds finished stages for some processes and not "
-            "for others; it has to be on a disk that all machines share"
+            "for others; it must be on a disk shared by all machines"
         )
 
 
 def _check(config: TrainConfig, trainers: Sequence[Trainer]) -> None:
-    """All that can be wrong with what is there already, before anything is written."""
+    """Find all that can be wrong with the existing output, before anything is written."""
     if not config.dry_run:
         check_apart(Path(config.output), _folders(config))
         check_record(Path(config.output), TRAINING)
@@ -129,15 +129,15 @@ def _check(config: TrainConfig, trainers: Sequence[Trainer]) -> None:
             if trainer.started and not before.finished:
                 raise InputError(
                     f"{trainer.output}: has been started, but the stage before it, {before.name}, "
-                    "has not come to its end in this output; give another output, or resume=false "
-                    "to start all stages anew"
+                    "is not finished in this output; give another output, or resume=false to start "
+                    "all stages over"
                 )
             weights = before.weights_path if before.finished else None
         trainer.check(weights)
 
 
 def _folders(config: TrainConfig) -> list[Path]:
-    """All that the run reads."""
+    """All folders that the run reads."""
     folders = [Path(config.validation.root)] if config.validation.root is not None else []
     for stage in config.stages.values():
         for block in stage.data.sources.values():
@@ -147,7 +147,7 @@ def _folders(config: TrainConfig) -> list[Path]:
 
 def _leave(trainer: Trainer, status: int) -> None:
     log.warning(
-        "told to leave before stage %s; the same command goes on with it (exit status %d)",
+        "asked to stop before stage %s; the same command continues with it (exit status %d)",
         trainer.name,
         status,
     )
@@ -162,8 +162,8 @@ def _finish(weights: Path, final: Path, processes: Processes) -> None:
 
 
 def _write_record(config: TrainConfig, processes: Processes, device: torch.device) -> None:
-    """Beside the results: all settings, versions, the revision of the code, the command, and the
-    same of earlier starts of the run."""
+    """Write beside the results: all settings, versions, the code's revision, the command, and the
+    same for earlier starts of the run."""
     output = Path(config.output)
     prepare_output(output, "train.log")
     with full_disks_told(output):
@@ -177,7 +177,7 @@ def _write_record(config: TrainConfig, processes: Processes, device: torch.devic
 
 
 def _earlier_starts(output: Path) -> list[dict[str, Any]]:
-    """Oldest first."""
+    """The records of earlier starts, oldest first."""
     try:
         last = json.loads((output / RECORD).read_text())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""What the result of a stage depends on: a run with other settings is not gone on with."""
+"""What a stage's result depends on: a run does not continue with other settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,14 +8,14 @@ from typing import Any
 from stma.runtime.provenance import file_digest
 from stma.training.config import TrainConfig
 
-# Beside the stage itself and the weights that it starts from. The rest may change from one start
-# of a run to the next.
-LENGTH = ("iterations", "max_minutes")  # of the stage; those may change as well
+# Besides the stage itself and the weights it starts from. The rest may change from one start of a
+# run to the next.
+LENGTH = ("iterations", "max_minutes")  # of the stage; these may change as well
 SETTINGS = ("seed", "precision", "ema", "strict_weights", "model")
 
 
 def stage_settings(config: TrainConfig, name: str, weights: str | None) -> dict[str, Any]:
-    """Of one stage, as they are kept beside its results.
+    """The settings of one stage, as stored with its results.
 
     Args:
         weights: that it starts from; see :func:`fingerprint`.
@@ -26,13 +26,13 @@ def stage_settings(config: TrainConfig, name: str, weights: str | None) -> dict[
 
 
 def without_length(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All but how long the stage is."""
+    """All settings except the stage's length."""
     stage = {key: value for key, value in settings.get("stage", {}).items() if key not in LENGTH}
     return {**settings, "stage": stage}
 
 
 def new_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed of how long the stage is, a line for each."""
+    """Changes to the stage's length, a line for each."""
     old, new = before.get("stage", {}), now["stage"]
     return [
         f"stage.{key}: {old.get(key)} there, {new[key]} here"
@@ -42,12 +42,12 @@ def new_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint(weights: str | Path) -> str:
-    """What is in a file, whatever its name."""
+    """Identifies a file's content, whatever its name."""
     return f"sha256:{file_digest(weights)[:16]}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, a line for each; datasets may have moved."""
+    """Settings that differ, a line for each; datasets may be moved."""
     found = []
     for key in sorted({*before, *now}):
         a, b = before.get(key), now.get(key)

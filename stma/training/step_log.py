@@ -1,4 +1,4 @@
-"""What a stage logs of its steps: a line in the log, and a row in a CSV beside it."""
+"""What a stage logs about its steps: a line in the log, and a row in a CSV beside it."""
 
 import csv
 import logging
@@ -14,12 +14,12 @@ to_file = logging.getLogger(FILE_ONLY)
 
 @dataclass
 class Row:
-    """Of one step.
+    """The row of one step.
 
     Attributes:
         loss: the mean over all processes.
-        speed: iterations a second, since the row before.
-        seconds_left: of the stage, at the speed of late.
+        speed: iterations per second since the previous row.
+        seconds_left: of the stage, at the recent speed.
     """
 
     stage: str
@@ -43,11 +43,11 @@ HEADER = [field.name for field in fields(Row)]
 
 
 class StepLog:
-    """The rows of one stage, in a CSV that all stages share. Where it cannot be written (a full
-    disk, say), it is given up with a warning.
+    """The rows of one stage, in a CSV shared by all stages. If it cannot be written (for example,
+    the disk is full), training continues without it, with a warning.
 
     Args:
-        first: iteration; what an earlier start wrote of later ones goes.
+        first: iteration; what an earlier start wrote about later ones is removed.
     """
 
     def __init__(self, path: Path, stage: str, first: int) -> None:
@@ -71,12 +71,12 @@ class StepLog:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        log.warning("%s: cannot be written (%s); training goes on without it", self.path, error)
+        log.warning("%s: cannot be written (%s); training continues without it", self.path, error)
         self.path = None
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """Whole ones; a run that was killed may have left half of one."""
+    """Complete rows only; a killed run may have left half of one."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""One stage of training, in one process or many, that can be killed at any moment and goes on."""
+"""One training stage, in one process or many, that can be killed at any moment and resumed."""
 
 import logging
 import time
@@ -46,7 +46,7 @@ Validation = Callable[[STMA, Path], float]
 
 
 def progress(stage: StageConfig, seconds: float, iteration: int) -> float:
-    """Share of a stage that is done, by its iterations or its time, whichever is more."""
+    """The finished share of a stage, by iterations or time, whichever is more."""
     done = iteration / stage.iterations
     if stage.max_minutes is not None:
         done = max(done, seconds / (60 * stage.max_minutes))
@@ -58,17 +58,16 @@ class Trainer:
 
     Args:
         name: of the stage.
-        validation: gives J&F of a model, given a folder to work in.
-        leave: noted here that the run is asked to leave.
+        validation: gives a model's J&F, given a folder to work in.
+        leave: records that the run has been asked to stop.
 
     Attributes:
-        iteration: steps taken, skipped ones included.
+        iteration: steps taken, including skipped ones.
         learner: the network and all that belongs to it, once the stage runs.
-        finished: the stage is at its end, in this start or an earlier one.
+        finished: whether the stage is finished, in this start or an earlier one.
 
     Raises:
-        InputError: the data are at fault, the batch cannot be divided, or the mark of the end is
-            damaged.
+        InputError: the data are faulty, the batch cannot be divided, or the end mark is damaged.
     """
 
     def __init__(
@@ -89,12 +88,12 @@ class Trainer:
         self.folder = StageFolder(self.output, config.keep_checkpoints)
         self.weights_path, self.checkpoints = self.folder.weights, self.folder.checkpoints
         self.iteration = 0
-        self.seconds = 0.0  # of all starts, at the end of the last step
-        self.best: float | None = None  # J&F of the validation
+        self.seconds = 0.0  # over all starts, at the end of the last step
+        self.best: float | None = None  # validation J&F
         self.validated = self.saved = -1  # iterations of the last ones
-        # As all processes have agreed on: progress, the status to leave with, whether to save.
+        # As agreed on by all processes: progress, the exit status, whether to save.
         self.progress, self.leave_with, self.due = 0.0, 0, False
-        self.weights: str | None = None  # fingerprint of those that the stage starts from
+        self.weights: str | None = None  # fingerprint of those the stage starts from
         self.display = Display(config, name, self.output if self.processes.is_main else None)
         self._since = self._last_save = time.monotonic()
         self.finished = False
@@ -110,15 +109,14 @@ class Trainer:
 
     @property
     def started(self) -> bool:
-        """There is something to go on from."""
+        """Whether there is something to resume."""
         return self.config.resume and (self.finished or bool(self.checkpoints.paths()))
 
     def check(self, weights: str | Path | None) -> None:
-        """Compare what the stage would start or go on from with what it is told, without a change
-        to anything.
+        """Compare what the stage would start or resume from with its settings, changing nothing.
 
         Args:
-            weights: that the stage starts from; None also where they are not there yet.
+            weights: that the stage starts from; None also if they do not exist yet.
 
         Raises:
             InputError: the output holds a stage with other settings, or from other weights; a file
@@ -130,7 +128,7 @@ class Trainer:
             begun = None if self.finished else self.folder.begun()
             if theirs is not None and not self.finished and begun is None:
                 raise InputError(
-                    f"{self.output}: is finished, and has no checkpoint left to go on from; give "
+                    f"{self.output}: is finished, and has no checkpoint left to resume; give "
                     "another output, and weights= to start from"
                 )
         if begun is not None:
@@ -138,7 +136,7 @@ class Trainer:
             if begun["iteration"] > self.stage.iterations:
                 raise InputError(
                     f"stages.{self.name}.iterations is {self.stage.iterations}, but {self.output} "
-                    f"has made {begun['iteration']} already; give as many or more"
+                    f"has already made {begun['iteration']}; give as many or more"
                 )
         elif theirs is not None:
             self._check_settings(theirs, weights)
@@ -156,7 +154,7 @@ class Trainer:
         """Train to the end of the stage; the weights are in :attr:`weights_path`.
 
         Args:
-            weights: to start from, where there is no checkpoint to go on from.
+            weights: to start from if there is no checkpoint.
 
         Raises:
             InputError: a faulty file; a full disk; steps that are not finite, too many in a row or
@@ -165,13 +163,13 @@ class Trainer:
         """
         processes = self.processes
         if self.finished:
-            log.info("%s: finished already: %s", self.name, self.weights_path)
+            log.info("%s: already finished: %s", self.name, self.weights_path)
             return
         processes.together(lambda: self._start(weights))
         if len(places := set(processes.gather(self.iteration))) > 1:
             raise processes.common_error(
-                f"output: the processes would go on after different iterations {sorted(places)}; "
-                f"{self.output} has to be on a disk that all machines share"
+                f"output: the processes would resume after different iterations {sorted(places)}; "
+                f"{self.output} must be on a disk shared by all machines"
             )
         self.learner.connect()
         with self.display.opened(self.iteration, self._progress(self.seconds, self.iteration)):
@@ -179,9 +177,9 @@ class Trainer:
         if 2 * self.learner.skipped > self.iteration:
             raise processes.common_error(
                 f"{self.name}: {self.learner.skipped} of {self.iteration} steps were skipped, as "
-                "their loss or gradient was not finite (train.log names the clips), so the "
-                "weights are not to be used. Lower the stage's optimizer.learning_rate or set "
-                "precision=fp32, and start anew with resume=false"
+                "their loss or gradient was not finite (train.log names the clips), so do not use "
+                "the weights. Lower the stage's optimizer.learning_rate or set precision=fp32, and "
+                "start over with resume=false"
             )
         processes.together(self._finish)
         skipped = f", {self.learner.skipped} of them skipped" if self.learner.skipped else ""
@@ -189,11 +187,11 @@ class Trainer:
         self.finished = True
 
     def _start(self, weights: str | Path | None) -> None:
-        """From the newest checkpoint, or else from the weights."""
+        """Start from the newest checkpoint, or else from the weights."""
         if self.processes.is_main:
             if not self.config.resume:
                 self.folder.clear()
-            self.folder.mark.unlink(missing_ok=True)  # of a shorter stage
+            self.folder.mark.unlink(missing_ok=True)  # left by a shorter stage
         state = self.checkpoints.load_newest() if self.config.resume else None
         self._build(weights if state is None else None)
         if state is not None:
@@ -206,7 +204,7 @@ class Trainer:
         for line in self.clips.describe().splitlines():
             log.info("%s", line)
         if state is not None:
-            log.info("goes on after iteration %d", self.iteration)
+            log.info("resumed after iteration %d", self.iteration)
 
     def _build(self, weights: str | Path | None) -> None:
         self.learner = Learner(self.config, self.stage, self.device, self.processes, weights)
@@ -216,7 +214,7 @@ class Trainer:
             self.folder.finish(self._settings())
 
     def release(self) -> None:
-        """Give back the memory of the network and all that belongs to it."""
+        """Free the memory of the network and all that belongs to it."""
         self.__dict__.pop("learner", None)
         release_memory(self.device)
 
@@ -257,8 +255,8 @@ class Trainer:
         self.seconds = time.monotonic() - self._since
 
     def _notes(self, iteration: int) -> list[float]:
-        """What all processes have to agree on before the step of this iteration: whether to leave,
-        the progress, and whether it is time to save."""
+        """What all processes must agree on before the step of this iteration: whether to stop, the
+        progress, and whether it is time to save."""
         now, minutes = time.monotonic(), self.config.save_minutes
         due = minutes is not None and now - self._last_save > 60 * minutes
         return [self.leave.note, self._progress(now - self._since, iteration), due]
@@ -271,7 +269,7 @@ class Trainer:
         if self.leave_with:
             self.save()
             log.warning(
-                "told to leave: saved after iteration %d; the same command goes on from there "
+                "asked to stop: saved after iteration %d; the same command continues from there "
                 "(exit status %d)",
                 self.iteration,
                 self.leave_with,
@@ -285,11 +283,11 @@ class Trainer:
         """Score the result so far on the validation set, and keep the best; saves first.
 
         Raises:
-            InputError: the set, or the disk, is at fault.
+            InputError: something is wrong with the set or the disk.
         """
         if self.validation is None:
             return
-        self.save()  # whatever comes, the steps so far are safe
+        self.save()  # whatever happens, the steps so far are safe
         self.validated = self.iteration
         generators = self.processes.gather(rng_state(self.device))
         self.processes.together(lambda: self._validate(generators))
@@ -298,7 +296,7 @@ class Trainer:
         if not self.processes.is_main or self.validation is None:
             return
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # frames of other sizes are to find room
+            torch.cuda.empty_cache()  # make room for frames of other sizes
         self.learner.result.eval()
         with full_disks_told(self.output):
             score = self.validation(self.learner.result, self.output / "validation")
@@ -310,11 +308,10 @@ class Trainer:
             self._save_weights(self.folder.best_weights)
 
     def save(self) -> None:
-        """Write a checkpoint and the weights, with all that tells where they come from, unless that
-        is done.
+        """Write a checkpoint and the weights, with their provenance, unless already done.
 
         Raises:
-            InputError: they cannot be written; names the last checkpoint that is whole.
+            InputError: they cannot be written; the message names the last complete checkpoint.
         """
         if self.saved == self.iteration:
             return
@@ -332,16 +329,16 @@ class Trainer:
             save_weights(path, self.learner.result, self.config.model, self._provenance())
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be written ({error}); the checkpoint is whole. Make room and run "
-                "the same command again"
+                f"{path}: cannot be written ({error}); the checkpoint is complete. Make room and "
+                "run the same command again"
             ) from error
 
     def _settings(self) -> dict[str, Any]:
         return stage_settings(self.config, self.name, self.weights)
 
     def _check_settings(self, theirs: Mapping[str, Any], weights: str | Path | None) -> None:
-        """Whether a stage with these settings is this one. Weights that it started from may have
-        gone since."""
+        """Check that a stage with these settings is this one. The weights it started from may be
+        gone by now."""
         if weights is None:
             self.weights = None
         elif Path(weights).is_file():
@@ -352,11 +349,11 @@ class Trainer:
         if found := differences(without_length(theirs), without_length(ours)):
             raise InputError(
                 f"{self.output}: holds a run with other settings; give another output, or "
-                "resume=false to start anew\n  " + "\n  ".join(found)
+                "resume=false to start over\n  " + "\n  ".join(found)
             )
 
     def _state(self, generators: list[dict[str, Tensor]]) -> dict[str, Any]:
-        """All that the rest of the run depends on."""
+        """Everything the rest of the run depends on."""
         return {name: getattr(self, name) for name in COUNTS} | {
             **self.learner.state(),
             "shown": self.display.shown,
@@ -365,14 +362,14 @@ class Trainer:
         }
 
     def resume(self, state: dict[str, Any], weights: str | Path | None = None) -> None:
-        """Go on where a checkpoint stopped; the data's position is the iteration.
+        """Continue from a checkpoint; the position in the data is the iteration.
 
         Args:
-            weights: that the stage is told to start from.
+            weights: that the stage is to start from.
 
         Raises:
-            InputError: it comes from other settings, and names those that differ; or from another
-                version of the network.
+            InputError: it comes from other settings (the message names those that differ) or from
+                another version of the network.
         """
         self._check_settings(state["settings"], weights)
         self._tell_new_length(state)
@@ -381,8 +378,8 @@ class Trainer:
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self.checkpoints.folder}: the newest checkpoint does not fit this version of "
-                f"the network ({error}); go on with the version that wrote it, or start anew with "
-                "resume=false"
+                f"the network ({error}); continue with the version that wrote it, or start over "
+                "with resume=false"
             ) from error
         for name in COUNTS:
             setattr(self, name, state[name])
@@ -390,11 +387,11 @@ class Trainer:
         generators = state["generators"]
         if len(generators) == self.processes.world_size:
             set_rng_state(generators[self.processes.rank], self.device)
-        else:  # other processes than before
+        else:  # another number of processes
             seed_generators(self.config.seed, self.processes.rank, self.iteration)
 
     def _tell_new_length(self, state: dict[str, Any]) -> None:
-        """What has changed, and what that means for the learning rate."""
+        """Log how the length has changed, and what that means for the learning rate."""
         changes = new_length(state["settings"], self._settings())
         if not changes:
             return
@@ -404,18 +401,18 @@ class Trainer:
             learning_rate(optimizer, progress(stage, *at)) for stage in (before, self.stage)
         )
         follows = (
-            f"the learning rate goes on at {now:.3g}, as before"
+            f"the learning rate continues at {now:.3g}"
             if now == was
-            else f"the learning rate follows the new length: {now:.3g} from here on, where it was "
+            else f"the learning rate follows the new length: {now:.3g} from here on, instead of "
             f"{was:.3g}"
         )
-        log.warning("%s: another length: %s; %s", self.name, "; ".join(changes), follows)
+        log.warning("%s: new length: %s; %s", self.name, "; ".join(changes), follows)
 
     def _progress(self, seconds: float, iteration: int) -> float:
         return progress(self.stage, seconds, iteration)
 
     def numbers(self, start: int) -> BatchNumbers:
-        """Of this process's clips from an iteration on."""
+        """The numbers of this process's clips from an iteration on."""
         return BatchNumbers(
             start,
             self.stage.iterations,

@@ -1,0 +1,45 @@
+"""How much memory a video needs, from the configuration alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.model.factory import ModelConfig, build_model
+from stma.runtime.footprint import on_paper, put_on
+
+MAX_UPDATES = 64  # a memory without a capacity is looked at after so many
+
+
+def video_bytes(
+    model_config: ModelConfig,
+    config: SegmenterConfig,
+    height: int,
+    width: int,
+    objects: int,
+    device: torch.device,
+) -> int:
+    """The most that lies on the device in a frame, once the temporal memory is full.
+
+    Args:
+        objects: given with the first frame.
+        device: need not exist here.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    with torch.device("meta"):
+        model = build_model(model_config).eval()
+    frame = np.zeros((height, width, 3), np.uint8)
+    mask = np.resize(np.arange(objects + 1, dtype=np.uint8), (height, width))
+    with on_paper(device) as footprint:
+        put_on(model, device)
+        segmenter = Segmenter(model, replace(config, precision=precision, memory_interval=1))
+        segmenter.predict(frame, mask)
+        held = -1
+        for _ in range(MAX_UPDATES):  # the last one evicts
+            if held == (held := len(segmenter.memory.temporal)):  # full
+                break
+            segmenter.predict(frame)
+    return footprint.peak

@@ -1,0 +1,142 @@
+"""Memory on paper: code runs on tensors that know their device and shape but hold no numbers, on
+any machine, and what would lie on the device is added up."""
+
+import heapq
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Footprint(TorchDispatchMode):
+    """Adds up the tensors that are alive.
+
+    What a kernel needs for itself, and what an allocator loses between tensors, is left out.
+
+    Attributes:
+        now, peak: bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and each.untyped_storage() not in self._known:
+                self._add(each.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._known[storage] = None
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, storage.nbytes())
+
+    def _remove(self, size: int) -> None:
+        self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """A card's attention keeps no scores; without a card torch would choose the one that does."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        keywords = keywords or {}
+        if function is not F.scaled_dot_product_attention:
+            return function(*arguments, **keywords)
+        query, key, value = arguments
+        mask = keywords.get("attn_mask")
+        if mask is not None:
+            mask = mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+        return torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, mask, compute_log_sumexp=query.requires_grad
+        )[0]
+
+
+@contextmanager
+def on_paper(device: torch.device) -> Iterator[Footprint]:
+    """In here tensors hold no numbers, and a card is believed to be there, one with bf16."""
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            for owner, name, value in (
+                (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+                (torch.cuda, "is_bf16_supported", lambda *a, **k: True),
+                (Tensor, "pin_memory", lambda tensor: tensor),  # fake memory cannot be pinned
+            ):
+                stack.enter_context(mock.patch.object(owner, name, value))
+            stack.enter_context(FusedAttention())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield stack.enter_context(Footprint())
+
+
+def put_on(module: nn.Module, device: torch.device) -> None:
+    """Give a module of the meta device tensors on another one, without numbers."""
+    for each in module.modules():
+        for tensors in (each._parameters, each._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    shape, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
+                    fake: Any = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(fake) if is_parameter else fake
+
+
+def backward(loss: Tensor) -> None:
+    """``loss.backward()``, node by node in the same order: torch's own engine cannot run where a
+    tensor's device is not there. What else holds a part of the graph keeps it."""
+    root: Any = loss.grad_fn
+    waiting: Counter[Any] = Counter()  # of how many gradients each node still waits for
+    found, pending = {root}, [root]
+    while pending:
+        for node, _ in pending.pop().next_functions:
+            if node is not None:
+                waiting[node] += 1
+                if node not in found:
+                    found.add(node)
+                    pending.append(node)
+    gradients: dict[Any, list[Tensor | None]] = {root: [torch.ones_like(loss)]}
+    number = itertools.count()  # nodes cannot be compared
+    ready = [(0, next(number), root)]
+    del found, loss, root
+    # Recomputed blocks ask which pass of the engine they are in.
+    one_pass = mock.patch.object(torch._C, "_current_graph_task_id", return_value=0)
+    with torch.no_grad(), one_pass:
+        while ready:
+            _, _, node = heapq.heappop(ready)
+            results = node(*gradients.pop(node))
+            following = node.next_functions
+            del node  # and with it what it had kept
+            results = results if isinstance(results, tuple) else (results,)
+            for gradient, (target, index) in zip(results, following, strict=True):
+                if target is None:
+                    continue
+                if gradient is not None:
+                    expected = target._input_metadata[index]
+                    if gradient.shape != expected.shape:
+                        gradient = gradient.sum_to_size(expected.shape)
+                    gradient = gradient.to(expected.dtype)
+                    slots = gradients.setdefault(target, [None] * len(target._input_metadata))
+                    slots[index] = gradient if slots[index] is None else slots[index] + gradient
+                waiting[target] -= 1
+                if waiting[target] == 0 and target in gradients:
+                    heapq.heappush(ready, (-target._sequence_nr(), next(number), target))
+            del results, following

@@ -1,0 +1,116 @@
+"""Memory on paper, here and of training and of a video, beside what Linux has measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, make_batch, perturbed, procedural_data
+
+from stma.compose import load_model_config
+from stma.inference.footprint import video_bytes
+from stma.inference.segmenter import SegmenterConfig
+from stma.model.factory import build_model
+from stma.runtime.footprint import backward, on_paper
+from stma.training.config import StageConfig, TrainConfig
+from stma.training.dry_run import training_bytes
+from stma.training.losses import LossConfig, clip_loss
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+MODEL = load_model_config(Path(__file__).parent.parent / "configs", "convvit_t")
+STAGE = StageConfig(data=procedural_data(192, 256, 3, max_objects=2))
+TRAIN = TrainConfig(output="unused", model=MODEL, precision="fp32")
+VIDEO = SegmenterConfig(precision="fp32", capacity=4000, memory_interval=1)
+OBJECTS = 6
+
+
+def test_tensors_count_while_they_are_alive() -> None:
+    with on_paper(CPU) as footprint:
+        a = torch.zeros(1000)
+        assert footprint.now == 4000
+        b = a[10:].view(-1)  # of the same memory
+        a.add_(1)
+        assert footprint.now == 4000
+        c = b + 1
+        assert footprint.now == 4000 + 3960
+        del c
+        assert (footprint.now, footprint.peak) == (4000, 7960)
+        del a, b
+        assert footprint.now == 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_node_by_node_the_gradient_is_the_engines(recompute: bool) -> None:
+    torch.manual_seed(0)
+    model, clip = perturbed(build_model(TINY)).train(), make_batch()
+    model.checkpoint_blocks(recompute)
+    gradients = []
+    for differentiate in (torch.Tensor.backward, backward):
+        differentiate(clip_loss(model(clip), clip, LossConfig(), 0).total)
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name])
+
+
+MEASURE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_footprint import MODEL, CPU, MODEL, OBJECTS, STAGE, TRAIN, VIDEO
+from stma.inference.segmenter import Segmenter
+from stma.model.factory import build_model
+from stma.runtime.device import reset_peak
+from stma.training.dry_run import random_batch
+from stma.training.learner import Learner
+
+def memory(what):
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(what + ":")[1].split()[0]) * 1024
+
+def peak(function):
+    reset_peak(CPU)
+    before = memory("VmRSS")
+    function()
+    return memory("VmHWM") - before
+
+def train():
+    learner = Learner(TRAIN, STAGE, CPU)
+    batch = random_batch(STAGE, 2, CPU)
+    for iteration in range(2):
+        learner.step([batch], iteration, 0.5)
+
+def segment():
+    segmenter = Segmenter(build_model(MODEL).eval(), VIDEO)
+    frame = np.zeros((480, 640, 3), np.uint8)
+    mask = np.resize(np.arange(OBJECTS + 1, dtype=np.uint8), (480, 640))
+    for t in range(6):
+        segmenter.step(frame, mask if t == 0 else None)
+
+small = np.zeros((32, 32, 3), np.uint8)  # so that what is loaded lately does not count
+model = build_model(MODEL)
+model.eval()
+Segmenter(model, VIDEO).step(small, np.ones((32, 32), np.uint8))
+print(json.dumps({"video": peak(segment), "training": peak(train)}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process's peak")
+def test_the_paper_agrees_with_what_is_measured_on_the_cpu() -> None:
+    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent)]
+    # Every tensor in pages of its own, which go back at once: the allocator's luck does not count.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    measured = json.loads(run.stdout)
+    paper = {
+        "video": video_bytes(MODEL, VIDEO, 480, 640, OBJECTS, CPU),
+        "training": training_bytes(TRAIN, STAGE, 2, CPU),
+    }
+    for what, expected in paper.items():
+        assert measured[what] == pytest.approx(expected, rel=0.15), (what, measured, paper)
