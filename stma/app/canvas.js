@@ -3,7 +3,7 @@
 const canvas = element.querySelector("canvas");
 const context = canvas.getContext("2d");
 const layer = document.createElement("canvas"); // the mask in colours
-const layerContext = layer.getContext("2d");
+const layerContext = layer.getContext("2d", { willReadFrequently: true });
 const colours = props.colours; // of every ID, [r, g, b]
 const OPACITY = 150;
 const UNDOS = 30;
