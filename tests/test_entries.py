@@ -1,6 +1,7 @@
 """train.py, eval.py and the scripts, run as a user would."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -55,6 +56,49 @@ def trained(tmp_path_factory) -> Path:
     )
     assert training.returncode == 0, training.stderr
     return folder
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_help_explains_the_keys_on_one_screen(monkeypatch, capsys, program: str) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    assert left.value.code == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 100
+    assert len([line for line in lines if line.startswith(f"  python {program}")]) == 3
+    keys = {"train.py": ("stage=", "weights=", "dry_run=")}.get(program, ("root=", "benchmark="))
+    assert all(any(line.startswith(key) for line in lines) for key in keys)
+
+
+@pytest.mark.slow
+def test_the_wheel_segments_a_video_elsewhere(tmp_path) -> None:
+    """Built from the tree's files, installed into an empty folder and run in another one."""
+    tree, installed, work = (tmp_path / name for name in ("tree", "installed", "work"))
+    tree.mkdir()
+    work.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "stma", tree / "stma", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    local = ["--quiet", "--no-deps", "--no-index"]
+    subprocess.run(
+        [*pip, "wheel", *local, "--no-build-isolation", "-w", tmp_path, tree], check=True
+    )
+    (wheel,) = tmp_path.glob("stma-*.whl")
+    subprocess.run([*pip, "install", *local, "--target", installed, wheel], check=True)
+
+    write_clip_file(work / "clip.mp4", map(gradient, range(3)))
+    save_mask(work / "first.png", box(8, 8, 24, 24, size=(48, 64)))
+    command = [installed / "bin" / "stma", "segment", "clip.mp4", "--mask=first.png"]
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    subprocess.run([*command, "--device=cpu"], cwd=work, env=environment, check=True)
+    assert len(list((work / "clip-segmented" / "masks").iterdir())) == 3
+    where = "import stma; print(stma.__file__, stma.load_model('small').training)"
+    code = [sys.executable, "-c", where]
+    told = subprocess.run(code, cwd=work, env=environment, capture_output=True, text=True)
+    assert told.stdout == f"{installed / 'stma' / '__init__.py'} False\n", told.stderr
 
 
 @pytest.mark.slow
