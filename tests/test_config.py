@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,26 @@ def test_types_of_nested_settings() -> None:
         EvalConfig("root", "output", benchmark=None)
     with pytest.raises(InputError, match="seed is"):
         TrainConfig("out", seed=10**23)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+segmenter.memory_intervall=3"], "did you mean segmenter.memory_interval?"),
+        (["+fo=1"], "no setting fo; at the top there are "),
+        (["root=x", "clips=a"], "clips is 'a'; give a list, each a text or null: clips=[a]"),
+        ([], "root is missing; give root=..."),
+        (["root=x", "augment.scales=[nan]"], "scales is [nan]; give a list, each a finite number"),
+    ],
+)
+def test_what_is_wrong_with_the_settings_is_told_in_one_line(overrides, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        parse_eval_config(composed("eval", "method=copy", *overrides))
+    assert "\n" not in str(error.value)
+    for word in ("struct", "AnyNode", "Structured"):
+        assert word not in str(error.value)
+
+
+def test_a_scale_that_cannot_be_is_told_as_one_of_the_views() -> None:
+    with pytest.raises(InputError, match=r"augment\.scales holds 9\.0: scale is 9\.0; give"):
+        EvalConfig("root", "output", augment=AugmentConfig([1.0, 9.0]))

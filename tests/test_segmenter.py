@@ -463,3 +463,10 @@ def test_fp16_segments_as_fp32_does(tiny_model: STMA) -> None:
         results[precision] = [segmenter.step(frame).probabilities for frame in frames[1:]]
     for half, full in zip(results["fp16"], results["fp32"], strict=True):
         assert 0 < (half - full).abs().max() < 0.05
+
+
+def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
+    with pytest.raises(InputError, match=r"the model is 'path'; give what load_model"):
+        Segmenter("path")
+    with pytest.raises(InputError, match=r"the settings are {'capacity': 5}; give a Segmenter"):
+        Segmenter(tiny_model, {"capacity": 5})

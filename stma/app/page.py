@@ -22,7 +22,10 @@ from PIL import Image
 from stma.app.session import Limits, Session
 from stma.data.pictures import bright_palette
 from stma.errors import InputError
+from stma.inference.video import open_video
 from stma.model.stma import STMA
+from stma.model.weights import load_model
+from stma.runtime.device import resolve_device
 
 OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
@@ -390,10 +393,19 @@ def serving(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def serve_until_interrupted(*arguments: Any, **keywords: Any) -> None:
-    """See :func:`serving`; Ctrl-C and SIGTERM end it."""
+def serve(weights: str, device: str, video: Path | None, **keywords: Any) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        weights: see :func:`stma.model.weights.load_model`.
+        device: see :func:`stma.runtime.device.resolve_device`.
+        video, keywords: see :func:`serving`.
+    """
+    if video is not None:
+        open_video(video)  # refused here rather than on the page
+    model = load_model(weights, resolve_device(device))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with serving(*arguments, **keywords) as url:
+    with serving(model, video=video, **keywords) as url:
         print(f"The page is at {url} (Ctrl-C ends it and deletes its files).", flush=True)  # noqa: T201
         with suppress(KeyboardInterrupt):
             threading.Event().wait()

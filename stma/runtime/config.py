@@ -3,12 +3,17 @@
 import math
 import numbers
 import types
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from stma.errors import InputError
 
@@ -30,14 +35,55 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         merged = OmegaConf.merge(OmegaConf.structured(kind), config)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise InputError(f"{source}: {where}{reason}") from error
+        raise InputError(f"{source}: {_explained(error, kind, config)}") from error
     except InputError as error:
         assert isinstance(merged, DictConfig)
         where = _locate(merged)
         named = not where or str(error).startswith(where.partition(".")[0])
         raise InputError(f"{source}: {'' if named else where + ': '}{error}") from error
+
+
+def _explained(error: OmegaConfBaseException, kind: type, config: DictConfig) -> str:
+    """In one line, by the setting's name."""
+    key = error.full_key or ""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is missing; give {key}=..."
+    if isinstance(error, ConfigKeyError):
+        return unknown_key(kind, key)
+    hint, _ = _described(kind, key)
+    if hint is None:
+        return f"{key}: {str(error).splitlines()[0]}"
+    value = OmegaConf.select(config, key)
+    example = (
+        f": {key}=[{value}]" if list in [get_origin(option) for option in _options(hint)] else ""
+    )
+    return f"{key} is {value!r}; give {_in_words(hint)}{example}"
+
+
+def unknown_key(kind: type, key: str) -> str:
+    """Says that a dataclass of settings has no such key, and which known one is like it."""
+    parent, _, last = key.rpartition(".")
+    _, known = _described(kind, parent)
+    like = get_close_matches(last, known, n=1)
+    if like:
+        nearest = f"{parent}.{like[0]}" if parent else like[0]
+        return f"no setting {key}; did you mean {nearest}?"
+    return f"no setting {key}; {parent or 'at the top'} there are {', '.join(sorted(known))}"
+
+
+def _described(kind: Any, key: str) -> tuple[Any, list[str]]:
+    """The annotation of a setting, and the names below it; None where there is no such setting."""
+    hint = kind
+    for name in filter(None, key.split(".")):
+        option = next((o for o in _options(hint) if is_dataclass(o) or get_origin(o) is dict), None)
+        if is_dataclass(option):
+            hint = _hints(option).get(name)  # type: ignore[arg-type]
+        else:
+            hint = get_args(option)[1] if option is not None else None
+        if hint is None:
+            return None, []
+    option = next((o for o in _options(hint) if is_dataclass(o)), None)
+    return hint, [] if option is None else [field.name for field in fields(option)]
 
 
 def check_types(config: Any, prefix: str = "") -> None:

@@ -33,7 +33,7 @@ def prepare_output(folder: Path, log_name: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handler = _OutputLog(folder / log_name)
+        handler = _OutputLog(folder / log_name, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"output: {folder} cannot be written to ({error})") from error
     handler.setFormatter(logging.Formatter(FORMAT))
