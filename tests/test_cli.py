@@ -269,7 +269,7 @@ def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> N
     assert "out: holds the result of another command (with other masks, settings)" in told
     assert same(masks("out"), before)
     told = refused(segment, capsys, "--mask=out/masks/00000.png", "-o", "out")
-    assert "out/masks/00000.png: the mask lies in the output" in told
+    assert "out/masks/00000.png: the mask is in the output" in told
     segment("--mask=2=late.png", "-o", "out", "--save=masks", "--overwrite")
     assert not same(masks("out"), before)
 
