@@ -271,7 +271,7 @@ def test_a_table_of_ablations(monkeypatch, capsys, runs) -> None:
     (joint, full), printed = table_of(monkeypatch, capsys, runs)
     assert f"left out: {runs}/d (not finished)" in printed
     assert f"left out: {runs}/e/weights.safetensors: not a complete" in printed
-    assert f"left out: {runs}/f (not finished: its weights are of stage demo)" in printed
+    assert f"left out: {runs}/f (not finished: its weights are from stage demo)" in printed
     assert (full["variant"], full["runs"], joint["runs"]) == ("full", "2", "1")
     assert "±" in full["J&F"]
     assert "±" not in joint["J&F"]
