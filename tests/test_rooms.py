@@ -26,7 +26,7 @@ MAY_KNOW = {
     "evaluation": {"runtime", "data", "memory", "model", "inference", "training"},
     "compose": {"runtime", "data", "model"},
     "__init__": {"model", "inference"},
-    "cli": {"runtime", "inference"},
+    "cli": {"runtime", "inference", "app"},
     "__main__": {"cli"},
 }
 
