@@ -167,7 +167,7 @@ def test_types_of_nested_settings() -> None:
     SegmenterConfig(scale=1, capacity=np.int64(7))  # what counts as a number of the kind
     with pytest.raises(InputError, match=r"scales is \[None\]; give a list, each a finite number"):
         AugmentConfig(scales=[None])
-    with pytest.raises(InputError, match=r"stages is .*; give a dict"):
+    with pytest.raises(InputError, match=r"stages is .*; give a mapping"):
         TrainConfig("out", stages={"a": 3})
     with pytest.raises(InputError, match="max_minutes is nan; give a finite number or null"):
         StageConfig(max_minutes=float("nan"))

@@ -23,6 +23,7 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.variants import VARIANTS
+from stma.runtime import footprint
 from stma.runtime.footprint import backward, on_paper, put_on
 from stma.training import learner as learner_module
 from stma.training.dry_run import random_batch
@@ -32,6 +33,7 @@ from stma.training.losses import LossConfig
 CUDA = torch.device("cuda", 0)
 CONFIGS = Path(__file__).parent.parent / "configs"
 PACKAGE = str(Path(stma.__file__).parent)
+FOOTPRINT = footprint.__file__  # takes part in every call
 
 
 def shallow(name: str) -> ModelConfig:
@@ -81,7 +83,7 @@ class Waits(TorchDispatchMode):
     def _note(self) -> None:
         """The function of the package that waits."""
         frame = sys._getframe()
-        while not frame.f_code.co_filename.startswith(PACKAGE):
+        while not (path := frame.f_code.co_filename).startswith(PACKAGE) or path == FOOTPRINT:
             frame = frame.f_back
         self.places.append(frame.f_code.co_name)
 

@@ -135,7 +135,7 @@ def _is_a(value: object, hint: Any) -> bool:
 
 def _in_words(hint: Any) -> str:
     words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-    words[type(None)] = "null"
+    words |= {type(None): "null", dict: "a mapping"}
     found = []
     for option in _options(hint):
         kind = get_origin(option) or option
