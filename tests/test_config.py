@@ -41,7 +41,7 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 
 
 def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
-    """A number stands in both: in YAML to be seen and overridden, in code to be used without."""
+    """Defaults are in both: in YAML to be seen and overridden, in code to be used without it."""
     data = DataConfig(sources={"procedural": DatasetConfig(kind="procedural")})
     stages = {"procedural": StageConfig(data=data)}
     assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", stages)
