@@ -145,7 +145,7 @@ def test_grey_palettes_mean_their_greys_and_coloured_ones_their_indices(tmp_path
 
 
 def damaged_files() -> dict[str, bytes]:
-    """Broken at places where Pillow raises other things than OSError."""
+    """Broken in places where Pillow raises something other than OSError."""
     picture, exif = io.BytesIO(), Image.Exif()
     exif[0x112] = 6
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture, "JPEG", exif=exif)
