@@ -155,7 +155,7 @@ def test_an_unknown_model_is_named_beside_those_there_are() -> None:
         ({"capacity": "abc"}, "capacity is 'abc'; give a whole number or null"),
         ({"short_side": float("nan")}, "short_side is nan; give a whole number or null"),
         ({"scale": float("nan")}, "scale is nan; give a finite number"),
-        ({"precision": None}, "precision is None; give a text"),
+        ({"precision": None}, "precision is None; give text"),
     ],
 )
 def test_the_library_checks_types_as_the_command_line_does(settings, message: str) -> None:
@@ -182,7 +182,7 @@ def test_types_of_nested_settings() -> None:
     [
         (["+segmenter.memory_intervall=3"], "did you mean segmenter.memory_interval?"),
         (["+fo=1"], "no setting fo; at the top there are "),
-        (["root=x", "clips=a"], "clips is 'a'; give a list, each a text or null: clips=[a]"),
+        (["root=x", "clips=a"], "clips is 'a'; give a list, each text or null: clips=[a]"),
         ([], "root is missing; give root=..."),
         (["root=x", "augment.scales=[nan]"], "scales is [nan]; give a list, each a finite number"),
     ],

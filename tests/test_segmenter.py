@@ -466,7 +466,7 @@ def test_fp16_segments_as_fp32_does(tiny_model: STMA) -> None:
 
 
 def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
-    with pytest.raises(InputError, match=r"the model is 'path'; give what load_model"):
+    with pytest.raises(InputError, match=r"the model is 'path'; give the result of load_model"):
         Segmenter("path")
     with pytest.raises(InputError, match=r"the settings are {'capacity': 5}; give a Segmenter"):
         Segmenter(tiny_model, {"capacity": 5})

@@ -313,7 +313,7 @@ class Page:
                             busy,
                         ]
         finally:
-            # On an error, too: what is there is shown, and one may correct it.
+            # Also on an error: show what there is, so that it can be corrected.
             yield [
                 canvas_value(session, number),
                 gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),

@@ -32,7 +32,7 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 ORIENTATION = ExifTags.Base.Orientation
-LONGEST_RAMP = 4  # pixels from an interpolated one to an ID that has an inside
+LONGEST_RAMP = 4  # pixels from an interpolated one to an ID that has an interior
 MIN_INTERPOLATED = 3  # IDs without an interior, between their neighbours' IDs: nobody draws that
 
 
@@ -68,11 +68,10 @@ def read_image(path: Path, reduce: int = 1) -> np.ndarray:
 
 
 def open_image(path: Path) -> ImageFile:
-    """As ``Image.open``, but of regular files alone: it would wait for ever for what a pipe, a
-    socket or a device may bring.
+    """As ``Image.open``, but only for regular files: a pipe, socket or device could block for ever.
 
     Raises:
-        OSError: it is none, or cannot be opened; and what Pillow raises.
+        OSError: it is not a regular file, or cannot be opened; also whatever Pillow raises.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a regular file")
