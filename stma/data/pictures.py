@@ -71,7 +71,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> n
         return drawn
     rows = slice(max(0, top - 1), top + height + 1)
     columns = slice(max(0, left - 1), left + width + 1)
-    part, mask = np.ascontiguousarray(frame[rows, columns]), mask[rows, columns].copy()
+    part, mask = frame[rows, columns].copy(), mask[rows, columns].copy()
     tint = np.take(_bright_palette(), mask, axis=0)
     tinted = cv2.copyTo(cv2.addWeighted(part, 1 - opacity, tint, opacity, 0), mask, part)
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
