@@ -6,9 +6,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from stma.compose import check_choices
+from stma.compose import check_choices, hydra_errors_told
 from stma.errors import input_errors_end_the_program
-from stma.evaluation.config import parse_eval_config
+from stma.evaluation.config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.runtime.distributed import told_once
 
@@ -23,6 +23,7 @@ def main(config: DictConfig) -> None:
     result = evaluate(parsed)
     if result is None:  # not the first process of torchrun
         return
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     print(result.text())
     if not parsed.fps_only:
         print(f"\nmasks, scores and pictures: {parsed.output}")
@@ -33,4 +34,5 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     with input_errors_end_the_program(), told_once():
         check_choices(CONFIGS, sys.argv[1:])
-    main()
+        with hydra_errors_told(EvalConfig, sys.argv[1:]):
+            main()

@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from stma.compose import check_choices
+from stma.compose import check_choices, hydra_errors_told
 from stma.errors import input_errors_end_the_program
 from stma.evaluation.validation import build_validation
 from stma.inference.segmenter import SegmenterConfig
@@ -30,4 +30,5 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     with input_errors_end_the_program(), told_once():
         check_choices(CONFIGS, sys.argv[1:])
-    main()
+        with hydra_errors_told(TrainConfig, sys.argv[1:]):
+            main()

@@ -1,6 +1,6 @@
 """STMA: Spatial-Temporal Multi-level Association for video object segmentation.
 
-Segmenting a video of your own::
+To segment your own video::
 
     from stma import Segmenter, load_model
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from stma.model.stma import STMA
     from stma.model.weights import load_model, save_weights
 
-# Where what needs torch comes from: imported when it is asked for, so that the commands, which
-# import this package first, start at once.
+# Names that need torch, and their modules: imported on demand, so that the commands, which import
+# this package first, start at once.
 _MODULES = {
     "FrameResult": "stma.inference.segmenter",
     "ModelConfig": "stma.model.factory",

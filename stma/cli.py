@@ -1,4 +1,4 @@
-"""The command `stma`. What a subcommand needs is imported when it runs, so that --help is quick."""
+"""The command `stma`. Subcommands import what they need when they run, so that --help is quick."""
 
 import argparse
 import logging
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stma.errors import input_errors_end_the_program
+from stma.errors import InputError, input_errors_end_the_program
 from stma.version import __version__
 
 SEGMENT = """\
 Segment objects through a video, from a mask of the frame where they first appear.
 
 VIDEO is a file (mp4, mov, webm, mkv, gif, ...) or a folder of pictures. A mask is a PNG of the
-video's size in which every pixel holds the number of its object: 0 is background, 1 to 255 are
+video's size in which each pixel holds the number of its object: 0 is background, 1 to 255 are
 objects (a palette or greyscale PNG; a black-and-white one is a single object). `stma app` draws
 them.
 
@@ -30,26 +30,38 @@ examples:
       from a frame in the middle in both directions; the objects alone, with alpha
 
   stma segment frames/ --mask masks/ --short-side 360 --device cpu
-      pictures, and a folder of masks called as their frames; smaller for the network, so faster
+      pictures, and a folder of masks named like their frames; smaller for the network, so faster
 
-Ctrl-C keeps what is done; the same command goes on there. docs/own_video.md says more.
+Ctrl-C keeps what is done; the same command continues from there. More in docs/own_video.md.
+"""
+APP = """\
+Open a page in the browser: draw objects on any frame of a video, segment, correct, download.
+
+The page is served by this machine to this machine alone; nothing leaves it. Uploaded videos and
+their masks are deleted when their tab is closed or the command ends (Ctrl-C).
+
+examples:
+  stma app
+  stma app dog.mp4 --device cpu
+
+docs/app.md says more.
 """
 EXPORT = """\
 Write the network in five parts, and stma.json, for applications that run without this package.
 
-A part is a file of ONNX, or PyTorch's .pt2 (torch.export.load). Sizes and the number of objects are
-free, frames from 32 x 32 pixels on; the memories, which change from frame to frame, are kept by the
-application. scripts/segment_onnx.py segments a clip so, with onnxruntime, NumPy and Pillow alone.
-Only the full model can be exported, in fp32; the rows of Table 1 cannot.
+A part is an ONNX file, or PyTorch's .pt2 (torch.export.load). Sizes and the number of objects are
+free, for frames of at least 32 x 32 pixels; the application keeps the memories, which change from
+frame to frame. scripts/segment_onnx.py does so, with only onnxruntime, NumPy and Pillow.
+Only the full model can be exported, in fp32; the other rows of Table 1 cannot.
 
-Afterwards every part is run once more beside PyTorch's, on this CPU, at the size that the weights
-are good with: milliseconds, and the largest difference. docs/export.md says more.
+Afterwards, every part is compared with PyTorch's on this CPU, at the size that suits the weights:
+milliseconds, and the largest difference. More in docs/export.md.
 
 example:
   stma export --weights small --format onnx -o small-onnx
 """
 SAVE = """\
-what to write, with commas between: masks (palette PNGs, always written), overlay (an mp4 with the
+what to write, separated by commas: masks (palette PNGs, always written), overlay (an mp4 with the
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
 lengths as JSON, for pycocotools); default: masks,overlay"""
 KINDS = ("masks", "overlay", "cutout", "webm", "coco")
@@ -60,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        arguments: None takes the command line's.
+        arguments: None takes those of the command line.
     """
     parser = argparse.ArgumentParser(
         prog="stma", description="Video object segmentation. `stma segment --help` has examples."
@@ -68,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"stma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_segment(commands)
+    _add_app(commands)
     _add_export(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -89,7 +102,7 @@ def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="append",
         required=True,
         metavar="[FRAME=]PNG",
-        help="a mask of the first frame, or of the one named; or a folder of PNGs called as their "
+        help="a mask of the first frame, or of the one named; or a folder of PNGs named like their "
         "frames; may be given several times",
     )
     parser.add_argument(
@@ -97,27 +110,27 @@ def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where to write; default: VIDEO's name and -segmented, in the current folder",
+        help="where to write; default: VIDEO's name with -segmented, in the current folder",
     )
     parser.add_argument("--save", type=_kinds, default=("masks", "overlay"), help=SAVE)
     parser.add_argument(
         "--backward",
         action="store_true",
-        help="also segment the frames before the first mask; without it they are background",
+        help="also segment the frames before the first mask; otherwise they are background",
     )
     parser.add_argument(
         "--short-side",
         type=_count,
         metavar="PIXELS",
-        help="larger frames are scaled down to this for the network, 0 never scales; smaller is "
-        "faster and coarser; default: what suits the weights, 480 as a rule",
+        help="larger frames are scaled down to this for the network; 0: never; smaller is faster "
+        "and coarser; default: what suits the weights, usually 480",
     )
     parser.add_argument(
         "--memory-every",
         type=_count,
         metavar="FRAMES",
-        help="how often a frame is memorised; fewer for fast motion; default: what suits the "
-        "weights, 5 as a rule",
+        help="frames from one memorised frame to the next; fewer for fast motion; default: what "
+        "suits the weights, usually 5",
     )
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
     parser.add_argument(
@@ -128,6 +141,40 @@ def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what another command left in the output"
+    )
+
+
+def _add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "app",
+        help="draw and segment on a page in the browser",
+        description=APP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_app)
+    parser.add_argument(
+        "video", type=Path, nargs="?", metavar="VIDEO", help="opened at once; else upload one there"
+    )
+    parser.add_argument(
+        "--weights",
+        default="small",
+        help="the name of weights that come with stma, or a file that train.py wrote; default: "
+        "small",
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 lets everyone on the network in, without a password; default: 127.0.0.1, "
+        "this machine alone",
+    )
+    parser.add_argument("--port", type=_count, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--max-megabytes", type=_count, default=500, help="of an upload; default: 500"
+    )
+    parser.add_argument("--max-frames", type=_count, default=3000, help="of a video; default: 3000")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address without opening a browser"
     )
 
 
@@ -194,6 +241,25 @@ def _segment(arguments: argparse.Namespace) -> None:
     print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
 
 
+def _app(arguments: argparse.Namespace) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise InputError("stma app needs gradio, not installed; pip install 'stma[app]'")
+    from stma.app.page import serve
+    from stma.app.session import Limits
+
+    serve(
+        arguments.weights,
+        arguments.device,
+        arguments.video,
+        host=arguments.host,
+        port=arguments.port,
+        limits=Limits(arguments.max_megabytes, arguments.max_frames),
+        browser=not arguments.no_browser,
+    )
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from stma.inference.export import compare, export
 
@@ -206,7 +272,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl-C was pressed; pressed again, it ends the program."""
+    """Yields a function that says whether Ctrl-C was pressed; a second one ends the program."""
     asked = False
 
     def ask(number: int, frame: object) -> None:

@@ -1,7 +1,9 @@
 """Composing the YAML of configs/ without a command line."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,7 +16,7 @@ from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
 from stma.model.variants import VARIANTS
-from stma.runtime.config import parse_config
+from stma.runtime.config import parse_config, unknown_key
 
 
 def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -38,12 +40,36 @@ def load_resolved(
         config = load_config(config_dir, name, overrides)
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # group=null: the last
-        reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
-        raise InputError(
-            f"{shown or ', '.join(overrides)}: {reason} (put a value with spaces, brackets or an "
-            "equals sign in quotes: \"root='/my data'\")"
-        ) from error
+        raise InputError(_explained(error, shown or ", ".join(overrides))) from error
     return config
+
+
+def _explained(error: Exception, shown: str) -> str:
+    reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
+    return (
+        f"{shown}: {reason} (put a value with spaces, brackets or an equals sign in quotes: "
+        "\"root='/my data'\")"
+    )
+
+
+@contextmanager
+def hydra_errors_told(kind: type, arguments: Sequence[str]) -> Iterator[None]:
+    """Wraps a ``hydra.main`` program: what Hydra refuses on its command line is reported in one
+    line, instead of six whose advice would be refused next.
+
+    Args:
+        kind: the dataclass of its settings.
+
+    Raises:
+        InputError: names the setting, and a similar one that exists.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        if match := re.match(r"Could not override '([\w.]+)'", str(error)):
+            raise InputError(unknown_key(kind, match[1])) from error
+        raise InputError(_explained(error, ", ".join(arguments))) from error
 
 
 def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
@@ -56,6 +82,7 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
     Raises:
         InputError: there is no such file or model variant; the message names those that exist.
     """
+    _check_there(config_dir)
     for argument in arguments:
         name, _, value = argument.partition("=")
         value = value.strip("'\"")
@@ -80,6 +107,14 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
                 )
 
 
+def _check_there(config_dir: Path) -> None:
+    if not config_dir.is_dir():
+        raise InputError(
+            f"{config_dir}: no such folder; it holds the programs' settings, so run them from a "
+            "checkout of the repository"
+        )
+
+
 def quoted(value: object) -> str:
     """Quoted as a value for Hydra's command line, whatever characters it contains."""
     # Hydra takes backslashes literally, except before a quote.
@@ -89,6 +124,7 @@ def quoted(value: object) -> str:
 
 def model_names(config_dir: Path) -> list[str]:
     """The configurations in ``model/``."""
+    _check_there(config_dir)
     return sorted(path.stem for path in (config_dir / "model").glob("*.yaml"))
 
 
@@ -105,11 +141,13 @@ def load_model_config(config_dir: Path, model: str) -> ModelConfig:
 
 def benchmark_names(config_dir: Path) -> list[str]:
     """The benchmarks in ``benchmark/``."""
+    _check_there(config_dir)
     return sorted(path.stem for path in (config_dir / "benchmark").glob("*.yaml"))
 
 
 def dataset_names(config_dir: Path) -> list[str]:
     """The datasets in ``dataset/``."""
+    _check_there(config_dir)
     shared = ("base", "static")
     names = sorted(path.stem for path in (config_dir / "dataset").glob("*.yaml"))
     return [name for name in names if name not in shared]

@@ -52,7 +52,7 @@ def test_flow_refuses_frames_that_are_too_small_for_it() -> None:
 def test_they_refuse_what_the_segmenter_refuses(kind) -> None:
     method = kind()
     method.step(moving_texture(0), square(20))
-    with pytest.raises(InputError, match="video has frames of one size"):
+    with pytest.raises(InputError, match="all frames of a video must have the same size"):
         method.step(np.zeros((32, 64, 3), np.uint8))
     with pytest.raises(InputError, match="holds no object"):
         method.step(moving_texture(0), square(20) * 0)

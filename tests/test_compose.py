@@ -3,12 +3,15 @@ from pathlib import Path
 import pytest
 
 from stma.compose import (
+    benchmark_names,
     check_choices,
     dataset_names,
+    hydra_errors_told,
     load_config,
     load_data_config,
     load_dataset_config,
     load_resolved,
+    model_names,
     quoted,
 )
 from stma.data.config import DatasetConfig
@@ -176,3 +179,36 @@ def test_what_composites_are_cut_from_is_chosen_by_name() -> None:
     block = config.sources["composite"]
     assert (block.cut_from["a"].root, block.cut_from["a"].split) == ("/d/DAVIS", "2017/val")
     assert block.grounds["b"].kind == "images"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("save_evry=3", "no setting save_evry; did you mean save_every?"),
+        (
+            "stages.video.optimizer.learning_rat=3",
+            "no setting stages.video.optimizer.learning_rat; did you mean "
+            "stages.video.optimizer.learning_rate?",
+        ),
+        ("zzz=3", "no setting zzz; at the top there are accumulate, "),
+        ("output=a b=c", "output=a b=c: "),
+    ],
+)
+def test_what_hydra_refuses_is_told_in_one_line(override: str, message: str, monkeypatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # put back afterwards
+    arguments = ["stage=video", override]
+    with (
+        pytest.raises(InputError, match=r"^.*$") as error,
+        hydra_errors_told(TrainConfig, arguments),
+    ):
+        load_config(CONFIGS, "train", arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_configs_it_is_said_where_they_should_be(tmp_path) -> None:
+    for look in (dataset_names, benchmark_names, model_names):
+        with pytest.raises(InputError, match=r"none: no such folder; .* a checkout"):
+            look(tmp_path / "none")
+    with pytest.raises(InputError, match="none: no such folder"):
+        check_choices(tmp_path / "none", ["stage=video"])

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from stma.runtime.device import peak_gigabytes, reset_peak, resolve_precision
+from stma.errors import InputError
+from stma.runtime.device import peak_gigabytes, reset_peak, resolve_device, resolve_precision
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -19,7 +20,7 @@ def test_auto_takes_bf16_where_the_card_computes_in_it(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert resolve_precision(torch.device("cuda"), "auto") == expected
-    assert caplog.text.count("card does not compute in bf16") == int(not supported)
+    assert caplog.text.count("card does not support bf16") == int(not supported)
     resolve_precision.cache_clear()
 
 
@@ -40,3 +41,10 @@ def test_the_peak_counts_from_where_it_was_reset() -> None:
     kept = np.ones(50_000_000)
     assert peak_gigabytes(cpu) > before - 0.2
     assert kept[0] == 1
+
+
+@pytest.mark.parametrize("name", ["cpu:7", "cpu:1", "meta", "gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"device is '{name}'"):
+        resolve_device(name)
+    assert resolve_device("cpu") == torch.device("cpu")

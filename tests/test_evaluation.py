@@ -1,4 +1,5 @@
 import csv
+import html
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from stma.compose import load_config
 from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
@@ -21,12 +23,13 @@ from stma.errors import InputError
 from stma.evaluation import spreading
 from stma.evaluation.archive import check_archive
 from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
 
 BOX = box(10, 10, 12, 12)
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def test_the_result_of_another_run_is_refused_or_removed(root, weights, tmp_path
     with pytest.raises(InputError, match=r"segmenter\.memory_interval was 5, is 2"):
         evaluate(config(root, output, segmenter=changed, **stma))
     (output / "run.json").unlink()
-    with pytest.raises(InputError, match=r"no run\.json that says of what"):
+    with pytest.raises(InputError, match=r"no run\.json that says what"):
         evaluate(config(root, output))
     with pytest.raises(InputError, match=r"output: .*cannot be written to"):
         evaluate(config(root, output / "results.md"))
@@ -372,3 +375,76 @@ def test_as_many_processes_are_told_as_ran(root, tmp_path) -> None:
         config(root, tmp_path, workers=workers + 1)
     with pytest.raises(InputError, match="threads is 1000000; give"):
         config(root, tmp_path, threads=1_000_000)
+
+
+NAMES = [
+    "two words",
+    "ünï-日本",
+    "new\nline",
+    "quo'te\"s",
+    "a=b",
+    "[br]",
+    "%s{}%d",
+    "-dash",
+    "<b>",
+    "pi|pe",
+    "n" * 200,
+    "..hidden",
+]
+
+
+def test_clips_of_any_name(tmp_path, capfd, caplog) -> None:
+    """Masks, pages, sheets and videos; hidden folders are left out, and told."""
+    for name in NAMES:
+        write_clip(tmp_path / "data", name, dict.fromkeys(range(3), BOX), frames=3)
+    output, seen = tmp_path / "out", sorted(set(NAMES) - {"..hidden"})
+    drawn = {"sheets": True, "videos": True, "report": True}
+    result = evaluate(config(tmp_path / "data", output, **drawn))
+    assert result.ok
+    for folder, suffix in (("masks", ""), ("sheets", ".png"), ("videos", ".mp4")):
+        assert sorted(p.name for p in (output / folder).iterdir()) == [f"{n}{suffix}" for n in seen]
+    page = (output / "report.html").read_text()
+    assert "<b>&lt;b&gt;</b>" in page
+    assert "<b><b>" not in page
+    for name in seen:
+        assert (
+            f'data-name="{html.escape(name).replace("&quot;", "&#34;")}"'.replace("&#x27;", "&#39;")
+            in page
+        )
+    assert "1 hidden folders left out: ..hidden" in caplog.text
+    assert "\n| new\\nline  " in result.text()
+    assert "new\nline" not in capfd.readouterr().err
+    with (output / "scores.csv").open(newline="") as file:
+        assert {row[0] for row in csv.reader(file)} == {*seen, "clip", "mean"}
+
+
+def test_odd_folders_and_files_are_faults_of_their_clip_alone(root, tmp_path) -> None:
+    """A name that is not UTF-8, a link to itself, and frames that no one would ever write."""
+    odd = os.fsdecode(b"bad\xff")
+    for name in (odd, "pipe"):
+        write_clip(root, name, dict.fromkeys(range(3), BOX), frames=3)
+    frame = root / "JPEGImages" / "pipe" / "00001.png"
+    frame.unlink()
+    os.mkfifo(frame)
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "loop").symlink_to(root / kind / "loop")
+    output = tmp_path / "out"
+    result = evaluate(config(root, output, report=True))
+    assert set(result.faults) == {odd, "pipe", "loop"}
+    assert "the name is not UTF-8" in result.faults[odd]
+    assert "not a regular file" in result.faults["pipe"]
+    assert "leads nowhere" in result.faults["loop"]
+    assert sorted(path.name for path in (output / "masks").iterdir()) == ["full", "late"]
+    assert "bad\\udcff" in (output / "results.md").read_text(encoding="utf-8")
+    assert (output / "report.html").is_file()
+
+
+def test_an_antialiased_mask_is_told_what_works_here(tmp_path) -> None:
+    grey = np.asarray(Image.fromarray(255 * box(8, 8, 20, 24)).resize((80, 60)))
+    write_clip(tmp_path / "data", "grey", {0: grey})
+    with pytest.raises(InputError, match=r"set benchmark\.mask_values=binary"):
+        evaluate(config(tmp_path / "data", tmp_path / "out"))
+    overrides = ["method=copy", f"root={tmp_path}/data", "benchmark.mask_values=binary"]
+    composed = parse_eval_config(load_config(CONFIGS, "eval", overrides))
+    rules = composed.benchmark
+    assert evaluate(config(tmp_path / "data", tmp_path / "out", benchmark=rules)).ok

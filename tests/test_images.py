@@ -1,4 +1,5 @@
 import io
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def test_grey_palettes_mean_their_greys_and_coloured_ones_their_indices(tmp_path
 
 
 def damaged_files() -> dict[str, bytes]:
-    """Broken at places where Pillow raises other things than OSError."""
+    """Broken in places where Pillow raises something other than OSError."""
     picture, exif = io.BytesIO(), Image.Exif()
     exif[0x112] = 6
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture, "JPEG", exif=exif)
@@ -219,3 +220,21 @@ def test_counting_ids() -> None:
     mask = np.random.default_rng(0).integers(0, 256, (33, 17), dtype=np.uint8)
     assert np.array_equal(count_ids(mask), np.bincount(mask.ravel(), minlength=256))
     assert count_ids(np.zeros((0, 4), np.uint8)).sum() == 0
+
+
+def test_many_thin_objects_are_not_told_to_be_antialiased() -> None:
+    """252 lines side by side: each lies between a smaller and a larger ID."""
+    mask = np.zeros((64, 300), np.uint8)
+    mask[8:56, 20:272] = np.arange(1, 253)
+    assert interpolated_ids(mask) == []
+    mask[8:56, 272:290] = 255  # and one that is not thin
+    assert interpolated_ids(mask) == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, make) -> None:
+    path = tmp_path / "frame.png"
+    make(path)
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(InputError, match=r"frame\.png: cannot be read"):
+            read(path)

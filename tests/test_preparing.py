@@ -41,6 +41,13 @@ def test_an_empty_folder_is_no_success(tmp_path) -> None:
     assert not (tmp_path / "target").exists()
 
 
+def test_a_pipe_is_left_out(tmp_path) -> None:
+    (tmp_path / "source").mkdir()
+    os.mkfifo(tmp_path / "source" / "00000.png")
+    done = prepare(tmp_path / "source", tmp_path / "target", 480, workers=1)
+    assert [problem.message for problem in done.problems] == ["not a regular file; left out"]
+
+
 def test_sizes() -> None:
     assert resized((1280, 720), 480) == (853, 480)
     assert resized((720, 1280), 480) == (480, 853)

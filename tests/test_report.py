@@ -18,15 +18,16 @@ from stma.evaluation.report import PLOT_HEIGHT, PLOT_WIDTH, Result, plot
 
 @pytest.fixture
 def root(tmp_path):
+    """A folder for results, with the clips in ``data``."""
     for name, step in (("still", 0), ("<fast>", 4), ("slow", 1)):
-        write_clip(tmp_path, name, {i: box(10, 2 + step * i, 12, 12) for i in range(5)})
-    write_clip(tmp_path, "unscored", {0: box(2, 2, 9, 9)})
+        write_clip(tmp_path / "data", name, {i: box(10, 2 + step * i, 12, 12) for i in range(5)})
+    write_clip(tmp_path / "data", "unscored", {0: box(2, 2, 9, 9)})
     return tmp_path
 
 
 def run(root, output: str, **settings):
     return evaluate(
-        EvalConfig(str(root), str(root / output), device="cpu", method="copy", **settings)
+        EvalConfig(str(root / "data"), str(root / output), device="cpu", method="copy", **settings)
     )
 
 
@@ -130,3 +131,11 @@ def test_a_plot_by_hand() -> None:
     )
     assert (j["dashed"], f["dashed"]) == (False, True)
     assert plot([None]) is None
+
+
+def test_a_page_without_scores_says_why(root) -> None:
+    run(root, "out", clips=["unscored"])
+    text = (root / "out" / "report.html").read_text()
+    assert "nothing to score: no clip has at least 3 frames and a mask for each" in text
+    run(root, "scored", clips=["slow"])
+    assert "nothing to score" not in (root / "scored" / "report.html").read_text()

@@ -76,7 +76,7 @@ def _killed_by_b(clip, output):
     """In a worker, as the system does when memory runs out."""
     if clip.name == "b":
         os.kill(os.getpid(), signal.SIGKILL)
-    return ClipWorker(EvalConfig("", "", method="copy"), CPU).run(clip, output)
+    return ClipWorker(EvalConfig("root", "out", method="copy"), CPU).run(clip, output)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_any_card_is_taken_when_none_is_named(weights, monkeypatch) -> None:
     chosen = []
     monkeypatch.setattr(spreading, "load_model", lambda path, device: device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
-    settings = EvalConfig("", "", weights=str(weights))
+    settings = EvalConfig("root", "out", weights=str(weights))
     ClipWorker(settings, torch.device("cuda"))
     ClipWorker(settings, torch.device("cuda", 3))
     assert chosen == [3]

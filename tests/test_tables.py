@@ -1,6 +1,6 @@
 import csv
 
-from stma.evaluation.tables import Table, number
+from stma.evaluation.tables import Table, number, one_line
 
 TABLE = Table(["method", "J&F"], [["a|b", "90.1"], ["longer", ""]])
 
@@ -22,3 +22,9 @@ def test_csv_is_read_back(tmp_path) -> None:
 
 def test_numbers() -> None:
     assert (number(1.25), number(0.9996, 3), number(None)) == ("1.2", "1.000", "")
+
+
+def test_names_stay_on_their_line() -> None:
+    assert one_line("ünï 日本") == "ünï 日本"
+    assert one_line("a\nb\t\x1b[1m\udcff") == "a\\nb\\t\\x1b[1m\\udcff"
+    assert Table(["a"], [["b\nc"]]).markdown().count("\n") == 2

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_no_clips_a_split_that_is_no_text_and_half_a_resolution(root: Path) -> N
 
 
 def test_the_lists_of_davis_2016(root: Path) -> None:
-    """A frame and its mask to a line, of which the folder is the clip."""
+    """A frame and its mask per line; the folder that holds them is the clip."""
     lines = [
         f"/JPEGImages/480p/{name}/{number:05d}.jpg /Annotations/480p/{name}/{number:05d}.png "
         for name, number in (("b", 0), ("b", 1), ("a", 0))
@@ -154,3 +155,23 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     (video,) = find_videos(tmp_path)
     assert [path.stem for path in video.frames] == [str(number) for number in range(1, 12)]
     assert [path.stem for path in video.masks.values()] == [str(number) for number in range(1, 12)]
+
+
+@pytest.mark.parametrize("line", ["../../etc", "/480p/../00000.jpg", "/00000.jpg", "./00000.jpg"])
+def test_a_line_of_a_list_that_names_no_clip_is_named(root: Path, line: str) -> None:
+    path = root / "ImageSets" / "2017" / "val.txt"
+    path.write_text(f"a\n\n{line}\n")
+    with pytest.raises(InputError, match=rf"val\.txt, line 3: '{re.escape(line)}' names no clip"):
+        find_videos(root, "val")
+
+
+def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    make_video(tmp_path, "a", 2, [0])
+    for kind in ("JPEGImages", "Annotations"):
+        (tmp_path / kind / "loop").symlink_to(tmp_path / kind / "loop")
+        (tmp_path / kind / "stray.txt").touch()
+        (tmp_path / kind / "to-a").symlink_to(tmp_path / kind / "a")
+        assert subfolders(tmp_path / kind) == ["a", "loop", "to-a"]
+    video, problems = list_video(tmp_path / "JPEGImages/loop", tmp_path / "Annotations/loop")
+    assert video is None
+    assert {problem.message for problem in problems} == {"a link that leads nowhere"}

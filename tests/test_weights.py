@@ -159,3 +159,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     save_weights(path, tiny_model, tiny_config, {})
     with pytest.raises(InputError, match=r"decoder\.head\.bias holds NaN or infinity"):
         load_model(path)
+
+
+def test_what_is_no_file_and_no_device_is_refused(weights) -> None:
+    with pytest.raises(InputError, match="weights are None; give a file"):
+        load_model(None)
+    with pytest.raises(InputError, match="device is 'cuda:99'"):
+        load_model(weights, "cuda:99")
+    assert load_model(weights, torch.device("cpu")).mean.device.type == "cpu"

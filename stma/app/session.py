@@ -1,8 +1,9 @@
-"""One video as a user works on it: what was drawn, what was computed, and how to go on from there.
+"""One video as a user works on it: what was drawn, what was computed, and how to continue.
 
-The page (:mod:`stma.app.page`) shows it; nothing here knows of a browser.
+The page (:mod:`stma.app.page`) shows it; nothing here knows about a browser.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -17,18 +18,18 @@ from stma.data.images import count_ids, read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.inference.video import VideoFrameAt, open_video, read_ahead
+from stma.inference.video import Video, VideoFrameAt, open_video, read_ahead
 from stma.inference.writing import OUTPUTS, Writer
 from stma.model.stma import STMA
 from stma.runtime.outputs import full_disks_told
 
-STATES = 12  # of the segmenter, kept along the video to go on from; twice as many at most
+STATES = 12  # of the segmenter, kept along the video to continue from; at most twice as many
 DOWNLOADS = ("masks", *OUTPUTS)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted of one video.
+    """Limits for one video.
 
     Attributes:
         megabytes: of the file.
@@ -41,11 +42,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a user says of one frame.
+    """What the user says about one frame.
 
     Attributes:
         mask: ``(H, W)`` uint8 IDs; 0 where nothing is said.
-        erased: objects that were shown there and are not.
+        erased: objects that were shown there but are absent.
     """
 
     mask: np.ndarray
@@ -55,19 +56,20 @@ class Drawing:
 @dataclass
 class _State:
     path: Path
-    removed: set[int]  # objects that were taken away after it was saved
+    removed: set[int]  # objects removed after it was saved
 
 
 class Session:
-    """Masks of a video up to some frame, and the drawings that they come from.
+    """Masks of a video up to some frame, and the drawings they come from.
 
-    A drawing makes all masks from its frame on unknown; :meth:`run` computes them again from the
-    nearest state that was kept before it. Calls from several threads take turns.
+    A drawing makes all masks from its frame on unknown; :meth:`run` recomputes them from the
+    nearest earlier state that was kept. Calls from several threads take turns.
 
     Args:
         path: of the video.
         model: see :class:`Segmenter`; shared with other sessions, of which one may run at a time.
-        folder: where the session makes a folder of its own, deleted by :meth:`close`.
+        folder: where the session makes its own folder, deleted by :meth:`close`.
+        owned: move the file into that folder; it is deleted with it, or when it is refused.
         config: of the segmenter; None takes the settings that came with the weights.
 
     Attributes:
@@ -75,7 +77,7 @@ class Session:
         done: masks of the frames before this one are known.
 
     Raises:
-        InputError: it is no video, or more of one than the limits allow.
+        InputError: it is not a video, or exceeds the limits.
     """
 
     def __init__(
@@ -84,15 +86,20 @@ class Session:
         model: STMA,
         folder: Path,
         limits: Limits | None = None,
+        owned: bool = False,
         config: SegmenterConfig | None = None,
     ) -> None:
-        check_limits(path, limits or Limits())
-        self.video = open_video(path)
+        self._folder = Path(tempfile.mkdtemp(prefix="video-", dir=folder))
+        try:
+            if owned:
+                path = Path(shutil.move(path, self._folder / path.name))
+            self.video = _open(path, limits or Limits())
+        except InputError as error:
+            shutil.rmtree(self._folder)
+            raise InputError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
         self.num_frames = len(self.video)
-        _check_length(path, self.num_frames, limits or Limits())
         self.done = 0
         self._model, self._config = model, config
-        self._folder = Path(tempfile.mkdtemp(prefix="video-", dir=folder))
         (self._folder / "masks").mkdir()
         self._drawings: dict[int, Drawing] = {}
         self._segmenter: Segmenter | None = None
@@ -114,7 +121,7 @@ class Session:
         return sorted(self._drawings)
 
     def frame(self, number: int) -> np.ndarray:
-        """``(H, W, 3)`` uint8; the nearest one before it where there is none of that number.
+        """``(H, W, 3)`` uint8; if there is no frame of that number, the nearest one before it.
 
         Raises:
             InputError: it cannot be read.
@@ -125,7 +132,7 @@ class Session:
             return self._shown.image
 
     def mask(self, number: int) -> np.ndarray:
-        """``(H, W)`` uint8: what is known of a frame, or else what is drawn on it."""
+        """``(H, W)`` uint8: the known mask of a frame, or else what is drawn on it."""
         with self._lock:
             if number < self.done:
                 return read_mask(self._mask_path(number))[0]
@@ -134,10 +141,10 @@ class Session:
             return np.zeros(self.video.size, np.uint8)
 
     def draw(self, number: int, mask: np.ndarray) -> bool:
-        """Correct a frame: from now on its mask is this one, and those that follow are unknown.
+        """Correct a frame: from now on its mask is this one, and those after it are unknown.
 
         Returns:
-            Whether it differs from what is known.
+            Whether it differs from the known one.
         """
         with self._lock:
             shown = self.mask(number)
@@ -156,14 +163,14 @@ class Session:
         :meth:`stop`.
 
         Yields:
-            The number of every frame, as soon as its mask is there.
+            The number of every frame, as soon as it has a mask.
 
         Raises:
             InputError: nothing is drawn, or a frame cannot be read; earlier masks are kept.
         """
         if not self.ids:
             raise InputError("nothing is drawn yet; paint an object on a frame first")
-        stop = self._stop = threading.Event()  # of this run; another one may start after it
+        stop = self._stop = threading.Event()  # of this run; another may start after it
         segmenter = self._segmenter_at(self.done)
         read = segmenter.num_frames
         for frame in read_ahead(self.video.frames()):
@@ -176,7 +183,7 @@ class Session:
                     self._step(segmenter, frame)
             yield frame.number
             read = frame.number + 1
-        self.num_frames = read  # headers are wrong at times
+        self.num_frames = read  # headers are sometimes wrong
 
     def _step(self, segmenter: Segmenter, frame: VideoFrameAt) -> None:
         drawing = self._drawings.get(frame.number)
@@ -193,7 +200,7 @@ class Session:
             self._states[segmenter.num_frames] = _State(path, set())
 
     def _segmenter_at(self, number: int) -> Segmenter:
-        """One that has seen the frames before this one, or as many of them as possible."""
+        """A segmenter that has seen the frames before this one, or as many as possible."""
         with self._lock:
             if self._segmenter is not None and self._segmenter.num_frames == number:
                 return self._segmenter
@@ -207,11 +214,11 @@ class Session:
             return segmenter
 
     def stop(self) -> None:
-        """End :meth:`run` after the frame that it is at; it goes on from there."""
+        """End :meth:`run` after its current frame; the next run continues from there."""
         self._stop.set()
 
     def remove(self, identity: int) -> None:
-        """Take an object away, from all drawings and all masks.
+        """Remove an object from all drawings and all masks.
 
         Raises:
             InputError: there is no such object.
@@ -247,10 +254,10 @@ class Session:
             self._states.pop(each).path.unlink()
 
     def write(self, kind: str) -> Path:
-        """A file with all masks that are known, for download.
+        """A file with all known masks, for download.
 
         Args:
-            kind: one of ``DOWNLOADS``; what is a folder is zipped.
+            kind: one of ``DOWNLOADS``; folders are zipped.
 
         Raises:
             InputError: no mask is known yet.
@@ -274,7 +281,7 @@ class Session:
         writer.close(complete=self.done >= self.num_frames)
 
     def _zip(self, folder: Path, name: str, count: int | None = None) -> Path:
-        """The first files of a folder, all by default; PNGs do not get smaller."""
+        """Zip the first files of a folder (default: all), uncompressed: PNGs get no smaller."""
         path = self._folder / name
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file in sorted(folder.iterdir())[:count]:
@@ -282,7 +289,7 @@ class Session:
         return path
 
     def close(self) -> None:
-        """Stop, and delete all files of the session."""
+        """Stop, and delete all the session's files."""
         self.stop()
         with self._lock:
             self.done = 0
@@ -293,23 +300,22 @@ class Session:
 
 
 def without(mask: np.ndarray, ids: Set[int]) -> np.ndarray:
-    """A mask of IDs, uint8, with background in place of these."""
+    """A mask of IDs, uint8, with these turned into background."""
     return np.where(np.isin(mask, list(ids)), 0, mask).astype(np.uint8)
 
 
-def check_limits(path: Path, limits: Limits) -> None:
-    """Raises :class:`InputError` for a file that is too large."""
+def _open(path: Path, limits: Limits) -> Video:
+    """Raises :class:`InputError` for what is no video, too large or too long."""
     size = path.stat().st_size if path.is_file() else 0
     if size > limits.megabytes * 10**6:
         raise InputError(
-            f"{path.name}: {size / 1e6:.0f} MB, and the limit is {limits.megabytes} MB; make a "
-            "smaller copy, or start the page with a larger --max-megabytes"
+            f"{path}: {size / 1e6:.0f} MB, and the limit is {limits.megabytes} MB; make a smaller "
+            "copy, or start the page with a larger --max-megabytes"
         )
-
-
-def _check_length(path: Path, num_frames: int, limits: Limits) -> None:
-    if num_frames > limits.frames:
+    video = open_video(path)
+    if len(video) > limits.frames:
         raise InputError(
-            f"{path.name}: {num_frames} frames, and the limit is {limits.frames}; cut it "
+            f"{path}: {len(video)} frames, and the limit is {limits.frames}; cut it "
             "(ffmpeg -ss 0:10 -t 0:30 -i IN OUT.mp4), or start the page with a larger --max-frames"
         )
+    return video

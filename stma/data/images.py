@@ -1,6 +1,7 @@
 """Reading one image or one mask, with errors that name the file."""
 
 import logging
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from stma.errors import InputError
 
@@ -30,6 +32,7 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 ORIENTATION = ExifTags.Base.Orientation
+LONGEST_RAMP = 4  # pixels from an interpolated one to an ID that has an interior
 MIN_INTERPOLATED = 3  # IDs without an interior, between their neighbours' IDs: nobody draws that
 
 
@@ -44,7 +47,7 @@ def read_image(path: Path, reduce: int = 1) -> np.ndarray:
         InputError: the file is not a complete image of 8 bits per channel.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             image: Image.Image = opened
             if image.mode.startswith(("I", "F")):
                 raise InputError(f"{path}: an image of mode {image.mode}; convert it to 8 bits")
@@ -64,6 +67,17 @@ def read_image(path: Path, reduce: int = 1) -> np.ndarray:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def open_image(path: Path) -> ImageFile:
+    """As ``Image.open``, but only for regular files: a pipe, socket or device could block for ever.
+
+    Raises:
+        OSError: it is not a regular file, or cannot be opened; also whatever Pillow raises.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("not a regular file")
+    return Image.open(path)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width, upright, from the file's header.
 
@@ -71,7 +85,7 @@ def image_size(path: Path) -> tuple[int, int]:
         InputError: it has none.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             return (width, height) if turned else (height, width)
@@ -134,7 +148,7 @@ def read_binary_mask(path: Path) -> np.ndarray:
 def _read_mask_file(path: Path) -> tuple[np.ndarray, str, bytes | None]:
     """Pixels as stored, Pillow's mode and the palette."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode = image.mode
             palette = bytes(image.getpalette("RGB") or []) if mode == "P" else None
             return np.asarray(image), mode, palette
@@ -200,11 +214,25 @@ def interpolated_ids(mask: np.ndarray) -> list[int]:
     inside = count_ids(mask[low == high])
     between = count_ids(mask[(low < mask) & (mask < high)])
     suspects = [int(v) for v in present if v and inside[v] == 0 and 2 * between[v] > counts[v]]
+    if not _outnumber(suspects, present):
+        return []
+    # Many thin objects side by side are no ramp from one object to another.
+    is_honest = np.ones(256, np.bool_)
+    is_honest[suspects] = False
+    ramp = np.ones((2 * LONGEST_RAMP + 1,) * 2, np.uint8)
+    low = cv2.erode(np.where(is_honest[mask], mask, np.uint8(255)), ramp)
+    high = cv2.dilate(np.where(is_honest[mask], mask, np.uint8(0)), ramp)
+    on_ramp = count_ids(mask[(low < mask) & (mask < high)])
+    suspects = [v for v in suspects if 2 * on_ramp[v] > counts[v]]
+    return suspects if _outnumber(suspects, present) else []
+
+
+def _outnumber(suspects: list[int], present: np.ndarray) -> bool:
     honest = int((present > 0).sum()) - len(suspects)
-    return suspects if len(suspects) >= MIN_INTERPOLATED and len(suspects) > honest else []
+    return len(suspects) >= MIN_INTERPOLATED and len(suspects) > honest
 
 
-def check_ids(mask: np.ndarray, path: Path) -> None:
+def check_ids(mask: np.ndarray, path: Path, binary: str = "mask_values=binary") -> None:
     """Refuse an index mask whose IDs are not IDs.
 
     Raises:
@@ -215,5 +243,6 @@ def check_ids(mask: np.ndarray, path: Path) -> None:
         raise InputError(
             f"{path}: {len(suspects)} IDs ({listed}) occur only on edges, between larger and "
             "smaller ones: the mask was antialiased or resized as a picture; make it again with "
-            "nearest neighbours (or, if it holds one object in grey, set mask_values=binary)"
+            "nearest neighbours (or, if it holds one object in grey, set "
+            f"{binary})"
         )

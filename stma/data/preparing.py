@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from stma.data.images import IMAGE_SUFFIXES, UNREADABLE
+from stma.data.images import IMAGE_SUFFIXES, UNREADABLE, open_image
 from stma.data.problems import Problem
 from stma.data.video_folder import PREPARED, is_hidden
 from stma.errors import InputError
@@ -125,6 +125,8 @@ def _do(job: Job, short_side: int) -> Problem | None:
         InputError: it cannot be written.
     """
     data: bytes | None = None
+    if not job.source.is_file():
+        return Problem(job.source, "not a regular file; left out")
     if job.source.suffix.lower() in IMAGE_SUFFIXES:
         try:
             data = _resize(job.source, short_side)
@@ -146,7 +148,7 @@ def _do(job: Job, short_side: int) -> Problem | None:
 
 def _resize(path: Path, short_side: int) -> bytes | None:
     """The file's new content; None if it keeps its size."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         new = resized(image.size, short_side)
         if new == image.size:
             image.load()  # an incomplete file is found now, not in training

@@ -141,9 +141,21 @@ def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names, hidden ones left out."""
+    """Sorted names, without hidden ones. A dangling link counts, so that it is reported."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+        return sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return entry.is_dir(follow_symlinks=False) or (
+        entry.is_symlink() and (os.path.isdir(entry.path) or not os.path.exists(entry.path))
+    )
+
+
+def hidden_folders(folder: Path) -> list[str]:
+    """Sorted names that start with a dot; not what systems leave behind, such as ``__MACOSX``."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.name.startswith(".") and e.is_dir())
 
 
 def find_split(folder: Path, split: str) -> Path:
@@ -172,14 +184,19 @@ def read_split(path: Path) -> list[str]:
     and its mask, and the video is the folder that holds them.
 
     Raises:
-        InputError: it is not a text file.
+        InputError: it is not a text file, or a line names no clip.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file ({error})") from error
-    listed = [line.split()[0] if "/" in line else line for line in lines if line]
-    videos = [line.split("/")[-2] if "/" in line else line for line in listed]
+    videos = []
+    for number, line in enumerate(lines, 1):
+        video = line.split()[0].split("/")[-2] if "/" in line else line
+        if video in (".", "..") or ("/" in line and not video):
+            raise InputError(f"{path}, line {number}: {line!r} names no clip")
+        if video:
+            videos.append(video)
     return list(dict.fromkeys(videos))
 
 
@@ -216,7 +233,12 @@ def splits(folder: Path) -> list[str]:
 def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:
     """The video, unless it cannot be used, and everything wrong with its file names."""
     problems = [
-        Problem(folder, "no such folder, though its counterpart has this clip")
+        Problem(
+            folder,
+            "a link that leads nowhere"
+            if folder.is_symlink()
+            else "no such folder, though its counterpart has this clip",
+        )
         for folder in (image_folder, mask_folder)
         if not folder.is_dir()
     ]

@@ -23,6 +23,7 @@ from stma.data.images import (
 from stma.data.published import count_message
 from stma.data.video_folder import (
     VideoFolder,
+    hidden_folders,
     open_video,
     select_names,
     subfolders,
@@ -152,7 +153,7 @@ class EvalClip:
                 "appear in its frame"
             )
         if self.rules.mask_values == "index":
-            check_ids(mask, self.video.masks[stem])
+            check_ids(mask, self.video.masks[stem], "benchmark.mask_values=binary")
         return mask, palette
 
     def _may_give(self, stem: str) -> bool:
@@ -298,6 +299,9 @@ def list_clips(
     if split is None and (bare := sorted(set(subfolders(image_root)) - set(listed))):
         why = "masks" if meta is None else f"an entry in {rules.meta}"
         notes.append(f"{root}: {len(bare)} clips without {why} left out: {', '.join(bare)}")
+    hidden = sorted({*hidden_folders(image_root), *hidden_folders(mask_root)})
+    if split is None and hidden:
+        notes.append(f"{root}: {len(hidden)} hidden folders left out: {', '.join(hidden)}")
     if rules.published is not None and (message := count_message(rules.published, len(listed))):
         notes.append(f"{root}: {message}")
     if names is not None:
@@ -306,6 +310,7 @@ def list_clips(
     faults: dict[str, str] = {}
     for name in listed:
         try:
+            _check_name(image_root, name)
             clip = _list_clip(rules, image_root / name, mask_root / name, (meta or {}).get(name))
             given = clip.check()
             clips.append(clip)
@@ -321,9 +326,16 @@ def list_clips(
     return Listing(clips, faults, notes)
 
 
+def _check_name(folder: Path, name: str) -> None:
+    if not name.isprintable() and os.fsencode(name).decode("utf-8", "replace") != name:
+        raise InputError(f"{folder / name}: the name is not UTF-8; rename the clip")
+
+
 def _list_clip(
     rules: BenchmarkConfig, images: Path, masks: Path, objects: dict[str, Any] | None
 ) -> EvalClip:
+    if images.is_symlink() and not images.exists():
+        raise InputError(f"{images}: a link that leads nowhere")
     if not images.is_dir() and not masks.is_dir():
         raise InputError(f"{images}: no such folder, though the benchmark lists this clip")
     video = open_video(images, masks)

@@ -68,9 +68,10 @@ class EvalConfig:
         if self.method != "stma" and not self.augment.is_plain:
             raise InputError(f"augment: the method {self.method} has no views to average")
         for scale in self.augment.scales:
-            replace(
-                self.segmenter, scale=self.segmenter.scale * scale
-            )  # raises if it is impossible
+            try:
+                replace(self.segmenter, scale=self.segmenter.scale * scale)
+            except InputError as error:
+                raise InputError(f"augment.scales holds {scale}: {error}") from error
         if self.fps_only and self.workers > 1:
             raise InputError("fps_only: processes slow one another down; leave workers at 1")
         for key in ("workers", "threads"):

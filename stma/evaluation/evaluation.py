@@ -26,6 +26,7 @@ from stma.evaluation.results import FRAME_SCORES, RESULTS, Evaluation, Speed, wr
 from stma.evaluation.running import ClipRun
 from stma.evaluation.scoring import score_clips
 from stma.evaluation.spreading import ClipWorker, Failure, run_clips
+from stma.evaluation.tables import one_line
 from stma.model.weights import find_weights, load_model, shipped_weights
 from stma.runtime.device import reset_peak
 from stma.runtime.distributed import Processes, join_processes
@@ -133,9 +134,9 @@ def _log_start(config: EvalConfig, listing: Listing) -> None:
     if config.method == "stma" and config.weights in shipped_weights():
         log.info("weights: %s, shipped with stma (docs/model_card.md)", config.weights)
     for note in listing.notes:
-        log.warning("%s", note)
+        log.warning("%s", one_line(note))
     for name, fault in listing.faults.items():
-        log.error("%s: %s", name, fault)
+        log.error("%s", one_line(f"{name}: {fault}"))
 
 
 def _measure(
@@ -196,7 +197,7 @@ def _segment(
 
 
 def _tell(name: str, failure: Failure) -> str:
-    log.error("%s: %s", name, failure.details or failure.message)
+    log.error("%s: %s", one_line(name), failure.details or one_line(failure.message))
     return failure.message
 
 
@@ -247,7 +248,7 @@ def _conclude(
         except InputError as error:
             problems.append(str(error))
     for problem in problems:
-        log.error("%s", problem)
+        log.error("%s", one_line(problem))
     return result
 
 
@@ -263,7 +264,7 @@ def _score(
         if clip.name not in scored | faults.keys():
             faults[clip.name] = "no object to score: none appears before the last two frames"
     for name, fault in faults.items():
-        log.error("%s: %s", name, fault)
+        log.error("%s", one_line(f"{name}: {fault}"))
     return scores, faults
 
 

@@ -139,7 +139,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
     )
     try:
         with replacing(path, flush=False) as partial:
-            partial.write_text(page, encoding="utf-8")
+            partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path}: the page cannot be written ({error})") from error
 

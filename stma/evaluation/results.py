@@ -11,7 +11,7 @@ import numpy as np
 from stma.evaluation.reported import columns, reported
 from stma.evaluation.running import ClipRun
 from stma.evaluation.scoring import ObjectScore, Score, summarize
-from stma.evaluation.tables import Table, number
+from stma.evaluation.tables import Table, number, one_line
 from stma.runtime.outputs import replacing
 
 RESULTS = "results.json"
@@ -96,6 +96,14 @@ class Evaluation:
         """Over all objects of all scored clips."""
         return summarize(self.scores)[-1] if self.scores else None
 
+    def why_no_score(self) -> str:
+        """For a result without scores."""
+        if not self.runs:
+            return "nothing to score: no clip was segmented"
+        if self.archive is not None:
+            return "nothing to score here: the benchmark's server scores the archive"
+        return "nothing to score: no clip has at least 3 frames and a mask for each"
+
     def table(self) -> Table:
         """This result with what the paper and its peers report for the benchmark."""
         region = columns(self.benchmark)
@@ -140,8 +148,8 @@ class Evaluation:
             scored = len({score.clip for score in self.scores})
             parts[0] += f", {len(self.scores)} objects of {scored} clips scored"
             parts.append(self.clip_table().markdown())
-        elif self.runs:
-            parts.append("nothing to score: no clip has at least 3 frames and a mask for each")
+        else:
+            parts.append(self.why_no_score())
         if reported(self.benchmark):
             parts.append(self.table().markdown())
         if self.speed is not None:
@@ -149,9 +157,11 @@ class Evaluation:
         if self.archive is not None:
             parts.append(f"archive for the server: {self.archive}")
         if self.problems:
-            parts.append("\n".join(["other problems:", *(f"- {p}" for p in self.problems)]))
+            parts.append(
+                "\n".join(["other problems:", *(f"- {one_line(p)}" for p in self.problems)])
+            )
         if self.faults:
-            lines = [f"- {name}: {fault}" for name, fault in self.faults.items()]
+            lines = [f"- {one_line(f'{name}: {fault}')}" for name, fault in self.faults.items()]
             count = (
                 f"{len(lines)} clip{'s' * (len(lines) > 1)} failed and are in none of the figures"
             )
@@ -185,6 +195,7 @@ def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -
         "method": result.method,
         "mean": None if rows is None else rows[-1],
         "clips": None if rows is None else rows[:-1],
+        "why_no_score": None if rows is not None else result.why_no_score(),
         "speed": None if result.speed is None else asdict(result.speed),
         "archive": None if result.archive is None else result.archive.name,
         "problems": result.problems,
@@ -199,7 +210,9 @@ def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -
             "f": [round(float(value), 4) for value in score.f.values],
         }
     writers: dict[str, Callable[[Path], object]] = {
-        "results.md": lambda path: path.write_text(result.text() + "\n", encoding="utf-8"),
+        "results.md": lambda path: path.write_text(
+            result.text() + "\n", encoding="utf-8", errors="backslashreplace"
+        ),
         "results.csv": result.table().write_csv,
         RESULTS: lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"),
     }

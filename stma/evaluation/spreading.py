@@ -20,6 +20,7 @@ from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.evaluation.config import EvalConfig
 from stma.evaluation.running import ClipRun, run_clip
+from stma.evaluation.tables import one_line
 from stma.inference.augmentation import AugmentedSegmenter
 from stma.inference.baselines import CopyFirstMask, FlowWarp
 from stma.inference.segmenter import Segmenter, VideoSegmenter
@@ -107,12 +108,12 @@ def run_clips(
     with tqdm(total=frames, unit="frame", disable=not processes.is_main, desc="segment") as bar:
         if worker is None:
             for clip, outcome in _run_in_pool(config, share, mask_root, device):
-                bar.set_postfix_str(clip.name)
+                bar.set_postfix_str(one_line(clip.name))
                 bar.update(len(clip.frames))
                 yield clip, outcome
             return
         for clip in share:
-            bar.set_postfix_str(clip.name)
+            bar.set_postfix_str(one_line(clip.name))
             yield clip, worker.run(clip, _folder(mask_root, clip), bar.update)
 
 

@@ -15,7 +15,10 @@ class Table:
 
     def markdown(self) -> str:
         """Padded, so that it reads well on a screen too; all columns but the first align right."""
-        lines = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
+        lines = [
+            [one_line(cell).replace("|", "\\|") for cell in row]
+            for row in (self.header, *self.rows)
+        ]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.header))]
 
         def line(row: Sequence[str]) -> str:
@@ -27,8 +30,13 @@ class Table:
         return "\n".join([line(lines[0]), line(rule), *map(line, lines[1:])])
 
     def write_csv(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.writer(file).writerows([self.header, *self.rows])
+
+
+def one_line(text: str) -> str:
+    """The text with unprintable characters and line breaks escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -34,10 +34,10 @@ class AugmentConfig:
 
 
 class AugmentedSegmenter:
-    """Segments one video as :class:`Segmenter` does, seen in several ways.
+    """Segments one video as :class:`Segmenter` does, in several views.
 
-    Each view has memories of its own and memorises what it has predicted itself; what leaves is the
-    mean of all views' probabilities at full size.
+    Each view has its own memories and memorises its own predictions; the result is the mean of all
+    views' probabilities at full size.
     """
 
     def __init__(self, model: STMA, config: SegmenterConfig, augment: AugmentConfig) -> None:

@@ -1,4 +1,4 @@
-"""Two references that need no training: copying the given masks, and carrying them along flow."""
+"""Two baselines that need no training: copying the given masks, and carrying them along flow."""
 
 import cv2
 import numpy as np
@@ -33,14 +33,14 @@ class CopyFirstMask:
         return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
 
     def _carry(self, frame: np.ndarray) -> Tensor:
-        """The probabilities of the frame before, brought to this one."""
+        """The previous frame's probabilities, carried to this one."""
         if self._probabilities is None:
             return torch.ones(1, *frame.shape[:2])
         return self._probabilities
 
 
 class FlowWarp(CopyFirstMask):
-    """Probabilities are carried along dense optical flow (OpenCV's DIS, medium preset)."""
+    """Carries probabilities along dense optical flow (OpenCV's DIS, medium preset)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class FlowWarp(CopyFirstMask):
         probabilities = super()._carry(frame)
         if previous is None:
             return probabilities
-        # To where each pixel was. The stubs want an array to write into; None makes a new one.
+        # To each pixel's previous place. The stubs want an array to write into; None makes one.
         flow = self._flow.calc(grey, previous, None)  # type: ignore[call-overload]
         rows, columns = np.mgrid[0 : grey.shape[0], 0 : grey.shape[1]].astype(np.float32)
         warped = [

@@ -1,7 +1,7 @@
 """The network in parts that run without this package: as ONNX, or as PyTorch's own .pt2.
 
 =================  =========================================================================
-part               from what to what
+part               inputs -> outputs
 =================  =========================================================================
 ``encode``         an image and the cached references -> ``F_t``, its key, finer features,
                    and the tokens with which the frame becomes a reference
@@ -11,8 +11,8 @@ part               from what to what
 ``references``     tokens of references and objects -> what ``encode`` reads, once per update
 =================  =========================================================================
 
-Both memories are left to the application: ``scripts/segment_onnx.py`` keeps them in NumPy.
-Every size is dynamic, but there is one video at a time.
+The application keeps both memories: ``scripts/segment_onnx.py`` does so in NumPy. All sizes are
+dynamic, but the batch is always one video.
 """
 
 import json
@@ -80,7 +80,7 @@ class Readout(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """``query (1, L, C')`` reads ``keys (1, M, C')`` and ``values (1, M, N, C)``: ``(1, N, L,
-        C)``, and the weight that each element received of all queries, ``(1, M)``."""
+        C)``, and the weight that each element received from all queries, ``(1, M)``."""
         scores = affinity_scores(query, keys, self.similarity)
         if self.top_k is not None:
             count = torch.sym_min(self.top_k, scores.shape[2])
@@ -101,7 +101,7 @@ class Decode(nn.Module):
     def forward(
         self, readout: Tensor, features: Tensor, stride8: Tensor, stride4: Tensor
     ) -> Tensor:
-        """``readout (1, N, L, C)`` and what ``Encode`` gives to ``(1, N+1, H, W)``."""
+        """``readout (1, N, L, C)`` and the outputs of ``Encode`` to ``(1, N+1, H, W)``."""
         grid = (features.shape[2], features.shape[3])
         logits = self.decoder(tokens_to_map(readout, grid), features, (stride8, stride4))
         return soft_aggregate(logits).softmax(dim=1)
@@ -132,8 +132,8 @@ class References(nn.Module):
         self.object_features = model.object_features
 
     def forward(self, tokens: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of reference frames ``(1, R, L, C)`` and, of every object, the maximum of its
-        pooled tokens ``(1, N, C)``, to the cache: keys and values ``(blocks, heads, R * L, d)``."""
+        """Tokens of reference frames ``(1, R, L, C)`` and the maximum of each object's pooled
+        tokens ``(1, N, C)`` to the cache: keys and values ``(blocks, heads, R * L, d)``."""
         blocks = list(self.blocks)
         cache, _ = encode_references(blocks, tokens, self.object_features(pooled))  # type: ignore[arg-type]
         return torch.cat([pair.key for pair in cache]), torch.cat([pair.value for pair in cache])
@@ -145,7 +145,7 @@ class Part:
 
     Attributes:
         inputs: examples.
-        dynamic: of every input, the dimensions of any size.
+        dynamic: for every input, its dynamic dimensions.
         outputs: their names.
     """
 
@@ -158,7 +158,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of example inputs: grid ``h, w``, objects, memorised frames, references."""
+    """Sizes of example inputs: grid ``h, w``, objects, memorised frames, references."""
 
     height: int = 6
     width: int = 9
@@ -182,7 +182,7 @@ def parts(model: STMA, top_k: int | None, sizes: Sizes) -> Iterator[Part]:
     image = random(1, 3, STRIDE * height, STRIDE * width)
     masks = random(1, sizes.objects, STRIDE * height, STRIDE * width).softmax(dim=1)
     shape = (len(blocks), heads, sizes.references * tokens, dim // heads)
-    cache = (random(*shape), random(*shape))  # one tensor twice would be exported as one input
+    cache = (random(*shape), random(*shape))  # the same tensor twice would become one input
     with torch.no_grad():
         features, key, stride8, stride4, own = Encode(model)(image, *cache)
         values, pooled = EncodeValues(model)(image, masks)
@@ -226,19 +226,19 @@ def parts(model: STMA, top_k: int | None, sizes: Sizes) -> Iterator[Part]:
 
 
 def export(weights: str | Path, output: str | Path, format: str = "onnx") -> list[Path]:
-    """Write all parts, and ``stma.json`` with what an application has to know of them.
+    """Write all parts, and ``stma.json`` with what an application must know about them.
 
     Args:
         weights: see :func:`stma.model.weights.find_weights`.
-        output: a folder, made where there is none; parts in it are replaced.
+        output: a folder, created if needed; parts in it are replaced.
         format: ``onnx``, or ``torch`` for ``torch.export.load``.
 
     Returns:
         The files.
 
     Raises:
-        InputError: weights that cannot be read, a format or a variant of the network that cannot
-            be exported, packages that are missing, or an output that cannot be written.
+        InputError: the weights cannot be read, the format is unknown, the network's variant cannot
+            be exported, packages are missing, or the output cannot be written.
     """
     check_format(format)
     config, provenance, _ = read_weights(weights)
@@ -278,14 +278,13 @@ def export(weights: str | Path, output: str | Path, format: str = "onnx") -> lis
 
 
 def check_format(format: str) -> None:
-    """Raises :class:`InputError` for one that there is not, or that needs packages that are
-    missing."""
+    """Raises :class:`InputError` for an unknown format, or one that needs missing packages."""
     if format not in FORMATS:
         raise InputError(f"format is {format!r}; choose one of {tuple(FORMATS)}")
     needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InputError(
-            f"format=onnx needs {', '.join(missing)}, not installed; pip install 'stma[export]'"
+            f"format=onnx needs {', '.join(missing)}, not installed: pip install 'stma[export]'"
         )
 
 
@@ -302,7 +301,7 @@ def _write(part: Part, path: Path, format: str) -> None:
     with torch.no_grad():
         program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=part.dynamic)
     if format == "torch":
-        with warnings.catch_warnings():  # about views; our weights are whole
+        with warnings.catch_warnings():  # about views; our weights are complete
             warnings.filterwarnings("ignore", message="No complete tensor found")
             torch.export.save(program, path)
         return
@@ -312,8 +311,8 @@ def _write(part: Part, path: Path, format: str) -> None:
 
 
 class PositionsOfAnyGrid:
-    """Resamples a position embedding within the graph, whatever the size of the image: two
-    products with matrices, as bicubic interpolation is linear and takes rows and columns apart."""
+    """Resamples a position embedding within the graph, for any image size: two matrix products,
+    since bicubic interpolation is linear and separates rows from columns."""
 
     def at(self, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
         """See :func:`stma.model.backbone.resample_positions`."""
@@ -339,7 +338,7 @@ def bicubic(old: int, new: int, like: Tensor) -> Tensor:
 
 @contextmanager
 def positions_of_any_grid(model: STMA) -> Iterator[None]:
-    """Within, position embeddings are resampled in the graph instead of being kept per size."""
+    """A context in which position embeddings are resampled in the graph, not cached per size."""
     kept = model.backbone.positions
     model.backbone.positions = PositionsOfAnyGrid()  # type: ignore[assignment]
     try:
@@ -350,12 +349,12 @@ def positions_of_any_grid(model: STMA) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A part beside PyTorch's.
+    """An exported part compared with PyTorch.
 
     Attributes:
-        difference: the largest of all outputs, absolute.
-        own: milliseconds of PyTorch without export.
-        exported: milliseconds.
+        difference: the largest absolute one, over all outputs.
+        own: milliseconds in PyTorch.
+        exported: milliseconds as exported.
     """
 
     part: str
@@ -367,11 +366,11 @@ class Comparison:
 def compare(
     weights: str | Path, output: str | Path, format: str = "onnx", rounds: int = 3
 ) -> Iterator[Comparison]:
-    """Run every part that :func:`export` has written, and the same in PyTorch, on one video of the
-    size that the weights are good with, 16:9, two objects and six frames in memory.
+    """Run every part that :func:`export` has written, and the same in PyTorch, on a 16:9 video of
+    the size that suits the weights, with two objects and six frames in memory.
 
     Args:
-        rounds: the fastest counts.
+        rounds: of which the fastest counts.
     """
     model = load_model(weights)
     settings = SegmenterConfig(**model.segmenter_settings)
@@ -390,7 +389,7 @@ def load_part(path: Path) -> Any:
     """A file as a function of tensors, with as many threads as PyTorch."""
     if path.suffix == FORMATS["torch"]:
         return torch.export.load(path).module()
-    import onnxruntime  # with the extra `export`
+    import onnxruntime  # from the extra `export`
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.runtime.footprint import on_paper, put_on
 
-MAX_UPDATES = 64  # a memory without a capacity is looked at after so many
+MAX_UPDATES = 64  # after which a memory without a capacity is measured
 
 
 def video_bytes(
@@ -20,7 +20,7 @@ def video_bytes(
     objects: int,
     device: torch.device,
 ) -> int:
-    """The most that lies on the device in a frame, once the temporal memory is full.
+    """The peak memory on the device in a frame, once the temporal memory is full.
 
     Args:
         objects: given with the first frame.

@@ -1,4 +1,4 @@
-"""One video, one frame at a time: the object that everything which segments videos uses."""
+"""One video, one frame at a time: everything that segments videos uses this object."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ class SegmenterConfig:
         memory_interval: both memories take every n-th frame (3 on DAVIS, 5 on YouTube-VOS).
         queue_size: unpinned reference frames to hold; null for no limit.
         max_pinned: pinned frames that serve as references; null for all of them.
-        capacity: elements of the temporal memory, ``h * w`` to a frame; null for no eviction.
+        capacity: elements of the temporal memory, ``h * w`` per frame; null for no eviction.
         top_k: each query reads only the k most similar elements; null reads all.
         short_side: larger frames are scaled down to this for the network; null never scales.
-        scale: of the network's frames, after ``short_side``; above 1 enlarges them.
+        scale: of the network's frames, applied after ``short_side``; above 1 enlarges them.
         precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -62,10 +62,10 @@ class SegmenterConfig:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What is known of a frame after a step.
+    """The result for a frame.
 
     Attributes:
-        mask: ``(H, W)`` uint8, the IDs that were given; 0 is background.
+        mask: ``(H, W)`` uint8 with the given IDs; 0 is background.
         probabilities: ``(N+1, H, W)`` fp32, background first, then the objects of ``ids``.
         ids: the objects known so far, in the order in which they entered.
     """
@@ -76,19 +76,19 @@ class FrameResult:
 
 
 class VideoSegmenter(Protocol):
-    """What evaluates and draws videos asks of a method; also met by the baselines."""
+    """What evaluation needs of a method; the baselines have it too."""
 
     def step(
         self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
     ) -> FrameResult:
-        """The next frame of the video; see :meth:`Segmenter.step`."""
+        """Segment the next frame of the video; see :meth:`Segmenter.step`."""
         ...
 
 
 class Segmenter:
     """Segments one video. Make a new one for each video; the network is shared.
 
-    Frames may be of any size; masks may bring new objects at any frame. Until the first mask every
+    Frames may have any size; masks may bring new objects at any frame. Until the first mask, every
     frame is background.
 
     Args:
@@ -97,10 +97,14 @@ class Segmenter:
 
     Attributes:
         ids: the objects known so far, in the order in which they entered.
-        num_frames: that it has been given so far.
+        num_frames: the number of frames given so far.
     """
 
     def __init__(self, model: STMA, config: SegmenterConfig | None = None) -> None:
+        if not isinstance(model, STMA):
+            raise InputError(f"the model is {model!r:.200}; give the result of load_model(...)")
+        if not isinstance(config, SegmenterConfig | None):
+            raise InputError(f"the settings are {config!r:.200}; give a SegmenterConfig, or None")
         if model.training:
             raise ValueError("the model is in training mode; call model.eval() first")
         self.model = model
@@ -110,14 +114,14 @@ class Segmenter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the video: the next frame is the first one of another."""
+        """Forget the video: the next frame is the first of another."""
         self._forget_objects()
         self.num_frames = 0
         self._frame_size: tuple[int, int] | None = None
 
     def _forget_objects(self) -> None:
         self.ids: list[int] = []
-        self._entered_with: list[int] = []  # of every object, which of the pinned frames gave it
+        self._entered_with: list[int] = []  # for every object, the pinned frame that gave it
         self._frames_since_first_mask = 0
         self.memory = VideoMemory(
             spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
@@ -126,10 +130,10 @@ class Segmenter:
 
     @torch.inference_mode()
     def remove(self, object_id: int) -> None:
-        """Take an object out of the video; it costs nothing from then on.
+        """Remove an object from the video; it costs nothing from then on.
 
-        What showed it becomes background, or another object's, in the frames that follow. Given
-        again, it is a new object.
+        In the following frames, its pixels become background, or another object's. If given again,
+        it is a new object.
 
         Raises:
             InputError: there is no such object.
@@ -150,7 +154,7 @@ class Segmenter:
             self._entered_with = [each - (each > frame) for each in self._entered_with]
 
     def save(self, path: str | Path) -> None:
-        """Write all that is known of the video, for :meth:`load` to go on with.
+        """Write the state of the video, for :meth:`load` to continue from.
 
         One safetensors file, written atomically: settings, objects and memories, not the network.
 
@@ -176,18 +180,18 @@ class Segmenter:
 
     @classmethod
     def load(cls, path: str | Path, model: STMA) -> "Segmenter":
-        """Go on with a video that :meth:`save` wrote; the next masks are those that would have
+        """Continue a video that :meth:`save` wrote; the next masks are those that would have
         followed, to the bit on the same machine and device.
 
         Args:
             model: with the weights that the video was begun with.
 
         Raises:
-            InputError: the file is missing, damaged or no saved video, or the network is another.
+            InputError: the file is missing, damaged or not a saved video, or the network differs.
         """
         values, tensors = read_state(Path(path), model.mean.device)
         if values["network"] != fingerprint(model):
-            raise InputError(f"{path}: saved with other weights; load those that it was begun with")
+            raise InputError(f"{path}: saved with other weights; load those it was begun with")
         segmenter = cls(model, SegmenterConfig(**values["config"]))
         segmenter.ids = values["ids"]
         segmenter._entered_with = values["entered_with"]
@@ -215,13 +219,13 @@ class Segmenter:
         Args:
             frame: ``(H, W, 3)`` uint8, RGB.
             mask: ``(H, W)`` integers, or None. Every ID in it is taken as given, whether new or
-                known; 0 means "not annotated", so objects that it leaves out are predicted as in
-                any other frame.
-            last: no frame follows, so what is predicted need not be memorised.
+                known; 0 means "not annotated", so objects missing from it are predicted as in any
+                other frame.
+            last: whether no frame follows, so that the prediction need not be memorised.
 
         Raises:
-            InputError: a frame or mask of the wrong type or size, or a mask without any object.
-                The state of the video is unchanged.
+            InputError: a frame or mask has the wrong type or size, or a mask has no object. The
+                state of the video is unchanged.
         """
         probabilities = self.predict(frame, mask, last=last)
         return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
@@ -230,8 +234,8 @@ class Segmenter:
     def predict(
         self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
     ) -> Tensor:
-        """The probabilities ``(N+1, H, W)`` of :meth:`step` alone. On a GPU they are not there yet:
-        the host does not wait for it."""
+        """Only the probabilities ``(N+1, H, W)`` of :meth:`step`. On a GPU they may not be ready
+        yet: the host does not wait for it."""
         check_step(frame, mask, self._frame_size)
         size = (frame.shape[0], frame.shape[1])
         self._frame_size = size
@@ -266,13 +270,13 @@ class Segmenter:
         known = probabilities
         probabilities = _resize(known, (frame.shape[0], frame.shape[1]))
         if given is not None:
-            # Merged at full size: a small object may have no pixel of its own at the network's.
+            # Merged at full size: a small object may have no pixel at the network's size.
             probabilities = merge_given(probabilities, given, self.ids)
             known = _resize(probabilities, size)
 
         on_grid = self._frames_since_first_mask % self.config.memory_interval == 0
         self._frames_since_first_mask += 1
-        # New objects are memorised in any case, or the memory would not know all of `ids`.
+        # New objects are always memorised, or the memory would not know all of `ids`.
         if new_ids or (not last and (on_grid or given is not None)):
             masks = pad_to_stride(known[None, 1:])
             pinned = bool(new_ids)
@@ -280,7 +284,7 @@ class Segmenter:
         return probabilities
 
     def network_input(self, frame: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """What the network sees of a frame ``(H, W, 3)``: normalised, scaled and padded
+        """A frame ``(H, W, 3)`` as the network sees it: normalised, scaled and padded
         ``(1, 3, H', W')``, and its height and width without the padding."""
         image = upload(np.array(frame), self.device)  # a frame may be read-only
         image = image.permute(2, 0, 1).to(self.dtype) / 255
@@ -297,7 +301,7 @@ def check_step(
     """Refuse what no method can use.
 
     Args:
-        frame_size: ``(H, W)`` of the frames before; None before the first.
+        frame_size: ``(H, W)`` of earlier frames; None before the first.
 
     Raises:
         InputError: says what is wrong with the frame or the mask.
@@ -317,13 +321,13 @@ def check_step(
     if frame_size is not None and size != frame_size:
         raise InputError(
             f"the frame is {size[0]} x {size[1]}, those before it are "
-            f"{frame_size[0]} x {frame_size[1]}; a video has frames of one size"
+            f"{frame_size[0]} x {frame_size[1]}; all frames of a video must have the same size"
         )
     if mask is None:
         return
     if mask.ndim != 2:
         raise InputError(
-            f"the mask is {mask.shape}; give (height, width), where a pixel holds an ID, not RGB"
+            f"the mask is {mask.shape}; give (height, width), where each pixel holds an ID, not RGB"
         )
     if mask.shape != size:
         raise InputError(
@@ -332,7 +336,7 @@ def check_step(
     if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
         raise InputError(f"the mask is of {mask.dtype}; give integers")
     if not mask.any():
-        raise InputError("the mask holds no object; leave it out where nothing is annotated")
+        raise InputError("the mask holds no object; leave it out if nothing is annotated")
     if mask.min() < 0 or mask.max() > 255:
         raise InputError(f"the mask holds IDs from {mask.min()} to {mask.max()}; they go up to 255")
 
@@ -340,19 +344,19 @@ def check_step(
 def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
     """Put given objects into a prediction.
 
-    An object in the mask has probability 1 there and 0 elsewhere; what a known one loses goes to
+    An object in the mask has probability 1 there and 0 elsewhere; what a known object loses goes to
     the background. Other objects keep their probabilities where nothing is given.
 
     Args:
         probabilities: ``(N+1, H, W)``, background first, then the first ``N`` of ``ids``.
         mask: ``(H, W)`` int64 IDs, 0 where nothing is annotated.
-        ids: all objects, those of the mask included.
+        ids: all objects, including those of the mask.
 
     Returns:
         ``(len(ids)+1, H, W)``.
     """
     row_of_id = torch.full((256,), -1, device=mask.device)
-    for row, identity in enumerate([0, *ids]):  # not in one call: a list would be waited for
+    for row, identity in enumerate([0, *ids]):  # one by one: the host would wait for a list
         row_of_id[identity] = row
     rows = row_of_id[mask]
     missing = len(ids) + 1 - probabilities.shape[0]
@@ -369,7 +373,7 @@ def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
 
 def index_mask(probabilities: Tensor, ids: list[int]) -> np.ndarray:
     """The most probable ID of every pixel: ``(N+1, H, W)`` to ``(H, W)`` uint8."""
-    # Not argmax: on a CPU, over the first dimension, it takes twenty times as long.
+    # Not argmax: on a CPU, it takes twenty times as long over the first dimension.
     rows = probabilities.max(dim=0).indices.to(torch.uint8)
     return np.array([0, *ids], np.uint8)[rows.cpu().numpy()]  # here the host waits for the device
 
@@ -377,11 +381,11 @@ def index_mask(probabilities: Tensor, ids: list[int]) -> np.ndarray:
 def network_size(
     height: int, width: int, short_side: int | None, scale: float = 1.0
 ) -> tuple[int, int]:
-    """The size at which the network sees a frame, proportions kept.
+    """The size at which the network sees a frame, keeping its proportions.
 
     Args:
-        short_side: of the frame at most; it is never enlarged to that.
-        scale: of what comes out.
+        short_side: the frame's largest short side; smaller frames are not enlarged to it.
+        scale: applied to the result.
     """
     if short_side is not None and min(height, width) > short_side:
         scale *= short_side / min(height, width)

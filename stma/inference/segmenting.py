@@ -1,4 +1,4 @@
-"""A whole video, from a file and its first mask to files; stopped at any time, it goes on there."""
+"""A whole video, from a file and its first mask to files; if stopped, it continues from there."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = 60.0  # seconds; what is lost at most if the program is killed
-RUN = "run.json"  # what the folder is the result of
+SAVE_EVERY = 60.0  # seconds: the most that is lost if the program is killed
+RUN = "run.json"  # says what the folder is the result of
 MASKS = "masks"
 STATE, BACKWARD_STATE = "state.safetensors", "backward.safetensors"
 OURS = (RUN, MASKS, STATE, BACKWARD_STATE, *(name for name, _ in OUTPUTS.values()))
@@ -34,17 +34,17 @@ OURS = (RUN, MASKS, STATE, BACKWARD_STATE, *(name for name, _ in OUTPUTS.values(
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done.
+    """What to do.
 
     Attributes:
         masks: files, by the number of their frame; see :func:`find_masks`.
-        output: a folder, which is new, empty, or holds what the same order has left.
-        save: some of ``masks`` (always written) and the keys of ``OUTPUTS``.
-        backward: segment the frames before the first mask too; else they are background.
+        output: a folder that is new, empty, or holds what the same order has left.
+        save: any of ``masks`` (always written) and the keys of ``OUTPUTS``.
+        backward: also segment the frames before the first mask; otherwise they are background.
         weights: see :func:`~stma.model.weights.find_weights`.
-        settings: of :class:`~stma.inference.segmenter.SegmenterConfig`, where they differ from
-            what goes with the weights.
-        overwrite: what another order has left in the folder.
+        settings: of :class:`~stma.inference.segmenter.SegmenterConfig`, if they differ from those
+            stored with the weights.
+        overwrite: replace what another order has left in the folder.
     """
 
     video: Video
@@ -60,11 +60,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went.
+    """The outcome.
 
     Attributes:
         complete: False if it was stopped before the last frame.
-        num_frames: that have a mask now.
+        num_frames: that now have a mask.
         files: what was written for the user.
     """
 
@@ -74,14 +74,14 @@ class Outcome:
 
 
 def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, Path]:
-    """The masks that a user gives, checked, by the number of their frame.
+    """The masks given by the user, checked, by the number of their frame.
 
     Args:
-        arguments: each a file (of the first frame), ``FRAME=FILE``, or a folder of PNGs that are
-            called as their frames.
+        arguments: each a file (for the first frame), ``FRAME=FILE``, or a folder of PNGs named like
+            their frames.
 
     Raises:
-        InputError: names the file, and what is wrong with it.
+        InputError: names the file and what is wrong with it.
     """
     found: dict[int, Path] = {}
     for argument in arguments:
@@ -123,7 +123,7 @@ def read_given(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
     One that is a pixel off is resized: coded videos often have even sides only.
 
     Raises:
-        InputError: it is no index image of the video's size with at least one object.
+        InputError: it is not an index image of the video's size with at least one object.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such mask")
@@ -133,11 +133,11 @@ def read_given(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
     if mask.shape != video.size:
         raise InputError(
             f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, the video {video.size[1]} x "
-            f"{video.size[0]}; a mask has the size of its video, as it is shown"
+            f"{video.size[0]}; a mask must have the size of its video, as it is shown"
         )
     if suspects := interpolated_ids(mask):
         raise InputError(
-            f"{path}: {len(suspects)} IDs stand on edges only: the mask was antialiased or scaled "
+            f"{path}: {len(suspects)} IDs occur only on edges: the mask was antialiased or scaled "
             "as a picture; save it again without smoothing (each pixel holds the ID of its object)"
         )
     if not mask.any():
@@ -150,18 +150,18 @@ def segment_video(
     stopped: Callable[[], bool] = lambda: False,
     on_frame: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Do what the order says, or what is left of it.
+    """Carry out the order, or what is left of it.
 
     Args:
-        stopped: asked after every frame; if so, all is saved, and the same order goes on later.
+        stopped: asked after every frame; if so, all is saved, and the same order continues later.
         on_frame: called after every frame, :func:`num_steps` times in all.
 
     Raises:
-        InputError: names what is wrong. What was done until then is kept.
+        InputError: says what is wrong. What was done until then is kept.
     """
     from stma.inference.segmenter import SegmenterConfig
 
-    SegmenterConfig(**order.settings)  # what is wrong with them is told before a folder is made
+    SegmenterConfig(**order.settings)  # raises before a folder is made
     _check_output(order)
     identity = _identity(order)
     with holding(order.output), full_disks_told(order.output):
@@ -175,18 +175,20 @@ def segment_video(
 
 
 def num_steps(order: Order) -> int:
-    """Frames to go through, those before the first mask twice if they are segmented too."""
+    """Number of frames to process; those before the first mask count twice if segmented too."""
     return len(order.video) + (min(order.masks) if order.backward else 0)
 
 
 def _check_output(order: Order) -> None:
-    """The folder is not one that holds anything else."""
+    """Refuse a folder that holds anything else."""
     output, source = order.output.resolve(), order.video.path.resolve()
     if output in (source, source.parent):
         raise InputError(f"{order.output}: the folder of the video itself; choose another output")
     for path in order.masks.values():
         if output in path.resolve().parents:
-            raise InputError(f"{path}: the mask lies in the output; move it, or choose another one")
+            raise InputError(
+                f"{path}: the mask is in the output folder; move it, or choose another output"
+            )
     if not output.exists():
         return
     if not output.is_dir():
@@ -200,7 +202,7 @@ def _check_output(order: Order) -> None:
 
 
 def _is_done(order: Order, identity: dict[str, Any]) -> bool:
-    """Whether all masks are there. What another order has left is refused or, if so wished,
+    """Whether all masks exist. What another order has left is refused or, with ``overwrite``,
     removed."""
     path = order.output / RUN
     if path.exists():
@@ -214,7 +216,7 @@ def _is_done(order: Order, identity: dict[str, Any]) -> bool:
             return done
         if not order.overwrite:
             raise InputError(
-                f"{order.output}: holds the result of another command (with other "
+                f"{order.output}: holds the result of another command (with different "
                 f"{', '.join(differing)}); choose another output, or give --overwrite"
             )
         for name in OURS:
@@ -233,7 +235,7 @@ def _note(order: Order, identity: dict[str, Any], *, done: bool) -> None:
 
 
 def _identity(order: Order) -> dict[str, Any]:
-    """What decides on the masks."""
+    """What the masks depend on."""
     from stma.model.weights import find_weights
     from stma.runtime.provenance import file_digest
 
@@ -262,7 +264,7 @@ class _Run:
     def run(self, done: bool) -> Outcome:
         """
         Args:
-            done: all masks are there; what else is asked for may not be.
+            done: whether all masks exist; other outputs may be missing.
         """
         asked = [OUTPUTS[kind] for kind in self._order.save if kind != "masks"]
         files = [self._output / MASKS, *(self._output / name for name, _ in asked)]
@@ -276,8 +278,8 @@ class _Run:
         return Outcome(complete, count, files)
 
     def _backward(self) -> bool:
-        """The frames before the first mask, the last of them first; False if it was stopped."""
-        if (self._output / STATE).exists():  # made when this was done
+        """Segment the frames before the first mask, last to first; False if stopped."""
+        if (self._output / STATE).exists():  # written only after this
             for _ in range(self._first):
                 self._on_frame()
             return True
@@ -302,10 +304,10 @@ class _Run:
     def _forward(
         self, segmenter: "Segmenter | None", writers: Sequence[Writer]
     ) -> tuple[bool, int]:
-        """All frames: those that have their mask already are only drawn.
+        """Process all frames; those that already have a mask are only drawn.
 
         Returns:
-            Whether the last frame was reached, and how many have been gone through.
+            Whether the last frame was reached, and how many were processed.
         """
         begin = sys.maxsize if segmenter is None else self._first + segmenter.num_frames
         last = len(self._video) - 1
@@ -355,7 +357,7 @@ class _Run:
         return not stopped, count
 
     def _segmenter(self, state: str) -> "Segmenter":
-        """One that goes on where the state was saved, or a new one."""
+        """One that continues from the saved state, or a new one."""
         from stma.inference.segmenter import Segmenter, SegmenterConfig
         from stma.model.weights import load_model
         from stma.runtime.device import resolve_device
@@ -368,10 +370,10 @@ class _Run:
         return Segmenter(model, SegmenterConfig(**settings))
 
     def _saved(self, segmenter: "Segmenter", state: str, masks: Background) -> bool:
-        """Save the state if it is time to, or if the run is to stop; True in the latter case."""
+        """Save the state if it is time to, or if the run is to stop; returns True in that case."""
         stopped = self._stopped()
         if stopped or time.monotonic() - self._saved_at > SAVE_EVERY:
-            masks.flush()  # first, as the state says that they are there
+            masks.flush()  # first, since the state says that they exist
             segmenter.save(self._output / state)
             self._saved_at = time.monotonic()
         return stopped

@@ -15,7 +15,7 @@ from stma.model.stma import STMA
 from stma.runtime.outputs import full_disks_told, replacing
 
 FORMAT = "stma-video-1"
-SAMPLED = 64  # values of every parameter that tell one network from another
+SAMPLED = 64  # values of every parameter that distinguish networks
 
 
 def write_state(path: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -34,7 +34,7 @@ def write_state(path: Path, values: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`write_state` wrote.
+    """Read what :func:`write_state` wrote.
 
     Raises:
         InputError: there is no such file, it is damaged, or holds something else.
@@ -42,7 +42,7 @@ def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[s
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
-            # Cloned, as kernels may round otherwise where memory is aligned otherwise.
+            # Cloned, since kernels may round differently if memory is aligned differently.
             tensors = {name: file.get_tensor(name).clone().to(device) for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -54,7 +54,7 @@ def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[s
 
 
 def fingerprint(model: STMA) -> str:
-    """The same for equal weights on any device, and another for any other weights."""
+    """A digest that is the same for equal weights on any device, and differs for others."""
     digest = hashlib.sha256()
     for name, parameter in model.state_dict().items():
         some = parameter.flatten()[:SAMPLED].float().cpu().numpy().tobytes()

@@ -22,13 +22,13 @@ from av.video.stream import VideoStream
 from stma.data.images import IMAGE_SUFFIXES, image_size, read_image
 from stma.errors import InputError
 
-# What FFmpeg may take a file for. Without a list it also reads playlists, which open other files.
+# What FFmpeg may read a file as. Without a list it also reads playlists, which open other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpegts,mpeg,flv,asf,ogg,apng,ivf"
-MIN_SIDE = 16  # pixels; of one token of the network
+MIN_SIDE = 16  # pixels, the side of one token
 MAX_PIXELS = 20_000_000  # 5K passes, 8K does not
 PICTURE_RATE = 24  # frames per second of a folder of pictures
-BACKWARD_BYTES = 200_000_000  # of frames that are held at once when a file is read backward
-AHEAD = 4  # frames that are decoded before they are needed
+BACKWARD_BYTES = 200_000_000  # of frames held at once when a file is read backward
+AHEAD = 4  # frames decoded before they are needed
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class VideoFrameAt:
     """One frame of a video.
 
     Attributes:
-        number: from 0, in the order in which frames are shown.
+        number: from 0, in display order.
         image: ``(H, W, 3)`` uint8, RGB, upright.
         pts: when it is shown, in units of the video's ``time_base``.
     """
@@ -55,7 +55,7 @@ class Video(Protocol):
     Attributes:
         path: of the file or folder.
         size: ``(H, W)`` of the frames, upright.
-        time_base: seconds to a unit of the frames' ``pts``.
+        time_base: seconds per unit of the frames' ``pts``.
         rate: frames per second, on average.
         files: all that it is read from.
     """
@@ -67,15 +67,15 @@ class Video(Protocol):
     rate: Fraction
 
     def __len__(self) -> int:
-        """Frames, as far as can be told without decoding all."""
+        """Number of frames, as far as known without decoding all."""
         ...
 
     def name(self, number: int) -> str:
-        """Of a frame; its mask's file is called so."""
+        """The name of a frame, and of its mask's file."""
         ...
 
     def number(self, name: str) -> int | None:
-        """Of the frame that a user calls so; None if there is none."""
+        """The number of the frame that the user calls ``name``; None if there is none."""
         ...
 
     def frames(self) -> Iterator[VideoFrameAt]:
@@ -108,8 +108,8 @@ def open_video(path: str | Path) -> Video:
 class VideoFile:
     """A file that FFmpeg reads; see :class:`Video`.
 
-    Frames are turned as the file says they are to be shown, scaled to the first one's size should
-    it change, and converted to 8 bits.
+    Frames are rotated as the file says, scaled to the first one's size if it changes, and converted
+    to 8 bits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -147,14 +147,14 @@ class VideoFile:
         with self._opened() as (container, stream):
             number, last = -1, -1
             for number, frame in enumerate(_decoded(container.decode(stream), self.path, 0)):
-                # Some formats have no times, and some files have wrong ones.
+                # Some formats have no times, and some files wrong ones.
                 pts = round(number / self.rate / self.time_base) if frame.pts is None else frame.pts
                 last = max(pts, last + 1) if number else pts
                 yield VideoFrameAt(number, self._image(frame), last)
         if number + 1 < self._num_in_header:
             log.warning(
-                "%s: the video ends after %d of the %d frames that its header names; either the "
-                "file is truncated, or it hides some",
+                "%s: the video ends after %d of the %d frames in its header; either the file is "
+                "truncated, or it hides some",
                 self.path,
                 number + 1,
                 self._num_in_header,
@@ -168,26 +168,26 @@ class VideoFile:
             start = first - 1
 
     def _between(self, first: int, last: int) -> Iterator[VideoFrameAt]:
-        """Frames from ``first`` to ``last``, without decoding what is far before them."""
+        """Frames from ``first`` to ``last``, without decoding much before them."""
         times = self._times
         if first < len(times) and (found := self._sought(first, last, times)) is not None:
             yield from found
             return
-        for frame in self.frames():  # the file cannot be sought in
+        for frame in self.frames():  # seeking is impossible
             if frame.number >= first:
                 yield frame
             if frame.number == last:
                 return
 
     def _sought(self, first: int, last: int, times: list[int]) -> list[VideoFrameAt] | None:
-        """As :meth:`_between`; None where a seek does not arrive where it should."""
+        """As :meth:`_between`; None if a seek does not arrive where it should."""
         found: list[VideoFrameAt] = []
         with self._opened() as (container, stream):
             container.seek(times[first], stream=stream)
             for frame in _decoded(container.decode(stream), self.path, first):
                 number = -1 if frame.pts is None else bisect_left(times, frame.pts)
                 if not found and number < first and number != -1:
-                    continue  # between the key frame and what is asked for
+                    continue  # between the key frame and those asked for
                 if number != first + len(found) or times[number] != frame.pts:
                     return None
                 found.append(VideoFrameAt(number, self._image(frame), times[number]))
@@ -197,13 +197,13 @@ class VideoFile:
 
     @cached_property
     def _times(self) -> list[int]:
-        """When every frame is shown; empty if the file does not say."""
+        """The display time of every frame; empty if the file does not say."""
         times = [time for time in self._packet_times if time is not None]
         return sorted(times) if len(times) == len(self._packet_times) else []
 
     @cached_property
     def _packet_times(self) -> list[int | None]:
-        """Of all frames, in the order in which they are stored, found without decoding."""
+        """The times of all frames, in storage order, found without decoding."""
         times: list[int | None] = []
         with self._opened() as (container, stream), _told(self.path, 0):
             for packet in container.demux(stream):
@@ -214,7 +214,7 @@ class VideoFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         with _told(self.path, 0):
-            # "file:", as a colon in a name would make it a protocol.
+            # "file:", since a colon in a name would make it a protocol.
             container = av.open(f"file:{self.path}", options={"format_whitelist": FORMATS})
         with container:
             streams = [
@@ -234,7 +234,7 @@ class VideoFile:
 
 
 def _decoded(frames: Iterator[VideoFrame], path: Path, number: int) -> Iterator[VideoFrame]:
-    """The same frames; errors name the one that was to come, ``number`` being the first."""
+    """The same frames; errors name the frame that was due, counting from ``number``."""
     while True:
         with _told(path, number):
             frame = next(frames, None)
@@ -246,10 +246,10 @@ def _decoded(frames: Iterator[VideoFrame], path: Path, number: int) -> Iterator[
 
 @contextmanager
 def _told(path: Path, number: int) -> Iterator[None]:
-    """FFmpeg's errors as ours.
+    """Turn FFmpeg's errors into ours.
 
     Args:
-        number: of the frame that is read.
+        number: of the frame being read.
     """
     try:
         yield
@@ -266,7 +266,7 @@ def _told(path: Path, number: int) -> Iterator[None]:
 
 class PictureFolder:
     """A folder of JPEGs or PNGs, one for each frame, in the order of their names; see
-    :class:`Video`. A frame is called as its file is."""
+    :class:`Video`. A frame has the name of its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -288,7 +288,7 @@ class PictureFolder:
             self.files = sorted(found)
         self._numbers = {entry.stem: number for number, entry in enumerate(self.files)}
         if len(self._numbers) < len(self.files):
-            raise InputError(f"{path}: two pictures have the same name, but for the suffix")
+            raise InputError(f"{path}: two pictures have the same name except for the suffix")
         self.time_base = Fraction(1, PICTURE_RATE)
         self.rate = Fraction(PICTURE_RATE)
         self.size = image_size(self.files[0])
@@ -319,7 +319,7 @@ class PictureFolder:
             height, width = image.shape[:2]
             raise InputError(
                 f"{path}: {width} x {height} pixels, the first picture {self.size[1]} x "
-                f"{self.size[0]}; a video has frames of one size"
+                f"{self.size[0]}; all frames of a video must have the same size"
             )
         return VideoFrameAt(number, image, number)
 
@@ -338,7 +338,7 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def read_ahead(items: Iterator[T], count: int = AHEAD) -> Generator[T, None, None]:
-    """The same items, made in another thread up to ``count`` before they are asked for."""
+    """The same items, made in another thread, up to ``count`` ahead of use."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future] = deque()

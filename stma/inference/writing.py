@@ -1,6 +1,6 @@
-"""What is written of a segmented video: masks, overlay, cut-out, COCO's run lengths.
+"""What is written for a segmented video: masks, overlay, cut-out, COCO's run lengths.
 
-Every writer takes frames in order, with their masks, and holds none of them.
+Every writer takes frames in order, with their masks, and keeps none of them.
 """
 
 import json
@@ -28,7 +28,7 @@ from stma.version import __version__
 
 log = logging.getLogger(__name__)
 
-BEHIND = 8  # frames that wait to be written
+BEHIND = 8  # frames that may wait to be written
 FRINGE = np.ones((17, 17), np.uint8)  # around an object, where a coded video mixes colours
 
 
@@ -36,14 +36,14 @@ class Writer(Protocol):
     """Takes the frames of a video."""
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
-        """The next frame, and its mask ``(H, W)`` uint8."""
+        """Write the next frame, given its mask ``(H, W)`` uint8."""
         ...
 
     def close(self, *, complete: bool = True) -> None:
-        """All frames are written; only now the file gets its name.
+        """Finish after all frames; only now does the file get its name.
 
         Args:
-            complete: the video's last frame was among them.
+            complete: whether the video's last frame was among them.
         """
         ...
 
@@ -52,7 +52,7 @@ class MaskWriter:
     """A palette PNG for each frame, ``<frame>.png``.
 
     Args:
-        palette: RGB triples from ID 0 on; DAVIS's colours where it has none.
+        palette: RGB triples from ID 0 on; DAVIS's colours where it ends.
     """
 
     def __init__(self, folder: Path, video: Video, palette: bytes | None = None) -> None:
@@ -63,7 +63,7 @@ class MaskWriter:
         save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette, 1)
 
     def close(self, *, complete: bool = True) -> None:
-        """Every file is whole already."""
+        """Every file is already complete."""
 
 
 class CutoutWriter:
@@ -78,15 +78,15 @@ class CutoutWriter:
         Image.fromarray(cut_out(frame.image, mask)).save(path, compress_level=1)
 
     def close(self, *, complete: bool = True) -> None:
-        """Every file is whole already."""
+        """Every file is already complete."""
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
     """``(H, W, 4)``: the picture where the mask is, transparent elsewhere.
 
     Args:
-        around: keep the colours of pixels that this kernel joins to an object; they are
-            transparent all the same.
+        around: also keep the colours of pixels within this kernel of an object, although they are
+            transparent.
     """
     alpha = (mask > 0).astype(np.uint8)
     kept = alpha if around is None else cv2.dilate(alpha, around)
@@ -94,10 +94,10 @@ def cut_out(image: np.ndarray, mask: np.ndarray, around: np.ndarray | None = Non
 
 
 class VideoWriter:
-    """A coded video with the times of the original, and its sound.
+    """An encoded video with the timing of the original, and its sound.
 
     Args:
-        draw: makes of a frame and its mask what is shown.
+        draw: makes the picture to show from a frame and its mask.
         kind: ``mp4`` (H.264; odd sizes lose their last row or column) or ``webm`` (VP9; keeps an
             alpha channel).
     """
@@ -122,7 +122,7 @@ class VideoWriter:
             stream.pix_fmt = "yuv420p"
         else:
             options = {"deadline": "realtime", "cpu-used": "6", "crf": "28", "b": "0"}
-            # Alternate references are not to be had with an alpha channel.
+            # Alternate references are impossible with an alpha channel.
             options["auto-alt-ref"] = "0"
             stream = self._container.add_stream("libvpx-vp9", rate=video.rate, options=options)
             stream.pix_fmt = "yuva420p"
@@ -153,7 +153,7 @@ class VideoWriter:
 
 
 class _Sound:
-    """Copies the first sound track of a file into another, as it is coded."""
+    """Copies the first sound track of a file into another, without re-encoding."""
 
     def __init__(self, path: Path, output: av.container.OutputContainer) -> None:
         self._path, self._output = path, output
@@ -176,7 +176,7 @@ class _Sound:
         self._source.close()
 
     def copy(self, end: Fraction | None) -> None:
-        """Up to a time in seconds, or all that is left."""
+        """Copy up to a time in seconds, or all that is left."""
         while self._next is not None and self._copy is not None:
             packet = self._next
             if packet.pts is not None:
@@ -246,7 +246,7 @@ class CocoWriter:
             self._file.flush()
 
 
-# What a user may ask for: the file or folder, and how it is made.
+# What the user may ask for: the file or folder, and how it is made.
 OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
     "overlay": ("overlay.mp4", lambda path, video: VideoWriter(path, video, draw_overlay)),
     "cutout": ("cutout", CutoutWriter),
@@ -261,10 +261,10 @@ OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
 
 
 class Background:
-    """Has writers write in threads, each in one of its own; at most a few frames wait.
+    """Runs writers in threads, one each; at most a few frames wait.
 
-    A context; at its end all is written. What a writer raises comes up at one of the next calls, or
-    at the end. The writers stay open.
+    A context, at whose end all is written. What a writer raises is raised by one of the next calls,
+    or at the end. The writers stay open.
     """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
@@ -273,7 +273,7 @@ class Background:
         self._pending: deque[Future] = deque()
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
-        """Have all write a frame; neither array may change any more."""
+        """Have all writers write a frame; neither array may change afterwards."""
         for writer, pool in zip(self._writers, self._pools, strict=True):
             self._pending.append(pool.submit(writer.write, frame, mask))
         while len(self._pending) > BEHIND * len(self._writers):

@@ -21,6 +21,7 @@ from stma.errors import InputError
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.runtime.config import parse_config
+from stma.runtime.device import resolve_device
 from stma.runtime.outputs import replacing
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,10 @@ def find_weights(weights: str | Path) -> Path:
     Raises:
         InputError: there is none; the message says which weights are shipped.
     """
+    if not isinstance(weights, str | Path):
+        raise InputError(
+            f"weights are {weights!r}; give a file, a folder of train.py or a name, as text or Path"
+        )
     if str(weights) in shipped_weights():
         return SHIPPED / f"{weights}.safetensors"
     path = Path(weights)
@@ -216,8 +221,9 @@ def load_model(path: str | Path = "small", device: torch.device | str = "cpu") -
             weights are converted to fp32.
 
     Raises:
-        InputError: see :func:`read_weights` and :func:`load_state`.
+        InputError: see :func:`read_weights` and :func:`load_state`; or there is no such device.
     """
+    device = resolve_device(str(device))
     config, _, tensors = read_weights(path)
     model = build_model(config)
     load_state(model, tensors, path)

@@ -3,12 +3,17 @@
 import math
 import numbers
 import types
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from stma.errors import InputError
 
@@ -30,9 +35,7 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         merged = OmegaConf.merge(OmegaConf.structured(kind), config)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise InputError(f"{source}: {where}{reason}") from error
+        raise InputError(f"{source}: {_explained(error, kind, config)}") from error
     except InputError as error:
         assert isinstance(merged, DictConfig)
         where = _locate(merged)
@@ -40,15 +43,58 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         raise InputError(f"{source}: {'' if named else where + ': '}{error}") from error
 
 
+def _explained(error: OmegaConfBaseException, kind: type, config: DictConfig) -> str:
+    """The error in one line that names the setting."""
+    key = error.full_key or ""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is missing; give {key}=..."
+    if isinstance(error, ConfigKeyError):
+        return unknown_key(kind, key)
+    hint, _ = _described(kind, key)
+    if hint is None:
+        return f"{key}: {str(error).splitlines()[0]}"
+    value = OmegaConf.select(config, key)
+    example = (
+        f": {key}=[{value}]" if list in [get_origin(option) for option in _options(hint)] else ""
+    )
+    return f"{key} is {value!r}; give {_in_words(hint)}{example}"
+
+
+def unknown_key(kind: type, key: str) -> str:
+    """The message that a dataclass of settings has no such key, with a similar one that exists."""
+    parent, _, last = key.rpartition(".")
+    _, known = _described(kind, parent)
+    like = get_close_matches(last, known, n=1)
+    if like:
+        nearest = f"{parent}.{like[0]}" if parent else like[0]
+        return f"no setting {key}; did you mean {nearest}?"
+    return f"no setting {key}; {parent or 'the top level'} has {', '.join(sorted(known))}"
+
+
+def _described(kind: Any, key: str) -> tuple[Any, list[str]]:
+    """The annotation of a setting, and the names under it; None if there is no such setting."""
+    hint = kind
+    for name in filter(None, key.split(".")):
+        option = next((o for o in _options(hint) if is_dataclass(o) or get_origin(o) is dict), None)
+        if is_dataclass(option):
+            hint = _hints(option).get(name)  # type: ignore[arg-type]
+        else:
+            hint = get_args(option)[1] if option is not None else None
+        if hint is None:
+            return None, []
+    option = next((o for o in _options(hint) if is_dataclass(o)), None)
+    return hint, [] if option is None else [field.name for field in fields(option)]
+
+
 def check_types(config: Any, prefix: str = "") -> None:
     """Check the values of a dataclass of settings against its annotations, as the command line
-    does; numbers have to be finite.
+    does; numbers must be finite.
 
     Args:
-        prefix: of the settings' names in the message.
+        prefix: for the settings' names in the message.
 
     Raises:
-        InputError: names the first setting whose value is of another type.
+        InputError: names the first setting whose value has the wrong type.
     """
     hints = _hints(type(config))  # type: ignore[arg-type]
     for field in fields(config):
@@ -61,7 +107,7 @@ _hints = cache(get_type_hints)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """What may stand there: ``(int, NoneType)`` of ``int | None``."""
+    """The allowed types: ``(int, NoneType)`` for ``int | None``."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -88,8 +134,8 @@ def _is_a(value: object, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-    words[type(None)] = "null"
+    words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+    words |= {type(None): "null", dict: "a mapping"}
     found = []
     for option in _options(hint):
         kind = get_origin(option) or option
@@ -101,7 +147,7 @@ def _in_words(hint: Any) -> str:
 
 
 def check_not_empty(config: Any, *names: str) -> None:
-    """Refuse paths that are empty, which would mean the current folder.
+    """Refuse empty paths, which would mean the current folder.
 
     Raises:
         InputError: names the first.

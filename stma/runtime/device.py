@@ -28,7 +28,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    on_cpu = device is not None and device.type == "cpu" and device.index in (None, 0)
+    if device is None or not (on_cpu or device.type == "cuda"):
         raise InputError(f"device is {name!r}; give auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()

@@ -1,5 +1,5 @@
 """Memory on paper: code runs on tensors that know their device and shape but hold no numbers, on
-any machine, and what would lie on the device is added up."""
+any machine, and the memory they would take on the device is added up."""
 
 import heapq
 import itertools
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 class Footprint(TorchDispatchMode):
     """Adds up the tensors that are alive.
 
-    What a kernel needs for itself, and what an allocator loses between tensors, is left out.
+    A kernel's own workspace, and what an allocator loses between tensors, are left out.
 
     Attributes:
         now, peak: bytes.
@@ -55,7 +55,7 @@ class Footprint(TorchDispatchMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """A card's attention keeps no scores; without a card torch would choose the one that does."""
+    """A card's attention stores no scores; without a card, torch would choose one that does."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
@@ -74,7 +74,7 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def on_paper(device: torch.device) -> Iterator[Footprint]:
-    """In here tensors hold no numbers, and a card is believed to be there, one with bf16."""
+    """A context in which tensors hold no numbers and torch believes in a card with bf16."""
     with ExitStack() as stack:
         if device.type == "cuda":
             for owner, name, value in (
@@ -101,10 +101,10 @@ def put_on(module: nn.Module, device: torch.device) -> None:
 
 
 def backward(loss: Tensor) -> None:
-    """``loss.backward()``, node by node in the same order: torch's own engine cannot run where a
-    tensor's device is not there. What else holds a part of the graph keeps it."""
+    """``loss.backward()``, node by node in the same order: torch's own engine cannot run if a
+    tensor's device does not exist. Parts of the graph held elsewhere are kept."""
     root: Any = loss.grad_fn
-    waiting: Counter[Any] = Counter()  # of how many gradients each node still waits for
+    waiting: Counter[Any] = Counter()  # how many gradients each node still waits for
     found, pending = {root}, [root]
     while pending:
         for node, _ in pending.pop().next_functions:
@@ -124,7 +124,7 @@ def backward(loss: Tensor) -> None:
             _, _, node = heapq.heappop(ready)
             results = node(*gradients.pop(node))
             following = node.next_functions
-            del node  # and with it what it had kept
+            del node  # and everything it kept
             results = results if isinstance(results, tuple) else (results,)
             for gradient, (target, index) in zip(results, following, strict=True):
                 if target is None:

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,11 +30,19 @@ class Board:
     def __init__(self, folder: Path | None, first: int = 0) -> None:
         self.folder = folder
         self._writer: SummaryWriter | None = None
+        self._hook = threading.excepthook
         if folder is not None:
             self._try(lambda: self._open(first))
 
     def _open(self, first: int) -> None:
         self._writer = SummaryWriter(str(self.folder), purge_step=first)
+        threading.excepthook = self._told_by_us
+
+    def _told_by_us(self, failure: threading.ExceptHookArgs) -> None:
+        """A failure in TensorBoard's thread is raised again, and so reported, by the next call."""
+        theirs = type(failure.thread).__module__.startswith("tensorboard")
+        if not (theirs and isinstance(failure.exc_value, OSError)):
+            self._hook(failure)
 
     @property
     def is_open(self) -> bool:
@@ -96,6 +105,7 @@ class Board:
     ) -> None:
         if self._writer is not None:
             self._try(self._writer.close)
+        threading.excepthook = self._hook
 
 
 def prediction_picture(clip: ClipBatch, prediction: Prediction) -> np.ndarray:

@@ -71,10 +71,10 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
 def training_bytes(
     config: TrainConfig, stage: StageConfig, clips: int, device: torch.device
 ) -> int:
-    """The most that lies on the device in a step, without ``compile``.
+    """The peak memory on the device in a step, without ``compile``.
 
     Args:
-        clips: that are there at once: a process's share of a batch over ``accumulate``.
+        clips: at once: a process's share of a batch divided by ``accumulate``.
         device: need not exist here.
     """
     with torch.device("meta"):
@@ -90,13 +90,13 @@ def training_bytes(
         parameters = sum(p.nbytes for p in model.parameters())
         moments = 2 * parameters
         average = weights if config.ema > 0 else 0
-        if config.accumulate > 1:  # the first part's gradients are there while the second runs
+        if config.accumulate > 1:  # the first part's gradients exist while the second runs
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter)
         batch = random_batch(stage, clips, device)
         with autocast(device, precision):
             prediction = model(batch)
-        logits = prediction.logits.detach()  # which a step gives back
+        logits = prediction.logits.detach()  # which a step returns
         loss = [clip_loss(prediction, batch, stage.loss, stage.loss.bootstrap_end).total]
         del prediction
         backward(loss.pop())
