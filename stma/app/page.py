@@ -30,6 +30,7 @@ from stma.runtime.device import resolve_device
 OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
 SHOWN_EVERY = 0.1  # seconds; a GPU is faster than a browser
+SHOWN = 7  # components that show a video
 STALE = 24 * 3600  # seconds after which a file that was downloaded is deleted
 
 DOWNLOAD_NAMES = {
@@ -198,8 +199,7 @@ class Page:
 
             shown = [session, canvas, slider, text, chosen, start, file]
             quiet: dict[str, Any] = {"show_progress": "hidden"}
-            # Cleared in any case, so that another file can follow one that was refused.
-            upload.upload(self.open, [session, upload], shown).then(lambda: None, None, upload)
+            upload.upload(self.open, [session, upload], [*shown, upload])
             if self.video is not None:
                 blocks.load(self.open_given, None, shown)
             slider.input(
@@ -233,12 +233,16 @@ class Page:
 
     def open(self, old: Session | None, path: str | None) -> list[Any]:
         """A file that was uploaded becomes the tab's video; what there was is closed."""
-        with told():
-            assert path is not None
+        assert path is not None
+        try:
             new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
+        except InputError as error:
+            # No error of Gradio's: that would leave the file there, and no place for another.
+            gr.Warning(str(error), duration=None, title="Not opened")
+            return [gr.skip()] * SHOWN + [None]
         if old is not None:
             old.close()
-        return self._opened(new)
+        return [*self._opened(new), None]
 
     def open_given(self) -> list[Any]:
         """The video that the command names."""
