@@ -301,7 +301,7 @@ def test_no_video_and_too_long_a_video(tab: Tab, tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(3_000_000)
     tab.open(large)
-    tab.page.wait_for_selector("text=/2 ?MB/i")
+    tab.page.wait_for_selector("text=exceed the maximum allowed size of 2.0 Mb")
 
 
 @in_browser

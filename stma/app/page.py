@@ -220,7 +220,7 @@ class Page:
             start.click(
                 self.run,
                 [session, canvas],
-                [canvas, slider, text, chosen, start, stop, upload, remove, back, forth],
+                [canvas, slider, text, chosen, start, stop, remove, back, forth],
                 concurrency_limit=None,
                 **quiet,
             )
@@ -258,7 +258,7 @@ class Page:
             status(session),
             object_choices(session),
             gr.Button(interactive=True),
-            gr.File(value=None, visible=False),
+            gr.File(value=None, visible="hidden"),
         ]
 
     def go(self, session: Session | None, canvas: Any, number: int) -> list[Any]:
@@ -289,47 +289,51 @@ class Page:
         number = canvas["number"]
         start = shown = time.monotonic()
         count = 0
-        try:
-            with told():
-                run = session.run()
-                while True:
-                    with self.turn:
-                        following = next(run, None)
-                    if following is None:
-                        break
-                    number, count = following, count + 1
-                    now = time.monotonic()
-                    if count == 1 or now - shown > SHOWN_EVERY:
-                        shown = now
-                        rate = count / (now - start)
-                        left = (session.num_frames - number - 1) / rate
-                        line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
-                        yield [
-                            canvas_value(session, number, locked=True),
-                            gr.Slider(value=number, interactive=False),
-                            line + f"{left:.0f} s left.",
-                            gr.skip(),
-                            busy,
-                            free,
-                            gr.File(interactive=False),
-                            busy,
-                            busy,
-                            busy,
-                        ]
-        finally:
-            # On an error, too: what is there is shown, and one may correct it.
+        problem = None
+        run = session.run()
+        while True:
+            try:
+                with self.turn:
+                    following = next(run, None)
+            except InputError as error:
+                problem = gr.Error(str(error), duration=None, print_exception=False)
+                break
+            if following is None:
+                break
+            number, count = following, count + 1
+            now = time.monotonic()
+            if count > 1 and now - shown < SHOWN_EVERY:
+                continue
+            shown = now
+            rate = count / (now - start)
+            left = (session.num_frames - number - 1) / rate
+            line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
             yield [
-                canvas_value(session, number),
-                gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
-                status(session),
-                object_choices(session),
+                canvas_value(session, number, locked=True),
+                gr.Slider(value=number, interactive=False),
+                line + f"{left:.0f} s left.",
+                gr.skip(),
+                busy,
                 free,
                 busy,
-                gr.File(interactive=True),
-                free,
-                free,
-                free,
+                busy,
+                busy,
             ]
+        if session.closed:  # the tab has another video now
+            return
+        yield [
+            canvas_value(session, number),
+            gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
+            status(session),
+            object_choices(session),
+            free,
+            busy,
+            free,
+            free,
+            free,
+        ]
+        if problem is not None:  # only now, as what is there is shown and may be corrected
+            raise problem
 
     def remove(
         self, session: Session | None, canvas: Any, number: int, chosen: int | None
