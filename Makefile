@@ -3,7 +3,7 @@
 # make test   run the tests
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
-# Each creates .venv and installs the locked versions first, where that is not done yet.
+# Each first creates .venv and installs the locked versions, if not done yet.
 
 PYTHON ?= python3
 VENV   := .venv

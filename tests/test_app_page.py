@@ -100,7 +100,7 @@ def test_status_says_what_to_do(session: Session) -> None:
     for number in session.run():
         if number == 4:
             session.stop()
-    assert status(session).endswith("Segmented up to frame 4; *Segment* goes on.")
+    assert status(session).endswith("Segmented up to frame 4; *Segment* continues.")
     list(session.run())
     assert status(session).endswith("All frames are segmented.")
 

@@ -266,7 +266,7 @@ def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> N
     segment(first, "-o", "out", "--save=masks")
     before = masks("out")
     told = refused(segment, capsys, "--mask=late.png", "--short-side=32", "-o", "out")
-    assert "out: holds the result of another command (with other masks, settings)" in told
+    assert "out: holds the result of another command (with different masks, settings)" in told
     assert same(masks("out"), before)
     told = refused(segment, capsys, "--mask=out/masks/00000.png", "-o", "out")
     assert "out/masks/00000.png: the mask is in the output" in told

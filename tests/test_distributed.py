@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from test_learner import learner_of
 from test_trainer import config, trained, trainer_of
 
+from stma.data.sampling import BatchNumbers
 from stma.errors import InputError, ToldByAnother
 from stma.model.weights import read_weights
 from stma.runtime.distributed import Launch, Processes, join_processes, read_launch
@@ -98,12 +100,36 @@ if what == "all":  # each draws masks of its own; average, recomputed and compil
         torch.save(torch.get_rng_state(), name)
         return step(self, *arguments)
     Trainer.step = recorded
+if what == "die":  # as if the system had killed it for its memory
+    step = Learner.step
+    def die(self, parts, iteration, *arguments, **more):
+        if iteration == 1 and self.processes.rank == 1:
+            open(output + ".died", "w").close()
+            os._exit(9)
+        return step(self, parts, iteration, *arguments, **more)
+    Learner.step = die
+if what == "clocks":  # the stage ends by time; the second one's clock runs ahead, and it is slow
+    import time, types
+    import stma.training.trainer as module
+    stage = dataclasses.replace(settings.stages["only"], iterations=10**6, max_minutes=0.05)
+    settings = dataclasses.replace(settings, stages={"only": stage})
+    steps, step = [], Learner.step
+    def slow(self, parts, iteration, *arguments, **more):
+        steps.append(iteration)
+        if self.processes.rank == 1:
+            time.sleep(0.2 * (iteration % 2))
+        return step(self, parts, iteration, *arguments, **more)
+    Learner.step = slow
+    if os.environ["RANK"] == "1":
+        module.time = types.SimpleNamespace(monotonic=lambda: 3 * time.monotonic())
 if what == "apart":  # as if the second machine had a disk of its own
     if os.environ["RANK"] == "1":
         settings = dataclasses.replace(settings, output=output + "-other")
 if what != "gradient":
     with input_errors_end_the_program():
         train(settings)
+if what == "clocks":
+    open(f"{output}.{os.environ['RANK']}", "w").write(str(steps))
 """
 
 
@@ -209,6 +235,35 @@ def test_a_folder_that_the_machines_do_not_share_is_refused_by_one_process(tmp_p
     assert "Traceback" not in apart.stderr.partition("ChildFailedError")[0].partition("error:")[0]
 
 
+@pytest.mark.slow
+def test_clocks_that_differ_change_no_collective(tmp_path) -> None:
+    """What each does next depends on what all have agreed on, not on its own clock or clips."""
+    torchrun(2, "clocks", tmp_path / "run")
+    first, second = (Path(f"{tmp_path}/run.{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert len(first.split(",")) > 1
+
+
+@pytest.mark.slow
+def test_when_one_dies_the_others_end_and_say_so(tmp_path) -> None:
+    run = torchrun(2, "die", tmp_path / "run", check=False)
+    assert run.returncode != 0
+    assert time.time() - (tmp_path / "run.died").stat().st_mtime < 60
+    before, told, _ = run.stderr.partition("error: process 0 can no longer reach another one")
+    assert told
+    assert "Traceback" not in before
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_all_processes_have_as_many_parts_of_one_size(world_size: int) -> None:
+    """So that none waits for the gradient of a part that another does not have."""
+    parts = [
+        [len(numbers) for numbers in BatchNumbers(3, 7, 8, rank, world_size, 2)]
+        for rank in range(world_size)
+    ]
+    assert parts == [[4 // world_size] * 8] * world_size
+
+
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "11"}
 
 
@@ -230,7 +285,7 @@ def test_who_has_started_this_process(environment: dict, expected: Launch) -> No
 
 @pytest.mark.slow
 def test_srun_with_a_task_for_each_process(tmp_path) -> None:
-    """Its environment alone; there is no torchrun."""
+    """Only its environment; there is no torchrun."""
     command = [sys.executable, "-c", SCRIPT, str(TESTS), "train", str(tmp_path / "run"), "1"]
     step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
     shared = os.environ | {"PYTHONPATH": str(TESTS.parent), "SLURM_JOB_ID": "4711"} | step

@@ -49,7 +49,7 @@ async function show() {
   paint();
 }
 
-// Colour a rectangle of the mask anew; all of it by default.
+// Recolour a rectangle of the mask, by default all of it.
 function paint(left = 0, top = 0, right = width, bottom = height) {
   left = Math.max(0, Math.floor(left));
   top = Math.max(0, Math.floor(top));

@@ -31,7 +31,7 @@ OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
 SHOWN_EVERY = 0.1  # seconds; a GPU is faster than a browser
 SHOWN = 7  # components that show a video
-STALE = 24 * 3600  # seconds after which a file that was downloaded is deleted
+STALE = 24 * 3600  # seconds after which a downloaded file is deleted
 
 DOWNLOAD_NAMES = {
     "Masks (PNGs, zipped)": "masks",
@@ -41,9 +41,9 @@ DOWNLOAD_NAMES = {
     "Run lengths (COCO's JSON)": "coco",
 }
 HOW_TO = (
-    "**1** Open a video. **2** Draw every object in a colour of its own, on any frame. "
-    "**3** Press *Segment*. **4** Where a mask is wrong, stop, correct it, and press *Segment* "
-    "again: it goes on from there."
+    "**1** Open a video. **2** Draw every object in its own colour, on any frame. "
+    "**3** Press *Segment*. **4** If a mask is wrong, stop, correct it, and press *Segment* "
+    "again: it continues from there."
 )
 CSS = Path(__file__).with_name("canvas.css").read_text()
 JS = Path(__file__).with_name("canvas.js").read_text()
@@ -62,30 +62,30 @@ def canvas_html() -> str:
   <div class="tools">
     <span>Object</span>{swatches}
     <button data-tool="brush" class="chosen" title="paint">Brush</button>
-    <button data-tool="eraser" title="take paint away">Eraser</button>
+    <button data-tool="eraser" title="remove paint">Eraser</button>
     <button data-tool="polygon" title="click its corners, the first again to end">Polygon</button>
     <label>Size <input type="range" min="1" max="60" value="12"></label>
-    <button data-action="undo" title="take the last stroke back">Undo</button>
-    <button data-action="clear" title="nothing on this frame">Clear</button>
+    <button data-action="undo" title="undo the last stroke">Undo</button>
+    <button data-action="clear" title="clear this frame">Clear</button>
   </div>
   <canvas width="854" height="480"></canvas>
 </div>"""
 
 
 def picture_url(frame: np.ndarray) -> str:
-    """A frame as the browser reads it, a JPEG within the page."""
+    """A frame as the browser reads it: a JPEG in the page."""
     encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
 def mask_url(mask: np.ndarray) -> str:
-    """A mask as the canvas reads it: a grey PNG, where grey is the ID."""
+    """A mask as the canvas reads it: a PNG whose grey value is the ID."""
     encoded = cv2.imencode(".png", mask)[1]
     return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
 def mask_of(url: str) -> np.ndarray:
-    """A mask as the canvas writes it: a PNG, where red is the ID."""
+    """A mask as the canvas writes it: a PNG whose red value is the ID."""
     image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     return np.asarray(image)[..., 0].copy()
 
@@ -101,14 +101,14 @@ def canvas_value(session: Session, number: int, locked: bool = False) -> dict[st
 
 
 def take(session: Session | None, canvas: dict[str, Any] | None) -> None:
-    """Hand what was drawn since to the session."""
+    """Pass new drawings to the session."""
     if session is not None and canvas is not None and canvas.get("edited"):
         session.draw(canvas["number"], mask_of(canvas["mask"]))
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """An :class:`InputError` is shown on the page."""
+    """Show an :class:`InputError` on the page."""
     try:
         yield
     except InputError as error:
@@ -116,7 +116,7 @@ def told() -> Iterator[None]:
 
 
 def status(session: Session | None) -> str:
-    """A line on what there is and what to do."""
+    """A line about the state and what to do next."""
     if session is None:
         return "No video is open."
     line = f"**{session.video.path.name}**, {session.num_frames} frames. "
@@ -126,23 +126,23 @@ def status(session: Session | None) -> str:
     if session.done >= session.num_frames:
         return line + "All frames are segmented."
     if session.done:
-        return line + f"Segmented up to frame {session.done - 1}; *Segment* goes on."
+        return line + f"Segmented up to frame {session.done - 1}; *Segment* continues."
     return line + "Press *Segment*."
 
 
 def object_choices(session: Session | None) -> Any:
-    """The objects that can be taken away."""
+    """The objects that can be removed."""
     ids = [] if session is None else session.ids
     choices = [(f"object {i}, {COLOUR_NAMES[i - 1]}", i) for i in ids]
     return gr.Dropdown(choices=choices, value=ids[-1] if ids else None)
 
 
 class Page:
-    """Handlers of the events, and what all tabs share.
+    """Event handlers, and what all tabs share.
 
     Args:
-        model: in evaluation mode; tabs take turns at it, a frame each.
-        folder: for files of the sessions.
+        model: in evaluation mode; tabs take turns using it, a frame each.
+        folder: for the sessions' files.
         video: opened in every tab at the start; None starts empty.
     """
 
@@ -187,7 +187,7 @@ class Page:
                         )
                     with gr.Group():
                         chosen = gr.Dropdown([], label="Objects", elem_id="objects")
-                        remove = gr.Button("Take this object away", size="sm", elem_id="remove")
+                        remove = gr.Button("Remove this object", size="sm", elem_id="remove")
                     kind = gr.Dropdown(
                         list(DOWNLOAD_NAMES.items()),
                         label="Download",
@@ -232,7 +232,7 @@ class Page:
         return blocks
 
     def open(self, old: Session | None, path: str | None) -> list[Any]:
-        """A file that was uploaded becomes the tab's video; what there was is closed."""
+        """Make an uploaded file the tab's video; the previous one is closed."""
         assert path is not None
         try:
             new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
@@ -245,7 +245,7 @@ class Page:
         return [*self._opened(new), None]
 
     def open_given(self) -> list[Any]:
-        """The video that the command names."""
+        """Open the video named on the command line."""
         assert self.video is not None
         with told():
             return self._opened(Session(self.video, self.model, self.folder, self.limits))
@@ -270,18 +270,18 @@ class Page:
             return [canvas_value(session, number), status(session)]
 
     def step(self, by: int, session: Session | None, canvas: Any, number: int) -> list[Any]:
-        """Show the frame before or after."""
+        """Show the previous or the next frame."""
         last = 0 if session is None else session.num_frames - 1
         number = min(max(0, number + by), last)
         return [*self.go(session, canvas, number), number]
 
     def drawn(self, session: Session | None, canvas: Any) -> list[Any]:
-        """A stroke is finished."""
+        """Take a finished stroke."""
         take(session, canvas)
         return [status(session), object_choices(session)]
 
     def run(self, session: Session | None, canvas: Any) -> Iterator[list[Any]]:
-        """Segment, and show masks as they come."""
+        """Segment, and show masks as they appear."""
         if session is None:
             raise gr.Error("Open a video first.", print_exception=False)
         take(session, canvas)
@@ -338,16 +338,16 @@ class Page:
     def remove(
         self, session: Session | None, canvas: Any, number: int, chosen: int | None
     ) -> list[Any]:
-        """Take an object away."""
+        """Remove an object."""
         take(session, canvas)
         if session is None or chosen is None:
-            raise gr.Error("There is no object to take away.", print_exception=False)
+            raise gr.Error("There is no object to remove.", print_exception=False)
         with told():
             session.remove(chosen)
             return [canvas_value(session, number), status(session), object_choices(session)]
 
     def write(self, session: Session | None, kind: str) -> Any:
-        """Make the file of a download."""
+        """Make the file to download."""
         if session is None:
             raise gr.Error("Open a video first.", print_exception=False)
         with told():
@@ -363,7 +363,7 @@ def serving(
     video: Path | None = None,
     browser: bool = False,
 ) -> Iterator[str]:
-    """The page is there; gives its address. At the end all files of all tabs are deleted.
+    """Serve the page and yield its address. At the end, all files of all tabs are deleted.
 
     Args:
         port: None takes the first free one from 7860 on.
@@ -371,7 +371,7 @@ def serving(
         browser: open one.
 
     Raises:
-        InputError: the port or the host cannot be had.
+        InputError: the port or the host is not available.
     """
     limits = limits or Limits()
     folder = Path(tempfile.mkdtemp(prefix="stma-app-"))

@@ -64,7 +64,7 @@ def save_clip(
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Tint every object in its colour and outline it; ``(H, W, 3)`` uint8."""
-    # In whole numbers, by OpenCV, and only around the objects: a tenth of the time.
+    # In integers, by OpenCV, and only around the objects: a tenth of the time.
     drawn = frame.copy()
     left, top, width, height = cv2.boundingRect(mask)
     if width == 0:

@@ -141,7 +141,7 @@ def join_processes(
 
     Raises:
         InputError: there is no such device for this process, or `srun` has started processes on
-            several machines without MASTER_ADDR.
+            several machines without MASTER_ADDR; later, that another process has ended.
     """
     launch = read_launch(os.environ)
     with told_once():
@@ -178,8 +178,21 @@ def join_processes(
         processes = Processes(launch.rank, launch.world_size, group)
         yield processes, chosen
         processes.wait()  # no process leaves while others still communicate
+    except RuntimeError as error:
+        if not _tells_of_a_lost_process(error):
+            raise
+        raise InputError(
+            f"process {launch.rank} can no longer reach another one: that one has ended, or its "
+            "machine or network has; its last lines say why. This one ends too; the same command "
+            "resumes from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+    """NCCL's errors have a kind of their own; gloo's name its source file."""
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def _own_gpu(launch: Launch, count: int) -> int:
