@@ -30,6 +30,7 @@ from stma.runtime.device import resolve_device
 OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
 SHOWN_EVERY = 0.1  # seconds; a GPU is faster than a browser
+SHOWN = 7  # components that show a video
 STALE = 24 * 3600  # seconds after which a downloaded file is deleted
 
 DOWNLOAD_NAMES = {
@@ -198,8 +199,7 @@ class Page:
 
             shown = [session, canvas, slider, text, chosen, start, file]
             quiet: dict[str, Any] = {"show_progress": "hidden"}
-            # Always cleared, so that another file can follow one that was refused.
-            upload.upload(self.open, [session, upload], shown).then(lambda: None, None, upload)
+            upload.upload(self.open, [session, upload], [*shown, upload])
             if self.video is not None:
                 blocks.load(self.open_given, None, shown)
             slider.input(
@@ -220,7 +220,7 @@ class Page:
             start.click(
                 self.run,
                 [session, canvas],
-                [canvas, slider, text, chosen, start, stop, upload, remove, back, forth],
+                [canvas, slider, text, chosen, start, stop, remove, back, forth],
                 concurrency_limit=None,
                 **quiet,
             )
@@ -233,12 +233,16 @@ class Page:
 
     def open(self, old: Session | None, path: str | None) -> list[Any]:
         """Make an uploaded file the tab's video; the previous one is closed."""
-        with told():
-            assert path is not None
+        assert path is not None
+        try:
             new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
+        except InputError as error:
+            # No error of Gradio's: that would leave the file there, and no place for another.
+            gr.Warning(str(error), duration=None, title="Not opened")
+            return [gr.skip()] * SHOWN + [None]
         if old is not None:
             old.close()
-        return self._opened(new)
+        return [*self._opened(new), None]
 
     def open_given(self) -> list[Any]:
         """Open the video named on the command line."""
@@ -254,7 +258,7 @@ class Page:
             status(session),
             object_choices(session),
             gr.Button(interactive=True),
-            gr.File(value=None, visible=False),
+            gr.File(value=None, visible="hidden"),
         ]
 
     def go(self, session: Session | None, canvas: Any, number: int) -> list[Any]:
@@ -285,47 +289,51 @@ class Page:
         number = canvas["number"]
         start = shown = time.monotonic()
         count = 0
-        try:
-            with told():
-                run = session.run()
-                while True:
-                    with self.turn:
-                        following = next(run, None)
-                    if following is None:
-                        break
-                    number, count = following, count + 1
-                    now = time.monotonic()
-                    if count == 1 or now - shown > SHOWN_EVERY:
-                        shown = now
-                        rate = count / (now - start)
-                        left = (session.num_frames - number - 1) / rate
-                        line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
-                        yield [
-                            canvas_value(session, number, locked=True),
-                            gr.Slider(value=number, interactive=False),
-                            line + f"{left:.0f} s left.",
-                            gr.skip(),
-                            busy,
-                            free,
-                            gr.File(interactive=False),
-                            busy,
-                            busy,
-                            busy,
-                        ]
-        finally:
-            # Also on an error: show what there is, so that it can be corrected.
+        problem = None
+        run = session.run()
+        while True:
+            try:
+                with self.turn:
+                    following = next(run, None)
+            except InputError as error:
+                problem = gr.Error(str(error), duration=None, print_exception=False)
+                break
+            if following is None:
+                break
+            number, count = following, count + 1
+            now = time.monotonic()
+            if count > 1 and now - shown < SHOWN_EVERY:
+                continue
+            shown = now
+            rate = count / (now - start)
+            left = (session.num_frames - number - 1) / rate
+            line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
             yield [
-                canvas_value(session, number),
-                gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
-                status(session),
-                object_choices(session),
+                canvas_value(session, number, locked=True),
+                gr.Slider(value=number, interactive=False),
+                line + f"{left:.0f} s left.",
+                gr.skip(),
+                busy,
                 free,
                 busy,
-                gr.File(interactive=True),
-                free,
-                free,
-                free,
+                busy,
+                busy,
             ]
+        if session.closed:  # the tab has another video now
+            return
+        yield [
+            canvas_value(session, number),
+            gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
+            status(session),
+            object_choices(session),
+            free,
+            busy,
+            free,
+            free,
+            free,
+        ]
+        if problem is not None:  # only now, as what is there is shown and may be corrected
+            raise problem
 
     def remove(
         self, session: Session | None, canvas: Any, number: int, chosen: int | None

@@ -75,6 +75,7 @@ class Session:
     Attributes:
         num_frames: of the video.
         done: masks of the frames before this one are known.
+        closed: nothing is left of it.
 
     Raises:
         InputError: it is not a video, or exceeds the limits.
@@ -99,6 +100,7 @@ class Session:
             raise InputError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
         self.num_frames = len(self.video)
         self.done = 0
+        self.closed = False
         self._model, self._config = model, config
         (self._folder / "masks").mkdir()
         self._drawings: dict[int, Drawing] = {}
@@ -292,7 +294,7 @@ class Session:
         """Stop, and delete all the session's files."""
         self.stop()
         with self._lock:
-            self.done = 0
+            self.done, self.closed = 0, True
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _mask_path(self, number: int) -> Path:
