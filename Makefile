@@ -6,7 +6,7 @@
 #             with the packages that are there (python scripts/wheels.py names those that are not)
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
-# Each creates .venv and installs the locked versions first, where that is not done yet.
+# Each first creates .venv and installs the locked versions, if not done yet.
 
 PYTHON ?= python3
 VENV   := .venv

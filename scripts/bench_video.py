@@ -1,8 +1,8 @@
-"""What `stma segment` costs beside the network, each side measured in turns in one run.
+"""What `stma segment` costs besides the network, measuring both sides alternately in one run.
 
 overlap   masks and overlay of a video, against the network alone on the same frames in memory
-start     from the command typed to the first mask on the disk
-memory    peak memory of the command along procedural videos of some lengths, with a tiny network
+start     time from typing the command to the first mask on disk
+memory    peak memory of the command on procedural videos of several lengths, with a tiny network
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 class Laps:
-    """CPU and wall-clock time of a run without its first frame, which pays for what is lazy."""
+    """CPU and wall-clock time of a run without its first frame, which includes lazy set-up."""
 
     def __init__(self) -> None:
         self.begun: tuple[float, float] | None = None
@@ -131,7 +131,7 @@ def bench_start(folder: Path, arguments: argparse.Namespace) -> None:
     cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     process.send_signal(signal.SIGTERM)
     process.wait()
-    print(f"first mask on the disk after {wall:.1f} s, {cpu:.1f} of them on the CPU; load "
+    print(f"first mask on disk after {wall:.1f} s, {cpu:.1f} s of CPU time; load "
           f"{os.getloadavg()[0]:.1f}")  # fmt: skip
 
 

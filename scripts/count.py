@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def print_memory(models: list[str], height: int, width: int, objects: list[int]) -> None:
-    """In bf16, with the default settings of a segmenter and of the stages of the paper."""
+    """In bf16, with the segmenter's defaults and the paper's stages."""
     device, settings = torch.device("cuda", 0), SegmenterConfig(precision="bf16")
     usable = [USABLE * 1e9 * card for card in CARDS]
     print(f"A video of {height} x {width} in bf16, its temporal memory full: GB\n")
@@ -82,7 +82,7 @@ def print_memory(models: list[str], height: int, width: int, objects: list[int])
         needed = [video_bytes(config, settings, height, width, n, device) for n in objects]
         print(f"{name:10} " + " ".join(f"{each / 1e9:11.2f}" for each in needed))
     print(
-        "\nTraining in bf16, not compiled: GB, and clips that fit at once on cards of so many GB "
+        "\nTraining in bf16, not compiled: GB, and clips that fit at once on cards of these GB "
         f"({100 * USABLE:.0f} % of them used)\n"
     )
     cards = " ".join(f"{card:5}" for card in CARDS)

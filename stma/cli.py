@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stma.errors import input_errors_end_the_program
+from stma.errors import InputError, input_errors_end_the_program
 from stma.version import __version__
 
 SEGMENT = """\
@@ -33,6 +33,18 @@ examples:
       pictures, and a folder of masks named like their frames; smaller for the network, so faster
 
 Ctrl-C keeps what is done; the same command continues from there. More in docs/own_video.md.
+"""
+APP = """\
+Open a page in the browser: draw objects on any frame of a video, segment, correct, download.
+
+The page is served by this machine to this machine alone; nothing leaves it. Uploaded videos and
+their masks are deleted when their tab is closed or the command ends (Ctrl-C).
+
+examples:
+  stma app
+  stma app dog.mp4 --device cpu
+
+docs/app.md says more.
 """
 EXPORT = """\
 Write the network in five parts, and stma.json, for applications that run without this package.
@@ -68,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"stma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_segment(commands)
+    _add_app(commands)
     _add_export(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -128,6 +141,40 @@ def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what another command left in the output"
+    )
+
+
+def _add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "app",
+        help="draw and segment on a page in the browser",
+        description=APP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_app)
+    parser.add_argument(
+        "video", type=Path, nargs="?", metavar="VIDEO", help="opened at once; else upload one there"
+    )
+    parser.add_argument(
+        "--weights",
+        default="small",
+        help="the name of weights that come with stma, or a file that train.py wrote; default: "
+        "small",
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="0.0.0.0 lets everyone on the network in, without a password; default: 127.0.0.1, "
+        "this machine alone",
+    )
+    parser.add_argument("--port", type=_count, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--max-megabytes", type=_count, default=500, help="of an upload; default: 500"
+    )
+    parser.add_argument("--max-frames", type=_count, default=3000, help="of a video; default: 3000")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address without opening a browser"
     )
 
 
@@ -192,6 +239,25 @@ def _segment(arguments: argparse.Namespace) -> None:
     if not outcome.complete:
         raise KeyboardInterrupt
     print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
+
+
+def _app(arguments: argparse.Namespace) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise InputError("stma app needs gradio, not installed; pip install 'stma[app]'")
+    from stma.app.page import serve
+    from stma.app.session import Limits
+
+    serve(
+        arguments.weights,
+        arguments.device,
+        arguments.video,
+        host=arguments.host,
+        port=arguments.port,
+        limits=Limits(arguments.max_megabytes, arguments.max_frames),
+        browser=not arguments.no_browser,
+    )
 
 
 def _export(arguments: argparse.Namespace) -> None:

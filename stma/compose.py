@@ -54,16 +54,16 @@ def _explained(error: Exception, shown: str) -> str:
 
 @contextmanager
 def hydra_errors_told(kind: type, arguments: Sequence[str]) -> Iterator[None]:
-    """Around a program of ``hydra.main``: what Hydra refuses of its command line is told in one
-    line, not in six that advise what is refused next.
+    """Wraps a ``hydra.main`` program: what Hydra refuses on its command line is reported in one
+    line, instead of six whose advice would be refused next.
 
     Args:
         kind: the dataclass of its settings.
 
     Raises:
-        InputError: names the setting, and the known one that is like it.
+        InputError: names the setting, and a similar one that exists.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise it, and do not print it
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -110,8 +110,8 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
 def _check_there(config_dir: Path) -> None:
     if not config_dir.is_dir():
         raise InputError(
-            f"{config_dir}: no such folder; the settings of the programs lie in it, so run them "
-            "from a checkout of the repository"
+            f"{config_dir}: no such folder; it holds the programs' settings, so run them from a "
+            "checkout of the repository"
         )
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from contextlib import ContextDecorator
 
-INTERRUPTED = "interrupted; the same command starts or goes on"
+INTERRUPTED = "interrupted; run the same command to start or continue"
 
 
 class InputError(ValueError):
@@ -21,9 +21,9 @@ class ToldByAnother(InputError):
 
 
 class input_errors_end_the_program(ContextDecorator):
-    """Around a command, also as a decorator: an :class:`InputError` is printed without a traceback
-    and the exit status is 1; so is Ctrl-C, with status 130. SIGTERM is told, and ends the program
-    as ever.
+    """Wraps a command, also as a decorator: an :class:`InputError` is printed without a traceback
+    and the exit status is 1; so is Ctrl-C, with status 130. SIGTERM is reported, and ends the
+    program as usual.
 
     A class, not a generator, since sweep launchers pickle what it decorates.
     """
@@ -49,6 +49,6 @@ class input_errors_end_the_program(ContextDecorator):
 
 
 def _tell_and_end(number: int, frame: object) -> None:
-    os.write(2, f"\n{INTERRUPTED}\n".encode())  # not by print, which may be writing just now
+    os.write(2, f"\n{INTERRUPTED}\n".encode())  # not print, which may be writing right now
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

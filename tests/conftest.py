@@ -44,7 +44,7 @@ TINY = ModelConfig(
 
 
 def perturbed(model: STMA, seed: int = 0) -> STMA:
-    """A fresh model whose zero and one parameters are not that, so that nothing hides."""
+    """A fresh model whose parameters of zero and one are perturbed, so that they hide nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +60,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture
 def tiny_model() -> STMA:
-    """In fp64: the recurrence over frames would blow up fp32's rounding."""
+    """In fp64: the recurrence over frames would amplify fp32's rounding."""
     torch.manual_seed(0)
     return perturbed(build_model(TINY)).eval().double()
 
@@ -110,7 +110,7 @@ def box(
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Of a tiny network."""
+    """The weights of a tiny network."""
     torch.manual_seed(0)
     path = tmp_path / "weights.safetensors"
     save_weights(path, perturbed(build_model(TINY)), TINY, {})
@@ -118,7 +118,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def gradient(number: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A picture that tells its number, and which way is up: bright at the left, red at the top."""
+    """A picture that shows its number, and which way is up: bright at the left, red at the top."""
     picture = np.full((height, width, 3), 10 * number + 20, np.uint8)
     picture[:, : width // 4] = 255
     picture[: height // 4, :] = (255, 0, 0)
@@ -126,7 +126,7 @@ def gradient(number: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def number_of(image: np.ndarray) -> int:
-    """Which frame a picture of :func:`gradient` is."""
+    """The number that a picture of :func:`gradient` shows."""
     height, width = image.shape[:2]
     return round((image[height // 2 :, width // 2 :].mean() - 20) / 10)
 
@@ -167,7 +167,7 @@ def write_clip_file(
 
 
 def turned(path: Path) -> Path:
-    """Have a file of mp4 say that it is to be shown turned by 90 degrees clockwise."""
+    """Mark an mp4 file as to be shown rotated by 90 degrees clockwise."""
     content = bytearray(path.read_bytes())
     matrix = content.find(b"tkhd") + 44
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)

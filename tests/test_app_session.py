@@ -210,3 +210,6 @@ def test_no_video(model: STMA, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read as a video"):
         Session(text, model, tmp_path)
     assert list(tmp_path.iterdir()) == [text]
+    with pytest.raises(InputError, match=r"^notes.mp4: cannot be read as a video"):
+        Session(text, model, tmp_path, owned=True)
+    assert list(tmp_path.iterdir()) == []

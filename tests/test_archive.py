@@ -26,7 +26,7 @@ def clips(request, tmp_path) -> list:
 
 
 def repacked(path: Path, change) -> Path:
-    """As another tool would write it: ``change`` takes and gives entries by name."""
+    """As another tool would write it: ``change`` maps the entries, by name."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     other = path.with_name("other.zip")

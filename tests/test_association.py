@@ -50,7 +50,7 @@ def test_top_k_reads_what_a_softmax_over_the_k_largest_would(k: int) -> None:
 def test_queries_read_a_few_at_a_time_read_the_same(
     similarity: str, top_k: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two groups of objects, of which the second knows the second frame only."""
+    """Two groups of objects, the second of which knows only the second frame."""
     torch.manual_seed(0)
     association = Association(dim=4, similarity=similarity)
     query = torch.randn(2, 9, 4)

@@ -175,7 +175,7 @@ def test_a_wrong_number_of_clips_is_told(tmp_path) -> None:
 
 
 def test_a_missing_mask_of_a_benchmark_with_scores_is_a_fault(tmp_path) -> None:
-    """Else the mean of the other clips would stand beside the paper's."""
+    """Otherwise the mean of the other clips would stand beside the paper's."""
     for name in ("a", "b", "c"):
         write_clip(tmp_path, name, dict.fromkeys(range(5), BOX))
     (tmp_path / "Annotations/b/00003.png").unlink()

@@ -32,6 +32,6 @@ def test_a_full_disk_is_told_once_and_without_a_traceback(
             board.scalars({"a": 1.0}, iteration)
             time.sleep(0.01 if board.is_open else 0)
         assert not board.is_open
-    assert caplog.text.count("training goes on without TensorBoard") == 1
+    assert caplog.text.count("training continues without TensorBoard") == 1
     assert "Traceback" not in capfd.readouterr().err
     assert threading.excepthook is hook

@@ -119,6 +119,16 @@ def test_pictures_are_segmented_too(clip, weights) -> None:
     assert len(list(open_video("frames-segmented/overlay.mp4").frames())) == 3
 
 
+def test_an_output_below_the_folder_of_pictures_goes_on(clip, weights, monkeypatch) -> None:
+    Path("frames").mkdir()
+    for number in range(3):
+        save_picture(Path(f"frames/{number}.png"), gradient(number))
+    command = ["segment", "frames", "--mask=first.png", f"--weights={weights}", "-o", "frames/out"]
+    main(command)
+    monkeypatch.setattr(Segmenter, "step", None)
+    main(command)
+
+
 class Stop:
     """Presses Ctrl-C when a number of frames has been segmented."""
 
@@ -146,7 +156,7 @@ def test_interrupted_the_same_command_goes_on(segment, monkeypatch, capsys, back
         with pytest.raises(SystemExit) as left:
             segment(*arguments, "-o", "out")
         assert left.value.code == 130
-        assert "goes on" in capsys.readouterr().err
+        assert "run the same command" in capsys.readouterr().err
         total -= after
         assert stop.left == 0
     counter = Stop(monkeypatch, 10**6)
@@ -242,6 +252,13 @@ def test_bad_masks_are_refused_before_anything_is_written(segment, capsys) -> No
     assert "folder/first.png: the video has no frame first" in message("--mask=folder")
 
 
+def test_a_mask_one_pixel_off_is_resized(segment, caplog) -> None:
+    save_mask(Path("odd.png"), np.pad(FIRST, ((0, 1), (0, 1))))
+    segment("--mask=odd.png", "-o", "out", "--save=masks")
+    assert masks("out")[0].shape == SIZE
+    assert caplog.text.count("odd.png: 65 x 49 pixels, one off its video; resized") == 1
+
+
 def test_bad_settings_are_refused(segment, capsys, weights) -> None:
     first = "--mask=first.png"
     assert "required: --mask" in refused(segment, capsys)
@@ -266,7 +283,7 @@ def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> N
     segment(first, "-o", "out", "--save=masks")
     before = masks("out")
     told = refused(segment, capsys, "--mask=late.png", "--short-side=32", "-o", "out")
-    assert "out: holds the result of another command (with other masks, settings)" in told
+    assert "out: holds the result of another command (with different masks, settings)" in told
     assert same(masks("out"), before)
     told = refused(segment, capsys, "--mask=out/masks/00000.png", "-o", "out")
     assert "out/masks/00000.png: the mask is in the output" in told

@@ -73,7 +73,7 @@ def scene(seed: int = 0, cut=None, ground=None, times=(0.0, 2.0), **settings) ->
 
 
 def test_the_object_alone_is_pasted_and_the_mask_says_where() -> None:
-    """No pixel of the cut-out's own surroundings comes along, but for the soft edge."""
+    """No pixel of the cut-out's surroundings comes along, except at the soft edge."""
     for seed in range(10):
         one = scene(
             seed,

@@ -41,7 +41,7 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 
 
 def test_yaml_and_dataclasses_have_the_same_defaults() -> None:
-    """A number stands in both: in YAML to be seen and overridden, in code to be used without."""
+    """Defaults are in both: in YAML to be seen and overridden, in code to be used without it."""
     data = DataConfig(sources={"procedural": DatasetConfig(kind="procedural")})
     stages = {"procedural": StageConfig(data=data)}
     assert parse_config(TrainConfig, composed("train")) == TrainConfig("runs/train", stages)
@@ -155,7 +155,7 @@ def test_an_unknown_model_is_named_beside_those_there_are() -> None:
         ({"capacity": "abc"}, "capacity is 'abc'; give a whole number or null"),
         ({"short_side": float("nan")}, "short_side is nan; give a whole number or null"),
         ({"scale": float("nan")}, "scale is nan; give a finite number"),
-        ({"precision": None}, "precision is None; give a text"),
+        ({"precision": None}, "precision is None; give text"),
     ],
 )
 def test_the_library_checks_types_as_the_command_line_does(settings, message: str) -> None:
@@ -167,7 +167,7 @@ def test_types_of_nested_settings() -> None:
     SegmenterConfig(scale=1, capacity=np.int64(7))  # what counts as a number of the kind
     with pytest.raises(InputError, match=r"scales is \[None\]; give a list, each a finite number"):
         AugmentConfig(scales=[None])
-    with pytest.raises(InputError, match=r"stages is .*; give a dict"):
+    with pytest.raises(InputError, match=r"stages is .*; give a mapping"):
         TrainConfig("out", stages={"a": 3})
     with pytest.raises(InputError, match="max_minutes is nan; give a finite number or null"):
         StageConfig(max_minutes=float("nan"))
@@ -181,8 +181,8 @@ def test_types_of_nested_settings() -> None:
     ("overrides", "message"),
     [
         (["+segmenter.memory_intervall=3"], "did you mean segmenter.memory_interval?"),
-        (["+fo=1"], "no setting fo; at the top there are "),
-        (["root=x", "clips=a"], "clips is 'a'; give a list, each a text or null: clips=[a]"),
+        (["+fo=1"], "no setting fo; the top level has "),
+        (["root=x", "clips=a"], "clips is 'a'; give a list, each text or null: clips=[a]"),
         ([], "root is missing; give root=..."),
         (["root=x", "augment.scales=[nan]"], "scales is [nan]; give a list, each a finite number"),
     ],

@@ -58,7 +58,7 @@ def test_a_block_without_its_residuals_is_the_identity() -> None:
 
 
 def test_a_block_is_timms_transformer_block() -> None:
-    """Whose parameters have the same names, as MAE's and ConvMAE's have."""
+    """With the same parameter names, as in MAE and ConvMAE."""
     torch.manual_seed(0)
     theirs = Block(12, num_heads=2, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
     ours = TransformerBlock(12, num_heads=2)

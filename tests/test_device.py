@@ -20,7 +20,7 @@ def test_auto_takes_bf16_where_the_card_computes_in_it(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert resolve_precision(torch.device("cuda"), "auto") == expected
-    assert caplog.text.count("card does not compute in bf16") == int(not supported)
+    assert caplog.text.count("card does not support bf16") == int(not supported)
     resolve_precision.cache_clear()
 
 

@@ -285,7 +285,7 @@ def test_who_has_started_this_process(environment: dict, expected: Launch) -> No
 
 @pytest.mark.slow
 def test_srun_with_a_task_for_each_process(tmp_path) -> None:
-    """Its environment alone; there is no torchrun."""
+    """Only its environment; there is no torchrun."""
     command = [sys.executable, "-c", SCRIPT, str(TESTS), "train", str(tmp_path / "run"), "1"]
     step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
     shared = os.environ | {"PYTHONPATH": str(TESTS.parent), "SLURM_JOB_ID": "4711"} | step

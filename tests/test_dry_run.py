@@ -20,7 +20,7 @@ def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
 
 
 def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
-    """As on a GPU of which the memory holds five clips; the share of a process is two."""
+    """As on a GPU whose memory holds five clips; a process's share is two."""
     trainer = trainer_of(config(tmp_path, batch_size=2))
     tried = []
 
@@ -48,8 +48,8 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
 def test_a_step_that_was_cut_short_leaves_nothing_behind(
     tmp_path, monkeypatch, precision: str
 ) -> None:
-    """The memory is full in the middle of a step, when the gradient is there and, in fp16, is
-    unscaled already; the steps after it are taken by a network made anew."""
+    """Memory runs out in the middle of a step, when the gradient exists and, in fp16, is already
+    unscaled; a fresh network takes the steps after it."""
     trainer = trainer_of(config(tmp_path, batch_size=4, precision=precision))
     clip_norm, networks = torch.nn.utils.clip_grad_norm_, []
     monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)

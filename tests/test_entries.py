@@ -220,7 +220,7 @@ def test_benchmarks_of_the_command(monkeypatch, capsys, tmp_path, weights) -> No
     save_mask(tmp_path / "first.png", box(8, 8, 16, 16, size=(48, 64)))
     given = [str(clip), f"--mask={tmp_path / 'first.png'}", f"--weights={weights}"]
     script(monkeypatch, "bench_video.py", "start", *given, "--rounds=1", "--device=cpu")
-    assert "first mask on the disk after" in capsys.readouterr().out
+    assert "first mask on disk after" in capsys.readouterr().out
     script(monkeypatch, "bench_video.py", "memory", "--frames", "5")
     assert "5 masks" in capsys.readouterr().out
 
@@ -233,7 +233,7 @@ def rows_of(printed: str) -> list[dict[str, str]]:
 
 
 def finished_run(folder: Path, model: ModelConfig, **settings: object) -> None:
-    """What train.py leaves, as far as the table looks at it."""
+    """What train.py leaves, as far as the table reads it."""
     folder.mkdir(parents=True)
     stages = settings.setdefault("stages", {"demo": {"iterations": 3}})
     (folder / "config.yaml").write_text(json.dumps({"stages": stages}))
@@ -271,7 +271,7 @@ def test_a_table_of_ablations(monkeypatch, capsys, runs) -> None:
     (joint, full), printed = table_of(monkeypatch, capsys, runs)
     assert f"left out: {runs}/d (not finished)" in printed
     assert f"left out: {runs}/e/weights.safetensors: not a complete" in printed
-    assert f"left out: {runs}/f (not finished: its weights are of stage demo)" in printed
+    assert f"left out: {runs}/f (not finished: its weights are from stage demo)" in printed
     assert (full["variant"], full["runs"], joint["runs"]) == ("full", "2", "1")
     assert "±" in full["J&F"]
     assert "±" not in joint["J&F"]

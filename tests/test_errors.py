@@ -47,5 +47,5 @@ def test_sigterm_is_told_and_ends_the_program_as_ever(monkeypatch, capfd) -> Non
         tell(signal.SIGTERM, None)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert killed == [(os.getpid(), signal.SIGTERM)]
-    assert "interrupted; the same command starts or goes on" in capfd.readouterr().err
+    assert "interrupted; run the same command to start or continue" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -146,7 +146,7 @@ def test_the_result_of_another_run_is_refused_or_removed(root, weights, tmp_path
     with pytest.raises(InputError, match=r"segmenter\.memory_interval was 5, is 2"):
         evaluate(config(root, output, segmenter=changed, **stma))
     (output / "run.json").unlink()
-    with pytest.raises(InputError, match=r"no run\.json that says of what"):
+    with pytest.raises(InputError, match=r"no run\.json that says what"):
         evaluate(config(root, output))
     with pytest.raises(InputError, match=r"output: .*cannot be written to"):
         evaluate(config(root, output / "results.md"))

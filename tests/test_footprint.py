@@ -1,4 +1,4 @@
-"""Memory on paper, here and of training and of a video, beside what Linux has measured."""
+"""Memory on paper, of training and of a video, compared with what Linux measures."""
 
 import json
 import os

@@ -145,7 +145,7 @@ def test_grey_palettes_mean_their_greys_and_coloured_ones_their_indices(tmp_path
 
 
 def damaged_files() -> dict[str, bytes]:
-    """Broken at places where Pillow raises other things than OSError."""
+    """Broken in places where Pillow raises something other than OSError."""
     picture, exif = io.BytesIO(), Image.Exif()
     exif[0x112] = 6
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture, "JPEG", exif=exif)
@@ -227,8 +227,11 @@ def test_many_thin_objects_are_not_told_to_be_antialiased() -> None:
     mask = np.zeros((64, 300), np.uint8)
     mask[8:56, 20:272] = np.arange(1, 253)
     assert interpolated_ids(mask) == []
-    mask[8:56, 272:290] = 255  # and one that is not thin
+    mask[8:56, 272:290] = 253  # and one that is not thin
     assert interpolated_ids(mask) == []
+    mask[8:30, 20:272] = 0
+    mask[8:30, 20:272] = np.arange(252, 0, -1)  # nobody draws so: every one in two pieces
+    assert len(interpolated_ids(mask)) > 200
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])

@@ -185,7 +185,7 @@ def test_the_average_of_weights_is_what_is_saved(tmp_path) -> None:
 @pytest.mark.slow
 def test_compiled_parts_give_the_same_step_and_none_is_left_to_eager(tmp_path, monkeypatch) -> None:
     """Traced and differentiated ahead of time, but without minutes of generating code. Blocks that
-    differ in their stochastic depth alone share their graphs: 12 of them would make 60 else."""
+    differ only in stochastic depth share their graphs: otherwise 12 of them would make 60."""
     traced = functools.partialmethod(STMA.compile_parts, backend="aot_eager")
     monkeypatch.setattr(STMA, "compile_parts", traced)
     model = dataclasses.replace(TINY, depths=[1, 1, 12], drop_path=0.3)

@@ -75,11 +75,11 @@ def test_only_a_full_or_locked_disk_is_told_as_such(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("root", "lies in the data"),
-        ("root/inside", "lies in the data"),
-        ("root/../root/inside/deeper", "lies in the data"),
-        ("to-root/inside", "lies in the data"),
-        ("frames/out", "lies in the data"),  # to which a folder of the root leads
+        ("root", "is inside the data"),
+        ("root/inside", "is inside the data"),
+        ("root/../root/inside/deeper", "is inside the data"),
+        ("to-root/inside", "is inside the data"),
+        ("frames/out", "is inside the data"),  # to which a folder of the root leads
         (".", "holds the data"),
     ],
 )

@@ -81,7 +81,7 @@ def expanded(patterns: list[str]) -> list[str]:
 
 
 def checkpoint(patterns: list[str], model: ModelConfig, prefix: str = "") -> dict[str, Tensor]:
-    """Random tensors, small but in number and names those of a public checkpoint."""
+    """Random tensors with the names of a public checkpoint's, but small."""
     own = build_backbone(model).state_dict()
     state = {}
     for name in expanded(patterns):
@@ -175,7 +175,7 @@ def test_mae(tmp_path, decoder: list[str], caplog) -> None:
 
 @pytest.mark.parametrize("encoder", ["base", "momentum"])
 def test_moco_v3(tmp_path, encoder: str, caplog) -> None:
-    """The momentum encoder where it is alone."""
+    """The momentum encoder, if it is the only one."""
     prefix = f"module.{encoder}_encoder."
     state = checkpoint(MOCO, VIT_MODEL, prefix)
     if encoder == "momentum":

@@ -136,7 +136,7 @@ def test_objects_leave_the_frame_and_come_back() -> None:
 
 
 def test_motion_blur_smears_edges_and_leaves_masks() -> None:
-    """The same scene with the shutter shut at once: equal masks, and less contrast."""
+    """Against the same scene with an instantaneous shutter: equal masks, and less contrast."""
     for seed in range(5):
         scene = ProceduralScene(
             SceneConfig(blur=1.0, light=0.0), (64, 64), np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What is reported cannot be tested against its source here, but against itself it can."""
+"""Reported figures cannot be tested against their source here, but can against one another."""
 
 from pathlib import Path
 

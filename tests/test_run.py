@@ -44,7 +44,7 @@ def test_each_stage_starts_from_the_last_ones_weights(tmp_path) -> None:
 
 
 def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monkeypatch) -> None:
-    """The run is told to leave in its second stage; by then the first one's set is deleted."""
+    """The run is asked to stop in its second stage; by then the first one's set is deleted."""
     step = Trainer.step
 
     def told_in_second(self, *arguments):
@@ -212,7 +212,7 @@ def test_weights_to_start_from_may_move_but_not_change(tmp_path, monkeypatch) ->
 
 
 def test_a_refused_command_changes_nothing(tmp_path) -> None:
-    """Not the record either of the run that is there."""
+    """Not even the record of the existing run."""
     settings = two_stages(tmp_path / "run")
     path = train(settings)
     cut = tmp_path / "cut.safetensors"

@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 
@@ -13,6 +14,8 @@ from stma.evaluation import running
 from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
 from stma.evaluation.running import run_clip
 from stma.inference.baselines import CopyFirstMask
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.model.weights import load_model
 
 CPU = torch.device("cpu")
 BOX = box(10, 10, 12, 12)
@@ -152,3 +155,77 @@ def test_a_clip_whose_masks_are_all_empty(tmp_path) -> None:
     write_clip(tmp_path, "a", dict.fromkeys(range(5), 0 * BOX))
     with pytest.raises(InputError, match="no mask holds an object"):
         run_clip(clip_of(tmp_path), CopyFirstMask(), tmp_path / "out", CPU)
+
+
+class Ended(BaseException):
+    """As a signal ends a program: nothing is cleaned up for it."""
+
+
+def ended_after(segmenter: Segmenter, frames: int) -> Segmenter:
+    step = segmenter.step
+
+    def steps(*arguments, **more):
+        if segmenter.num_frames == frames:
+            raise Ended
+        return step(*arguments, **more)
+
+    segmenter.step = steps
+    return segmenter
+
+
+@pytest.fixture
+def long_clip(tmp_path, monkeypatch):
+    """Saved after every frame; a second object enters late."""
+    monkeypatch.setattr(running, "SAVE_SECONDS", 0.0)
+    write_clip(tmp_path, "a", {1: BOX, 5: box(1, 1, 6, 8, 3)}, frames=8)
+    return clip_of(tmp_path)
+
+
+@pytest.mark.parametrize("frames", [1, 4, 6])
+def test_a_clip_that_was_ended_in_the_middle_goes_on_from_there(
+    long_clip, tmp_path, weights, caplog, frames: int
+) -> None:
+    model = load_model(weights)
+    config = SegmenterConfig(memory_interval=2)
+    whole = run_clip(long_clip, Segmenter(model, config), tmp_path / "whole", CPU)
+    with pytest.raises(Ended):
+        run_clip(long_clip, ended_after(Segmenter(model, config), frames), tmp_path / "out", CPU)
+    assert not (tmp_path / "out").exists()
+    stepped, shown = Segmenter(model, config), []
+    with caplog.at_level("INFO"):
+        run = run_clip(long_clip, stepped, tmp_path / "out", CPU, lambda: shown.append(1))
+    assert f"a: resumes after frame {frames} of 8" in caplog.text
+    assert len(run.seconds) == len(whole.seconds) == 7
+    assert len(shown) == 8
+    assert len(list((tmp_path / "out").iterdir())) == 8
+    for one, other in zip(masks(tmp_path / "out"), masks(tmp_path / "whole"), strict=True):
+        assert np.array_equal(one, other)
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_what_is_left_of_other_files_or_settings_or_damaged_is_not_gone_on_with(
+    long_clip, tmp_path, weights, caplog
+) -> None:
+    model, out, left = load_model(weights), tmp_path / "out", tmp_path / ".out.partial"
+
+    def leave() -> None:
+        with pytest.raises(Ended):
+            run_clip(long_clip, ended_after(Segmenter(model), 4), out, CPU)
+        assert len(list(left.glob("state-*"))) == 1
+
+    def starts_over(config: SegmenterConfig | None = None) -> None:
+        with caplog.at_level("INFO"):
+            run_clip(clip_of(tmp_path), Segmenter(model, config), out, CPU)
+        assert "resumes" not in caplog.text
+
+    leave()
+    starts_over(SegmenterConfig(memory_interval=1))
+    leave()
+    os.utime(long_clip.frames[6], (1, 1))
+    starts_over()
+    leave()
+    (left / "progress.json").write_text("{")
+    starts_over()
+    leave()
+    next(left.glob("state-*")).write_bytes(b"half")
+    starts_over()

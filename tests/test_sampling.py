@@ -64,7 +64,7 @@ def test_references_are_distinct_past_frames() -> None:
 
 
 def areas(*frames: dict[int, int]) -> np.ndarray:
-    """Masks of 20 x 20 in which IDs have the areas told."""
+    """Masks of 20 x 20 in which IDs have the given areas."""
     masks = np.zeros((len(frames), 400), np.uint8)
     for mask, wanted in zip(masks, frames, strict=True):
         start = 0
@@ -142,7 +142,7 @@ def test_shares_are_kept_however_small_the_sets(sizes, weights) -> None:
 
 
 def test_a_weighted_source_goes_round_its_items_evenly() -> None:
-    """An epoch ends anywhere among its items, and the next one goes on there."""
+    """An epoch ends anywhere among its items, and the next one continues from there."""
     epochs = Epochs([Share(7), Share(90, weight=0.3)], ["a", "b"], seed=1)
     assert epochs.counts == [469, 201]
     counts = counted(epochs, range(30 * epochs.length))

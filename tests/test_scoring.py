@@ -78,7 +78,7 @@ def test_equal_to_vos_benchmarks_own_command(tmp_path) -> None:
 
 @pytest.mark.parametrize("at", [(8, 8), (0, 0), (24, 40), (0, 36), (39, 0)])
 def test_scored_where_the_objects_are_is_scored_everywhere(tmp_path, at) -> None:
-    """The frame around the objects is left out; at its borders, boundaries count otherwise."""
+    """The frame around the objects is left out; at its borders, boundaries count differently."""
     rng = np.random.default_rng(1)
     truth, result = (np.zeros((240, 320), np.uint8) for _ in range(2))
     patch = (rng.random((16, 20)) < 0.7).astype(np.uint8)

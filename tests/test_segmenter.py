@@ -363,7 +363,7 @@ def segmented(segmenter: Segmenter, frames: list[np.ndarray]) -> list[torch.Tens
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("capacity", [8, None])
 def test_a_saved_video_goes_on_to_the_bit(tmp_path, variant: str, capacity: int | None) -> None:
-    """Saved between two memory updates, with an object that entered late, and evictions behind."""
+    """Saved between two memory updates, after evictions, with an object that entered late."""
     torch.manual_seed(0)
     model = perturbed(build_model(replace(TINY, variant=variant))).eval()
     rng = np.random.default_rng(0)
@@ -502,7 +502,7 @@ def test_fp16_segments_as_fp32_does(tiny_model: STMA) -> None:
 
 
 def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
-    with pytest.raises(InputError, match=r"the model is 'path'; give what load_model"):
+    with pytest.raises(InputError, match=r"the model is 'path'; give the result of load_model"):
         Segmenter("path")
     with pytest.raises(InputError, match=r"the settings are {'capacity': 5}; give a Segmenter"):
         Segmenter(tiny_model, {"capacity": 5})

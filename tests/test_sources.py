@@ -19,7 +19,7 @@ PLAIN = TransformConfig(rotate=0.0, shear=0.0, greyscale=0.0)
 
 
 def video(frames: int, size: tuple[int, int] = (48, 64), ids: tuple[int, ...] = (1, 2)):
-    """Frames whose red channel tells their number; a square for every ID, in a grid."""
+    """Frames whose red channel is their number; a square for every ID, in a grid."""
     images = np.zeros((frames, *size, 3), np.uint8)
     images[..., 0] = 10 * np.arange(frames)[:, None, None]
     masks = np.zeros((frames, *size), np.uint8)

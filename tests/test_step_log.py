@@ -22,7 +22,7 @@ def test_a_row_in_words() -> None:
 
 
 def test_what_a_killed_start_wrote_too_much_goes(tmp_path) -> None:
-    """Of this stage, from the iteration on where it goes on; and half a row."""
+    """Rows of this stage from the iteration where it resumes, and half a row."""
     path = tmp_path / "train.csv"
     first = StepLog(path, "first", 0)
     for iteration in (0, 5, 10):

@@ -92,7 +92,7 @@ def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
 
 
 def interrupted(folder, number=signal.SIGUSR1, status: int = 75, **settings) -> Trainer:
-    """A run of six iterations that is told to leave during the third."""
+    """A run of six iterations that is asked to stop during the third."""
     trainer = trainer_of(config(folder, iterations=6, **settings))
     step = trainer.step
 

@@ -58,7 +58,7 @@ def test_a_flip_mirrors_exactly() -> None:
 
 @pytest.mark.parametrize("thin_plate", [0.0, 0.02])
 def test_image_and_mask_move_together(thin_plate: float) -> None:
-    """A mask drawn as a picture and warped as one agrees with the warped mask off the edges."""
+    """A mask drawn as a picture and warped as one agrees with the warped mask away from edges."""
     config = TransformConfig(thin_plate=thin_plate, shift=0.1, zoom=[0.8, 1.2])
     mask = np.zeros((96, 128), np.uint8)
     cv2.circle(mask, (60, 50), 30, 1, -1)

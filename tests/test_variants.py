@@ -48,7 +48,7 @@ OBJS = tokens(2, OBJECTS, seed=3)
 
 
 def changed(x: Tensor) -> Tensor:
-    """In one channel: what is added to all of them, a norm takes away."""
+    """In one channel: a norm takes away what is added to all of them."""
     x = x.clone()
     x[:, 1, ..., 0] += 1
     return x

@@ -103,7 +103,7 @@ def test_no_clips_a_split_that_is_no_text_and_half_a_resolution(root: Path) -> N
 
 
 def test_the_lists_of_davis_2016(root: Path) -> None:
-    """A frame and its mask to a line, of which the folder is the clip."""
+    """A frame and its mask per line; the folder that holds them is the clip."""
     lines = [
         f"/JPEGImages/480p/{name}/{number:05d}.jpg /Annotations/480p/{name}/{number:05d}.png "
         for name, number in (("b", 0), ("b", 1), ("a", 0))

@@ -3,6 +3,7 @@
 The page (:mod:`stma.app.page`) shows it; nothing here knows about a browser.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from stma.data.images import count_ids, read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.inference.video import VideoFrameAt, open_video, read_ahead
+from stma.inference.video import Video, VideoFrameAt, open_video, read_ahead
 from stma.inference.writing import OUTPUTS, Writer
 from stma.model.stma import STMA
 from stma.runtime.outputs import full_disks_told
@@ -68,11 +69,13 @@ class Session:
         path: of the video.
         model: see :class:`Segmenter`; shared with other sessions, of which one may run at a time.
         folder: where the session makes its own folder, deleted by :meth:`close`.
+        owned: move the file into that folder; it is deleted with it, or when it is refused.
         config: of the segmenter; None takes the settings that came with the weights.
 
     Attributes:
         num_frames: of the video.
         done: masks of the frames before this one are known.
+        closed: nothing is left of it.
 
     Raises:
         InputError: it is not a video, or exceeds the limits.
@@ -84,15 +87,21 @@ class Session:
         model: STMA,
         folder: Path,
         limits: Limits | None = None,
+        owned: bool = False,
         config: SegmenterConfig | None = None,
     ) -> None:
-        check_limits(path, limits or Limits())
-        self.video = open_video(path)
-        self.num_frames = len(self.video)
-        _check_length(path, self.num_frames, limits or Limits())
-        self.done = 0
-        self._model, self._config = model, config
         self._folder = Path(tempfile.mkdtemp(prefix="video-", dir=folder))
+        try:
+            if owned:
+                path = Path(shutil.move(path, self._folder / path.name))
+            self.video = _open(path, limits or Limits())
+        except InputError as error:
+            shutil.rmtree(self._folder)
+            raise InputError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
+        self.num_frames = len(self.video)
+        self.done = 0
+        self.closed = False
+        self._model, self._config = model, config
         (self._folder / "masks").mkdir()
         self._drawings: dict[int, Drawing] = {}
         self._segmenter: Segmenter | None = None
@@ -285,7 +294,7 @@ class Session:
         """Stop, and delete all the session's files."""
         self.stop()
         with self._lock:
-            self.done = 0
+            self.done, self.closed = 0, True
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _mask_path(self, number: int) -> Path:
@@ -297,19 +306,18 @@ def without(mask: np.ndarray, ids: Set[int]) -> np.ndarray:
     return np.where(np.isin(mask, list(ids)), 0, mask).astype(np.uint8)
 
 
-def check_limits(path: Path, limits: Limits) -> None:
-    """Raises :class:`InputError` for a file that is too large."""
+def _open(path: Path, limits: Limits) -> Video:
+    """Raises :class:`InputError` for what is no video, too large or too long."""
     size = path.stat().st_size if path.is_file() else 0
     if size > limits.megabytes * 10**6:
         raise InputError(
-            f"{path.name}: {size / 1e6:.0f} MB, and the limit is {limits.megabytes} MB; make a "
-            "smaller copy, or start the page with a larger --max-megabytes"
+            f"{path}: {size / 1e6:.0f} MB, and the limit is {limits.megabytes} MB; make a smaller "
+            "copy, or start the page with a larger --max-megabytes"
         )
-
-
-def _check_length(path: Path, num_frames: int, limits: Limits) -> None:
-    if num_frames > limits.frames:
+    video = open_video(path)
+    if len(video) > limits.frames:
         raise InputError(
-            f"{path.name}: {num_frames} frames, and the limit is {limits.frames}; cut it "
+            f"{path}: {len(video)} frames, and the limit is {limits.frames}; cut it "
             "(ffmpeg -ss 0:10 -t 0:30 -i IN OUT.mp4), or start the page with a larger --max-frames"
         )
+    return video

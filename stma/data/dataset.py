@@ -86,7 +86,7 @@ class ClipDataset(Dataset["Clip | InputError"]):
         length: samples of the whole stage.
 
     Raises:
-        InputError: a source is at fault; the message names it.
+        InputError: a source is faulty; the message names it.
     """
 
     def __init__(self, config: DataConfig, length: int, seed: int) -> None:
@@ -119,7 +119,7 @@ class ClipDataset(Dataset["Clip | InputError"]):
         """The sample of this number.
 
         Raises:
-            InputError: a file is at fault; the message names it.
+            InputError: a file is faulty; the message names it.
         """
         config = self.config
         if config.limit is not None:
@@ -162,7 +162,7 @@ def clip_batches(
     program's exit would wait for them while anything, such as a traceback, holds the generator.
 
     Raises:
-        InputError: a file is at fault; the message names it, and no other clip takes its place.
+        InputError: a file is faulty; the message names it, and no other clip takes its place.
     """
     loader = DataLoader(
         clips,

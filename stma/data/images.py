@@ -32,7 +32,6 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 ORIENTATION = ExifTags.Base.Orientation
-LONGEST_RAMP = 4  # pixels from an interpolated one to an ID that has an inside
 MIN_INTERPOLATED = 3  # IDs without an interior, between their neighbours' IDs: nobody draws that
 
 
@@ -68,11 +67,10 @@ def read_image(path: Path, reduce: int = 1) -> np.ndarray:
 
 
 def open_image(path: Path) -> ImageFile:
-    """As ``Image.open``, but of regular files alone: it would wait for ever for what a pipe, a
-    socket or a device may bring.
+    """As ``Image.open``, but only for regular files: a pipe, socket or device could block for ever.
 
     Raises:
-        OSError: it is none, or cannot be opened; and what Pillow raises.
+        OSError: it is not a regular file, or cannot be opened; also whatever Pillow raises.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a regular file")
@@ -215,22 +213,19 @@ def interpolated_ids(mask: np.ndarray) -> list[int]:
     inside = count_ids(mask[low == high])
     between = count_ids(mask[(low < mask) & (mask < high)])
     suspects = [int(v) for v in present if v and inside[v] == 0 and 2 * between[v] > counts[v]]
-    if not _outnumber(suspects, present):
-        return []
-    # Many thin objects side by side are no ramp from one object to another.
-    is_honest = np.ones(256, np.bool_)
-    is_honest[suspects] = False
-    ramp = np.ones((2 * LONGEST_RAMP + 1,) * 2, np.uint8)
-    low = cv2.erode(np.where(is_honest[mask], mask, np.uint8(255)), ramp)
-    high = cv2.dilate(np.where(is_honest[mask], mask, np.uint8(0)), ramp)
-    on_ramp = count_ids(mask[(low < mask) & (mask < high)])
-    suspects = [v for v in suspects if 2 * on_ramp[v] > counts[v]]
-    return suspects if _outnumber(suspects, present) else []
-
-
-def _outnumber(suspects: list[int], present: np.ndarray) -> bool:
     honest = int((present > 0).sum()) - len(suspects)
-    return len(suspects) >= MIN_INTERPOLATED and len(suspects) > honest
+    if len(suspects) < MIN_INTERPOLATED or len(suspects) <= honest:
+        return []
+    # Thin objects side by side are numbered without gaps, and each is a single piece.
+    numbered = int(present[-1]) == int((present > 0).sum())
+    if numbered and all(_in_one_piece(mask == value) for value in suspects):
+        return []
+    return suspects
+
+
+def _in_one_piece(region: np.ndarray) -> bool:
+    count, _ = cv2.connectedComponents(region.astype(np.uint8))
+    return count == 2  # with the rest
 
 
 def check_ids(mask: np.ndarray, path: Path, binary: str = "mask_values=binary") -> None:

@@ -64,15 +64,15 @@ def save_clip(
 
 def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """Tint every object in its colour and outline it; ``(H, W, 3)`` uint8."""
-    # In whole numbers, by OpenCV, and only around the objects: a tenth of the time.
+    # In integers, by OpenCV, and only around the objects: a tenth of the time.
     drawn = frame.copy()
     left, top, width, height = cv2.boundingRect(mask)
     if width == 0:
         return drawn
     rows = slice(max(0, top - 1), top + height + 1)
     columns = slice(max(0, left - 1), left + width + 1)
-    part, mask = np.ascontiguousarray(frame[rows, columns]), mask[rows, columns].copy()
-    tint = np.take(_bright_palette(), mask, axis=0)
+    part, mask = frame[rows, columns].copy(), mask[rows, columns].copy()
+    tint = np.take(bright_palette(), mask, axis=0)
     tinted = cv2.copyTo(cv2.addWeighted(part, 1 - opacity, tint, opacity, 0), mask, part)
     edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     drawn[rows, columns] = cv2.copyTo(np.full_like(part, 255), edge, tinted)
@@ -80,7 +80,7 @@ def draw_overlay(frame: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> n
 
 
 @cache
-def _bright_palette() -> np.ndarray:
+def bright_palette() -> np.ndarray:
     """The palette is dark; twice as bright, it is easier to see on a picture."""
     return np.minimum(2 * davis_palette().astype(int), 255).astype(np.uint8)
 

@@ -141,7 +141,7 @@ def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names, hidden ones left out. A link that leads nowhere counts, so that it is told."""
+    """Sorted names, without hidden ones. A dangling link counts, so that it is reported."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
 
@@ -153,7 +153,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def hidden_folders(folder: Path) -> list[str]:
-    """Sorted names, without those that systems make."""
+    """Sorted names that start with a dot; not what systems leave behind, such as ``__MACOSX``."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.name.startswith(".") and e.is_dir())
 

@@ -97,7 +97,7 @@ class Evaluation:
         return summarize(self.scores)[-1] if self.scores else None
 
     def why_no_score(self) -> str:
-        """Of a result without any."""
+        """For a result without scores."""
         if not self.runs:
             return "nothing to score: no clip was segmented"
         if self.archive is not None:

@@ -1,5 +1,6 @@
 """Running a method on one clip: reading, network and writing overlap, and each step is timed."""
 
+import json
 import logging
 import shutil
 import time
@@ -7,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,16 @@ from stma.data.images import read_image
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip, given_mask
-from stma.inference.segmenter import VideoSegmenter
+from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.runtime.device import device_name, peak_gigabytes
-from stma.runtime.outputs import PARTIAL
+from stma.runtime.outputs import PARTIAL, replacing
 
 log = logging.getLogger(__name__)
 
 READERS, WRITERS = 2, 2  # threads
 AHEAD = 4  # frames read before they are needed
+SAVE_SECONDS = 60.0  # from one saved state of a clip to the next
+STATES, PROGRESS = "state-*.safetensors", "progress.json"  # beside its masks until all are there
 BEHIND = 8  # masks that may wait to be written
 
 
@@ -82,7 +85,8 @@ def run_clip(
     device: torch.device,
     on_frame: Callable[[], object] = lambda: None,
 ) -> ClipRun:
-    """Segment one clip and write the masks asked for, in the palette of its first mask.
+    """Segment one clip and write the masks asked for, in the palette of its first mask. If an
+    earlier run ended in the middle of it, continue from there.
 
     Args:
         output: the folder of the clip's masks, which appears once it holds all of them; None
@@ -92,35 +96,99 @@ def run_clip(
         InputError: names the frame, the mask, or what could not be written.
     """
     if output is None:
-        return _run(clip, segmenter, None, device, on_frame)
+        return _run(_Begun(segmenter), clip, None, device, on_frame)
     partial = output.with_name(f".{output.name}{PARTIAL}")
+    begun = _begun(clip, segmenter, partial)
     try:
-        for old in (partial, output):
+        for old in (output,) if begun.frames else (partial, output):
             shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir(parents=True)
-        run = _run(clip, segmenter, partial, device, on_frame)
+        partial.mkdir(parents=True, exist_ok=True)
+        run = _run(begun, clip, partial, device, on_frame)
+        for path in (*partial.glob(STATES), partial / PROGRESS):
+            path.unlink(missing_ok=True)
         partial.rename(output)
+    except InputError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except OSError as error:
         raise InputError(f"{output}: the masks cannot be written ({error})") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not (partial / PROGRESS).is_file():
+            shutil.rmtree(partial, ignore_errors=True)
     return run
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """The progress of a clip.
+
+    Attributes:
+        frames: that are done.
+        seconds: for these, as in :class:`ClipRun`.
+    """
+
+    segmenter: VideoSegmenter
+    frames: int = 0
+    seconds: list[float] = field(default_factory=list)
+    palette: bytes | None = None
+
+
+def _begun(clip: EvalClip, segmenter: VideoSegmenter, partial: Path) -> _Begun:
+    """What an interrupted run has left of this clip; nothing if its files or settings differ, or
+    it is damaged."""
+    if not isinstance(segmenter, Segmenter):
+        return _Begun(segmenter)
+    try:
+        progress = json.loads((partial / PROGRESS).read_text())
+        frames, seconds, palette = (progress[key] for key in ("frames", "seconds", "palette"))
+        loaded = Segmenter.load(partial / STATES.replace("*", str(frames)), segmenter.model)
+        if (progress["fingerprint"], loaded.config) != (clip.fingerprint(), segmenter.config):
+            return _Begun(segmenter)
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Begun(segmenter)
+    log.info("%s: resumes after frame %d of %d", clip.name, frames, len(clip.frames))
+    return _Begun(loaded, frames, seconds, None if palette is None else bytes.fromhex(palette))
+
+
+def _save(begun: _Begun, clip: EvalClip, fingerprint: str, folder: Path) -> None:
+    """Save for :func:`_begun`. The state comes first: if a run ends between the two files, the
+    previous state still exists."""
+    assert isinstance(begun.segmenter, Segmenter)
+    state = folder / STATES.replace("*", str(begun.frames))
+    begun.segmenter.save(state)
+    progress = {
+        "frames": begun.frames,
+        "seconds": begun.seconds,
+        "palette": None if begun.palette is None else begun.palette.hex(),
+        "fingerprint": fingerprint,
+    }
+    with replacing(folder / PROGRESS) as unfinished:
+        unfinished.write_text(json.dumps(progress))
+    for old in folder.glob(STATES):
+        if old != state:
+            old.unlink()
+
+
 def _run(
+    begun: _Begun,
     clip: EvalClip,
-    segmenter: VideoSegmenter,
     folder: Path | None,
     device: torch.device,
     on_frame: Callable[[], object],
 ) -> ClipRun:
+    segmenter, palette = begun.segmenter, begun.palette
     wanted = set(clip.output_stems)
     watch = Stopwatch(device)
-    known: list[int] = []
-    palette: bytes | None = None
+    known: list[int] = segmenter.ids if isinstance(segmenter, Segmenter) else []
+    for _ in range(begun.frames):
+        on_frame()
     frames = clip.frames
-    with _writing() as write:
-        for index, (frame, mask, mask_palette) in enumerate(_reading(clip, frames)):
+    resumable = folder is not None and isinstance(segmenter, Segmenter)
+    fingerprint = clip.fingerprint() if resumable else ""
+    saved = time.monotonic()
+    with _writing() as writer:
+        left = _reading(clip, frames[begun.frames :])
+        for index, (frame, mask, mask_palette) in enumerate(left, begun.frames):
             path = frames[index]
             palette = palette or mask_palette
             mask = given_mask(clip, path.stem, frame, mask, known)
@@ -135,11 +203,17 @@ def _run(
                 raise InputError(f"{where}: {error}") from error
             known = result.ids
             if folder is not None and path.stem in wanted:
-                write(folder / f"{path.stem}.png", result.mask, palette)
+                writer.write(folder / f"{path.stem}.png", result.mask, palette)
+            if folder is not None and resumable and time.monotonic() - saved > SAVE_SECONDS:
+                writer.flush()
+                seconds = begun.seconds + watch.seconds()
+                _save(_Begun(segmenter, index + 1, seconds, palette), clip, fingerprint, folder)
+                saved = time.monotonic()
             on_frame()
     if not known:
         raise InputError(f"{clip.video.mask_folder}: no mask holds an object")
-    return ClipRun(clip.name, watch.seconds(), peak_gigabytes(device), device_name(device))
+    seconds = begun.seconds + watch.seconds()
+    return ClipRun(clip.name, seconds, peak_gigabytes(device), device_name(device))
 
 
 def _reading(
@@ -167,21 +241,32 @@ def _reading(
                 future.cancel()
 
 
+class _Writer:
+    """Writes masks in other threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self.pending: deque[Future] = deque()
+
+    def write(self, path: Path, mask: np.ndarray, palette: bytes | None) -> None:
+        self.pending.append(self._pool.submit(save_mask, path, mask, palette))
+        if len(self.pending) > BEHIND:
+            self.pending.popleft().result()
+
+    def flush(self) -> None:
+        """Wait until all are written."""
+        while self.pending:
+            self.pending.popleft().result()
+
+
 @contextmanager
-def _writing() -> Iterator[Callable[[Path, np.ndarray, bytes | None], None]]:
-    """Yields a function that writes a mask in another thread; on exit, all are written."""
+def _writing() -> Iterator[_Writer]:
+    """On exit, all masks are written."""
     with ThreadPoolExecutor(WRITERS) as pool:
-        pending: deque[Future] = deque()
-
-        def write(path: Path, mask: np.ndarray, palette: bytes | None) -> None:
-            pending.append(pool.submit(save_mask, path, mask, palette))
-            if len(pending) > BEHIND:
-                pending.popleft().result()
-
+        writer = _Writer(pool)
         try:
-            yield write
-            while pending:
-                pending.popleft().result()
+            yield writer
+            writer.flush()
         finally:
-            for future in pending:
+            for future in writer.pending:
                 future.cancel()

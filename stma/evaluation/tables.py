@@ -35,7 +35,7 @@ class Table:
 
 
 def one_line(text: str) -> str:
-    """With what cannot be printed, or would begin a new line, escaped."""
+    """The text with unprintable characters and line breaks escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -113,7 +113,7 @@ class Segmenter:
 
     def __init__(self, model: STMA, config: SegmenterConfig | None = None) -> None:
         if not isinstance(model, STMA):
-            raise InputError(f"the model is {model!r:.200}; give what load_model(...) returns")
+            raise InputError(f"the model is {model!r:.200}; give the result of load_model(...)")
         if not isinstance(config, SegmenterConfig | None):
             raise InputError(f"the settings are {config!r:.200}; give a SegmenterConfig, or None")
         if model.training:

@@ -44,7 +44,7 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
 
 
 def _explained(error: OmegaConfBaseException, kind: type, config: DictConfig) -> str:
-    """In one line, by the setting's name."""
+    """The error in one line that names the setting."""
     key = error.full_key or ""
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing; give {key}=..."
@@ -61,18 +61,18 @@ def _explained(error: OmegaConfBaseException, kind: type, config: DictConfig) ->
 
 
 def unknown_key(kind: type, key: str) -> str:
-    """Says that a dataclass of settings has no such key, and which known one is like it."""
+    """The message that a dataclass of settings has no such key, with a similar one that exists."""
     parent, _, last = key.rpartition(".")
     _, known = _described(kind, parent)
     like = get_close_matches(last, known, n=1)
     if like:
         nearest = f"{parent}.{like[0]}" if parent else like[0]
         return f"no setting {key}; did you mean {nearest}?"
-    return f"no setting {key}; {parent or 'at the top'} there are {', '.join(sorted(known))}"
+    return f"no setting {key}; {parent or 'the top level'} has {', '.join(sorted(known))}"
 
 
 def _described(kind: Any, key: str) -> tuple[Any, list[str]]:
-    """The annotation of a setting, and the names below it; None where there is no such setting."""
+    """The annotation of a setting, and the names under it; None if there is no such setting."""
     hint = kind
     for name in filter(None, key.split(".")):
         option = next((o for o in _options(hint) if is_dataclass(o) or get_origin(o) is dict), None)
@@ -88,13 +88,13 @@ def _described(kind: Any, key: str) -> tuple[Any, list[str]]:
 
 def check_types(config: Any, prefix: str = "") -> None:
     """Check the values of a dataclass of settings against its annotations, as the command line
-    does; numbers have to be finite.
+    does; numbers must be finite.
 
     Args:
-        prefix: of the settings' names in the message.
+        prefix: for the settings' names in the message.
 
     Raises:
-        InputError: names the first setting whose value is of another type.
+        InputError: names the first setting whose value has the wrong type.
     """
     hints = _hints(type(config))  # type: ignore[arg-type]
     for field in fields(config):
@@ -107,7 +107,7 @@ _hints = cache(get_type_hints)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """What may stand there: ``(int, NoneType)`` of ``int | None``."""
+    """The allowed types: ``(int, NoneType)`` for ``int | None``."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -134,8 +134,8 @@ def _is_a(value: object, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-    words[type(None)] = "null"
+    words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+    words |= {type(None): "null", dict: "a mapping"}
     found = []
     for option in _options(hint):
         kind = get_origin(option) or option
@@ -147,7 +147,7 @@ def _in_words(hint: Any) -> str:
 
 
 def check_not_empty(config: Any, *names: str) -> None:
-    """Refuse paths that are empty, which would mean the current folder.
+    """Refuse empty paths, which would mean the current folder.
 
     Raises:
         InputError: names the first.

@@ -22,7 +22,7 @@ FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
 class _OutputLog(logging.FileHandler):
-    """Ours, so that a second call in one process replaces it and nobody else's."""
+    """Our own class, so that a second call in a process replaces only this handler."""
 
 
 def prepare_output(folder: Path, log_name: str) -> None:
@@ -49,8 +49,8 @@ def prepare_output(folder: Path, log_name: str) -> None:
 
 
 def check_apart(output: Path, folders: Iterable[Path]) -> None:
-    """Refuse an output at, above or below a folder that is read, through links too: it would lie
-    among the data, or they among its files.
+    """Refuse an output at, above or below a folder that is read, even through links: results and
+    data would be mixed.
 
     Raises:
         InputError: names both.
@@ -60,7 +60,7 @@ def check_apart(output: Path, folders: Iterable[Path]) -> None:
         data = folder.resolve()
         if own.is_relative_to(data):
             raise InputError(
-                f"output: {output} lies in the data ({folder}); choose one outside of them"
+                f"output: {output} is inside the data ({folder}); choose one outside of them"
             )
         if data.is_relative_to(own):
             raise InputError(f"output: {output} holds the data ({folder}); choose another one")
@@ -73,7 +73,7 @@ def check_record(output: Path, kind: str) -> None:
         kind: what this program makes, ``TRAINING`` or ``EVALUATION``.
 
     Raises:
-        InputError: names what lies there.
+        InputError: says what the folder holds.
     """
     try:
         record = json.loads((output / RECORD).read_text())

@@ -39,7 +39,7 @@ class Board:
         threading.excepthook = self._told_by_us
 
     def _told_by_us(self, failure: threading.ExceptHookArgs) -> None:
-        """What fails in TensorBoard's thread is raised again by the next call, and told then."""
+        """A failure in TensorBoard's thread is raised again, and so reported, by the next call."""
         theirs = type(failure.thread).__module__.startswith("tensorboard")
         if not (theirs and isinstance(failure.exc_value, OSError)):
             self._hook(failure)
