@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,10 +114,29 @@ def test_a_refused_upload_leaves_the_video_and_no_file(
     upload = folder / "notes.txt"
     upload.write_text("no video")
     page = Page(model, folder)
+    tab = SimpleNamespace(session_hash="a")
+    page.sessions["a"] = session
     with pytest.warns(UserWarning, match=r"^notes.txt: cannot be read as a video"):
-        page.open(session, str(upload))
-    assert session.frame(0).shape == (*SIZE, 3)
+        page.open(str(upload), tab)
+    assert list(page.sessions.values()) == [session]
+    assert not session.closed
     assert list(folder.iterdir()) == []
+
+
+def test_another_video_closes_the_one_before(clip: Path, model: STMA, tmp_path: Path) -> None:
+    page = Page(model, tmp_path, video=clip)
+    tab = SimpleNamespace(session_hash="a")
+    before = page.open_given(tab)[0]
+    after = page.open_given(tab)[0]
+    assert before.closed
+    assert not after.closed
+    page.leave(tab)
+    page.leave(tab)
+    assert after.closed
+    with pytest.raises(gr.Error, match="this video was closed"):
+        page.write(after, "masks")
+    assert clip.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_handlers_without_a_video(model: STMA, tmp_path: Path) -> None:
