@@ -4,8 +4,12 @@ import base64
 import io
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,6 +23,7 @@ from conftest import TINY, box, perturbed, random_frame, write_clip_file
 from PIL import Image
 
 from stma.app.session import Limits, Session
+from stma.cli import main
 from stma.errors import InputError
 from stma.model.factory import build_model
 from stma.model.stma import STMA
@@ -172,6 +177,35 @@ def test_a_port_that_is_taken(model: STMA) -> None:
             pass
 
 
+def test_the_command_refuses_early(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(SystemExit, match=r"none\.mp4: no such file or folder"):
+        main(["app", str(tmp_path / "none.mp4")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs gradio, .* pip install 'stma\[app\]'"):
+        main(["app"])
+
+
+@pytest.mark.slow
+def test_the_command_ends_and_cleans_up(weights: Path, clip: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    arguments = ["app", str(clip), f"--weights={weights}", "--no-browser", "--device=cpu"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "stma", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line = process.stdout.readline()
+        url = line.split()[4]
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(url) as answer:
+            assert b"gradio" in answer.read()
+        assert list(tmp_path.glob("stma-app-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not list(tmp_path.glob("stma-app-*"))
+
+
 @pytest.fixture(scope="module")
 def address(model: STMA, tmp_path_factory) -> Iterator[str]:
     with serving(model, limits=Limits(megabytes=2, frames=50)) as url:
@@ -255,6 +289,7 @@ def tab(chromium, address: str) -> Iterator[Tab]:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
     tab.open(clip)
     tab.wait_for_frame(0)
@@ -285,6 +320,7 @@ def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_tools(tab: Tab, clip: Path) -> None:
     """Polygon, eraser and undo."""
     tab.open(clip)
@@ -308,6 +344,7 @@ def test_tools(tab: Tab, clip: Path) -> None:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_no_video_and_too_long_a_video(tab: Tab, tmp_path: Path) -> None:
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
@@ -326,6 +363,7 @@ def test_no_video_and_too_long_a_video(tab: Tab, tmp_path: Path) -> None:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_tabs_do_not_mix_and_are_cleaned_up(chromium, model: STMA, clip: Path) -> None:
     with serving(model) as address:
         folder = Path(os.environ["GRADIO_TEMP_DIR"]).parent
