@@ -14,6 +14,7 @@ def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
     settings = config(tmp_path / "run", batch_size=4, accumulate=2, dry_run=True)
     with caplog.at_level(logging.INFO):
         train(settings)
+    assert "only: 2 clips at once need 0.0 GB on paper" in caplog.text
     assert "only: 2 clips at once take" in caplog.text
     assert "the largest batch that fits is 2 clips a process" in caplog.text
     assert not (tmp_path / "run").exists()

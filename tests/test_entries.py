@@ -396,6 +396,21 @@ def test_counting(monkeypatch, capsys) -> None:
         script(monkeypatch, "count.py", "convvit_x")
 
 
+@pytest.mark.slow
+def test_counting_memory(monkeypatch, capsys) -> None:
+    script(monkeypatch, "count.py", "convvit_t", "--memory", "--objects", "1", "10")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    video, *training = (line for line in lines if line[:1] == ["convvit_t"])
+    assert 0 < float(video[1]) < float(video[2])
+    assert [row[1:3] for row in training] == [
+        [stage, blocks] for stage in ("static", "video") for blocks in ("kept", "recomputed")
+    ]
+    for row in training:
+        fits = [int(count) for count in row[5:]]
+        assert fits == sorted(fits)
+    assert float(training[3][4]) < float(training[2][4])  # recomputed blocks need less
+
+
 def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
     size = ["--height=32", "--width=32"]
     script(monkeypatch, "make_clips.py", str(tmp_path), "--clips=2", "--frames=4", *size)
