@@ -33,7 +33,7 @@ from stma.training.losses import LossConfig
 CUDA = torch.device("cuda", 0)
 CONFIGS = Path(__file__).parent.parent / "configs"
 PACKAGE = str(Path(stma.__file__).parent)
-SIMILAR = ("convvit_s", "convvit_t", "convvit_xs")
+SIMILAR = ("convvit_s", "convvit_t", "convvit_xs", "full")
 FOOTPRINT = footprint.__file__  # takes part in every call
 
 
