@@ -134,14 +134,17 @@ class Kept:
         self.rows: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
 
     def row(self, name: str, measure: Callable[[], Row], *, late: bool = False) -> None:
-        """Measure it, unless that is done or (but for ``late`` ones) the time is up."""
-        if name in self.rows or (not late and time.monotonic() > self.deadline):
+        """Measure it, unless that is done or (but for ``late`` ones) the time is up. The next call
+        tries again what has failed."""
+        done = name in self.rows and "failed" not in self.rows[name]
+        if done or (not late and time.monotonic() > self.deadline):
             return
         print(f"{name} ...", flush=True)
         try:
             self.rows[name] = measure()
-        except torch.OutOfMemoryError:
-            self.rows[name] = {"failed": "out of memory"}
+        except RuntimeError as error:  # told in the report; the other rows do not depend on it
+            self.rows[name] = {"failed": str(error).strip().partition("\n")[0][:200]}
+            print(f"{name}: {error}", file=sys.stderr)
         self.path.write_text(json.dumps(self.rows, indent=1))
 
     def group(self, prefix: str) -> dict[str, Row]:

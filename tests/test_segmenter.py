@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -304,6 +305,37 @@ def test_cuda_agrees_with_the_cpu(tiny_model: STMA) -> None:
     cuda = tiny_model.cuda()
     assert torch.allclose(run(cuda, "fp32"), cpu, atol=1e-3)
     assert torch.isfinite(run(cuda, "bf16")).all()
+
+
+@pytest.mark.gpu
+def test_cuda_waits_once_a_frame(tiny_model: STMA) -> None:
+    """As tests/test_fake_cuda.py counts it without a card."""
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model.float().cuda(), SegmenterConfig(memory_interval=1, capacity=8))
+    for t in range(8):
+        mask = {0: blob_mask(32, 32, [1, 2]), 5: blob_mask(32, 32, [0, 5])}.get(t)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            segmenter.step(random_frame(rng, 32, 32), mask)
+            torch.cuda.set_sync_debug_mode("default")
+        waits = [str(each.message) for each in caught if "synchronizing" in str(each.message)]
+        assert len(waits) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_what_cuda_replays_equals_eager(tiny_model: STMA) -> None:
+    model = tiny_model.float().cuda()
+    modes = (None, "reduce-overhead")
+    settings = SegmenterConfig(memory_interval=4, capacity=14, precision="fp32")
+    runs = [Segmenter(model, replace(settings, compile=mode)) for mode in modes]
+    rng = np.random.default_rng(0)
+    for t in range(12):
+        frame = random_frame(rng, 32, 32)
+        mask = {0: blob_mask(32, 32, [1, 2]), 7: blob_mask(32, 32, [0, 5])}.get(t)
+        eager, replayed = (segmenter.predict(frame, mask) for segmenter in runs)
+        torch.testing.assert_close(replayed, eager, rtol=0, atol=1e-3)
 
 
 def test_bf16_runs_with_late_objects_and_eviction_and_stays_close(tiny_model: STMA) -> None:

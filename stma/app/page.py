@@ -151,13 +151,14 @@ class Page:
     ) -> None:
         self.model, self.folder, self.limits, self.video = model, folder, limits, video
         self.turn = threading.Lock()
+        self.sessions: dict[str | None, Session] = {}  # by Gradio's name of the tab
 
     def blocks(self) -> gr.Blocks:
         """The page."""
         with gr.Blocks(
             title="stma", analytics_enabled=False, delete_cache=(STALE, STALE)
         ) as blocks:
-            session = gr.State(None, delete_callback=lambda session: session and session.close())
+            session = gr.State(None)  # of the tab
             gr.Markdown("## Video object segmentation\n" + HOW_TO)
             with gr.Row():
                 with gr.Column(scale=4):
@@ -199,7 +200,7 @@ class Page:
 
             shown = [session, canvas, slider, text, chosen, start, file]
             quiet: dict[str, Any] = {"show_progress": "hidden"}
-            upload.upload(self.open, [session, upload], [*shown, upload])
+            upload.upload(self.open, upload, [*shown, upload])
             if self.video is not None:
                 blocks.load(self.open_given, None, shown)
             slider.input(
@@ -229,9 +230,10 @@ class Page:
                 self.remove, [session, canvas, slider, chosen], [canvas, text, chosen], **quiet
             )
             prepare.click(self.write, [session, kind], file)
+            blocks.unload(self.leave)
         return blocks
 
-    def open(self, old: Session | None, path: str | None) -> list[Any]:
+    def open(self, path: str | None, request: gr.Request) -> list[Any]:
         """Make an uploaded file the tab's video; the previous one is closed."""
         assert path is not None
         try:
@@ -240,17 +242,23 @@ class Page:
             # No error of Gradio's: that would leave the file there, and no place for another.
             gr.Warning(str(error), duration=None, title="Not opened")
             return [gr.skip()] * SHOWN + [None]
-        if old is not None:
-            old.close()
-        return [*self._opened(new), None]
+        return [*self._opened(new, request), None]
 
-    def open_given(self) -> list[Any]:
+    def open_given(self, request: gr.Request) -> list[Any]:
         """Open the video named on the command line."""
         assert self.video is not None
         with told():
-            return self._opened(Session(self.video, self.model, self.folder, self.limits))
+            session = Session(self.video, self.model, self.folder, self.limits)
+            return self._opened(session, request)
 
-    def _opened(self, session: Session) -> list[Any]:
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed, or loads the page anew."""
+        if (session := self.sessions.pop(request.session_hash, None)) is not None:
+            session.close()
+
+    def _opened(self, session: Session, request: gr.Request) -> list[Any]:
+        self.leave(request)  # what it had open before
+        self.sessions[request.session_hash] = session
         return [
             session,
             canvas_value(session, 0),

@@ -170,6 +170,7 @@ class Session:
         Raises:
             InputError: nothing is drawn, or a frame cannot be read; earlier masks are kept.
         """
+        self._check_open()
         if not self.ids:
             raise InputError("nothing is drawn yet; paint an object on a frame first")
         stop = self._stop = threading.Event()  # of this run; another may start after it
@@ -264,6 +265,7 @@ class Session:
         Raises:
             InputError: no mask is known yet.
         """
+        self._check_open()
         with self._lock, full_disks_told(self._folder):
             if not self.done:
                 raise InputError("no frame is segmented yet; press Segment first")
@@ -296,6 +298,10 @@ class Session:
         with self._lock:
             self.done, self.closed = 0, True
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InputError("this video was closed, with all that belonged to it; open it again")
 
     def _mask_path(self, number: int) -> Path:
         return self._folder / "masks" / f"{self.video.name(number)}.png"
