@@ -1,6 +1,6 @@
 # make demo   see the shipped network segment, then train a tiny one, on a CPU or a GPU
 #             CLIP=my.mp4 or CLIP=FOLDER: segment your own instead
-# make test   run the tests
+# make test   run all tests, in two processes
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
 # Each first creates .venv and installs the locked versions, if not done yet.
@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/python scripts/demo.py $(if $(CLIP),--clip "$(CLIP)")
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
