@@ -391,7 +391,6 @@ def serving(
                 server_name=host,
                 server_port=port,
                 max_file_size=f"{limits.megabytes}mb",
-                allowed_paths=[str(folder)],
                 inbrowser=browser,
                 prevent_thread_lock=True,
                 quiet=True,
