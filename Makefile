@@ -1,6 +1,9 @@
 # make demo   see the shipped network segment, then train a tiny one, on a CPU or a GPU
 #             CLIP=my.mp4 or CLIP=FOLDER: segment your own instead
 # make test   run all tests, in two processes
+# make gpu    measure a GPU, into docs/gpu.md: 20 minutes; DATASETS=FOLDER trains experiment=small
+#             too; REHEARSE=1 runs every part at toy size on a CPU. Uses .venv, or else $(PYTHON)
+#             with the installed packages (python scripts/wheels.py names the missing ones)
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
 # Each first creates .venv and installs the locked versions, if not done yet.
@@ -10,13 +13,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint lock install
+.PHONY: demo gpu test lint lock install
 
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py $(if $(CLIP),--clip "$(CLIP)")
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+gpu:
+	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu_report.py \
+	  $(if $(DATASETS),--datasets "$(DATASETS)") $(if $(REHEARSE),--rehearse)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -13,43 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from stma.compose import check_choices, load_resolved
 from stma.data.config import DatasetConfig
 from stma.errors import InputError, input_errors_end_the_program
 from stma.model.factory import build_model
-from stma.model.stma import STMA
+from stma.runtime.cards import PEAKS, peak_rate
 from stma.runtime.config import parse_config
 from stma.runtime.device import device_name, peak_gigabytes, resolve_device, resolve_precision
 from stma.structures import ClipBatch
 from stma.training.config import TrainConfig
-from stma.training.dry_run import random_batch
+from stma.training.dry_run import count_flops, random_batch
 from stma.training.learner import Learner
-from stma.training.losses import LossConfig, clip_loss
 from stma.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# Dense bf16 and fp16 without sparsity, as the makers state it, in FLOP/s. The first name found
-# in the card's is used.
-PEAKS = {
-    "B200": 2250e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H800 PCIe": 756e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,  # only fp16
-}
 WARM_UP = 3  # steps
 SHARE = 0.35  # of the peak, for --count
 
@@ -106,13 +84,6 @@ def main() -> None:
     print(f"{stage.iterations} iterations would take {stage.iterations / rate / 3600:.0f} hours")
 
 
-def peak_rate(card: str, precision: str) -> float | None:
-    """FLOP/s of a card; None if unknown, as for fp32, whose rate depends on settings."""
-    if precision not in ("bf16", "fp16") or ("V100" in card and precision == "bf16"):
-        return None
-    return next((rate for name, rate in PEAKS.items() if name in card), None)
-
-
 def print_count(trainer: Trainer) -> None:
     """What the stage costs, on the meta device."""
     meta = torch.device("meta")
@@ -126,16 +97,6 @@ def print_count(trainer: Trainer) -> None:
         f"{stage.iterations} iterations of {stage.batch_size} clips: {seconds / 3600:.1f} hours on "
         f"one H100 at {100 * SHARE:.0f} % of its peak (not measured)"
     )
-
-
-def count_flops(model: STMA, batch: ClipBatch, loss: LossConfig) -> int:
-    """FLOPs of a batch by torch's own counter, forward and backward, without recomputation."""
-    model.train().checkpoint_blocks(False)
-    with FlopCounterMode(display=False) as counter:
-        clip_loss(model(batch), batch, loss, 0).total.backward()
-    model.zero_grad(set_to_none=True)
-    model.object_features.forget_observed()
-    return counter.get_total_flops()
 
 
 def measure(trainer: Trainer, learner: Learner, steps: int, loaded: bool) -> tuple[float, float]:

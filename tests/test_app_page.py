@@ -1,12 +1,20 @@
 """The page, in a real browser where there is one."""
 
+import base64
 import io
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +23,7 @@ from conftest import TINY, box, perturbed, random_frame, write_clip_file
 from PIL import Image
 
 from stma.app.session import Limits, Session
+from stma.cli import main
 from stma.errors import InputError
 from stma.model.factory import build_model
 from stma.model.stma import STMA
@@ -64,8 +73,6 @@ def as_drawn(number: int, mask: np.ndarray) -> dict:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     url = mask_url(mask).partition(",")[0] + ","
-    import base64
-
     return {
         "number": number,
         "mask": url + base64.b64encode(file.getvalue()).decode(),
@@ -112,10 +119,29 @@ def test_a_refused_upload_leaves_the_video_and_no_file(
     upload = folder / "notes.txt"
     upload.write_text("no video")
     page = Page(model, folder)
-    with pytest.raises(gr.Error, match=r"notes.txt: cannot be read as a video"):
-        page.open(session, str(upload))
-    assert session.frame(0).shape == (*SIZE, 3)
+    tab = SimpleNamespace(session_hash="a")
+    page.sessions["a"] = session
+    with pytest.warns(UserWarning, match=r"^notes.txt: cannot be read as a video"):
+        page.open(str(upload), tab)
+    assert list(page.sessions.values()) == [session]
+    assert not session.closed
     assert list(folder.iterdir()) == []
+
+
+def test_another_video_closes_the_one_before(clip: Path, model: STMA, tmp_path: Path) -> None:
+    page = Page(model, tmp_path, video=clip)
+    tab = SimpleNamespace(session_hash="a")
+    before = page.open_given(tab)[0]
+    after = page.open_given(tab)[0]
+    assert before.closed
+    assert not after.closed
+    page.leave(tab)
+    page.leave(tab)
+    assert after.closed
+    with pytest.raises(gr.Error, match="this video was closed"):
+        page.write(after, "masks")
+    assert clip.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_handlers_without_a_video(model: STMA, tmp_path: Path) -> None:
@@ -140,8 +166,6 @@ def test_a_run_that_fails_gives_the_page_back(
 
 
 def test_a_port_that_is_taken(model: STMA) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -151,6 +175,35 @@ def test_a_port_that_is_taken(model: STMA) -> None:
             serving(model, port=port),
         ):
             pass
+
+
+def test_the_command_refuses_early(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(SystemExit, match=r"none\.mp4: no such file or folder"):
+        main(["app", str(tmp_path / "none.mp4")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"needs gradio, .* pip install 'stma\[app\]'"):
+        main(["app"])
+
+
+@pytest.mark.slow
+def test_the_command_ends_and_cleans_up(weights: Path, clip: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    arguments = ["app", str(clip), f"--weights={weights}", "--no-browser", "--device=cpu"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "stma", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line = process.stdout.readline()
+        url = line.split()[4]
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(url) as answer:
+            assert b"gradio" in answer.read()
+        assert list(tmp_path.glob("stma-app-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not list(tmp_path.glob("stma-app-*"))
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +289,7 @@ def tab(chromium, address: str) -> Iterator[Tab]:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
     tab.open(clip)
     tab.wait_for_frame(0)
@@ -266,6 +320,7 @@ def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_tools(tab: Tab, clip: Path) -> None:
     """Polygon, eraser and undo."""
     tab.open(clip)
@@ -289,6 +344,7 @@ def test_tools(tab: Tab, clip: Path) -> None:
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_no_video_and_too_long_a_video(tab: Tab, tmp_path: Path) -> None:
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
@@ -302,14 +358,13 @@ def test_no_video_and_too_long_a_video(tab: Tab, tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(3_000_000)
     tab.open(large)
-    tab.page.wait_for_selector("text=/2 ?MB/i")
+    tab.page.wait_for_selector("text=exceed the maximum allowed size of 2.0 Mb")
 
 
 @in_browser
 @pytest.mark.browser
+@pytest.mark.slow
 def test_tabs_do_not_mix_and_are_cleaned_up(chromium, model: STMA, clip: Path) -> None:
-    import os
-
     with serving(model) as address:
         folder = Path(os.environ["GRADIO_TEMP_DIR"]).parent
         one, other = Tab(chromium, address), Tab(chromium, address)

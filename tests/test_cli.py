@@ -119,6 +119,16 @@ def test_pictures_are_segmented_too(clip, weights) -> None:
     assert len(list(open_video("frames-segmented/overlay.mp4").frames())) == 3
 
 
+def test_an_output_below_the_folder_of_pictures_goes_on(clip, weights, monkeypatch) -> None:
+    Path("frames").mkdir()
+    for number in range(3):
+        save_picture(Path(f"frames/{number}.png"), gradient(number))
+    command = ["segment", "frames", "--mask=first.png", f"--weights={weights}", "-o", "frames/out"]
+    main(command)
+    monkeypatch.setattr(Segmenter, "step", None)
+    main(command)
+
+
 class Stop:
     """Presses Ctrl-C when a number of frames has been segmented."""
 
@@ -146,7 +156,7 @@ def test_interrupted_the_same_command_goes_on(segment, monkeypatch, capsys, back
         with pytest.raises(SystemExit) as left:
             segment(*arguments, "-o", "out")
         assert left.value.code == 130
-        assert "goes on" in capsys.readouterr().err
+        assert "run the same command" in capsys.readouterr().err
         total -= after
         assert stop.left == 0
     counter = Stop(monkeypatch, 10**6)
@@ -240,6 +250,13 @@ def test_bad_masks_are_refused_before_anything_is_written(segment, capsys) -> No
     assert "folder: the folder holds no PNG" in message("--mask=folder")
     save_mask(Path("folder/first.png"), FIRST)
     assert "folder/first.png: the video has no frame first" in message("--mask=folder")
+
+
+def test_a_mask_one_pixel_off_is_resized(segment, caplog) -> None:
+    save_mask(Path("odd.png"), np.pad(FIRST, ((0, 1), (0, 1))))
+    segment("--mask=odd.png", "-o", "out", "--save=masks")
+    assert masks("out")[0].shape == SIZE
+    assert caplog.text.count("odd.png: 65 x 49 pixels, one off its video; resized") == 1
 
 
 def test_bad_settings_are_refused(segment, capsys, weights) -> None:

@@ -190,7 +190,7 @@ def test_what_composites_are_cut_from_is_chosen_by_name() -> None:
             "no setting stages.video.optimizer.learning_rat; did you mean "
             "stages.video.optimizer.learning_rate?",
         ),
-        ("zzz=3", "no setting zzz; at the top there are accumulate, "),
+        ("zzz=3", "no setting zzz; the top level has accumulate, "),
         ("output=a b=c", "output=a b=c: "),
     ],
 )

@@ -181,7 +181,7 @@ def test_types_of_nested_settings() -> None:
     ("overrides", "message"),
     [
         (["+segmenter.memory_intervall=3"], "did you mean segmenter.memory_interval?"),
-        (["+fo=1"], "no setting fo; at the top there are "),
+        (["+fo=1"], "no setting fo; the top level has "),
         (["root=x", "clips=a"], "clips is 'a'; give a list, each text or null: clips=[a]"),
         ([], "root is missing; give root=..."),
         (["root=x", "augment.scales=[nan]"], "scales is [nan]; give a list, each a finite number"),

@@ -45,6 +45,13 @@ def test_an_overlay_reaches_the_border_and_may_be_empty() -> None:
     assert not (drawn[0, 22:] == 255).all()
 
 
+def test_an_overlay_leaves_its_frame_as_it_is() -> None:
+    frame = np.full((20, 30, 3), 7, np.uint8)
+    frame.flags.writeable = False
+    assert (draw_overlay(frame, np.ones((20, 30), np.uint8)) != frame).any()
+    assert (frame == 7).all()
+
+
 def test_a_sheet_holds_every_row_under_its_title() -> None:
     pictures = [np.zeros((40, 80, 3), np.uint8)] * 3
     sheet = contact_sheet([("one", pictures), ("two", pictures[:1])], height=20)

@@ -194,7 +194,7 @@ def test_a_clip_that_was_ended_in_the_middle_goes_on_from_there(
     stepped, shown = Segmenter(model, config), []
     with caplog.at_level("INFO"):
         run = run_clip(long_clip, stepped, tmp_path / "out", CPU, lambda: shown.append(1))
-    assert f"a: goes on after frame {frames} of 8" in caplog.text
+    assert f"a: resumes after frame {frames} of 8" in caplog.text
     assert len(run.seconds) == len(whole.seconds) == 7
     assert len(shown) == 8
     assert len(list((tmp_path / "out").iterdir())) == 8
@@ -216,7 +216,7 @@ def test_what_is_left_of_other_files_or_settings_or_damaged_is_not_gone_on_with(
     def starts_over(config: SegmenterConfig | None = None) -> None:
         with caplog.at_level("INFO"):
             run_clip(clip_of(tmp_path), Segmenter(model, config), out, CPU)
-        assert "goes on" not in caplog.text
+        assert "resumes" not in caplog.text
 
     leave()
     starts_over(SegmenterConfig(memory_interval=1))

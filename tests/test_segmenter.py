@@ -1,11 +1,14 @@
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from conftest import TINY, make_batch, perturbed, random_frame
 
 from stma.errors import InputError
+from stma.inference import compiled
 from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
 from stma.model.factory import build_model
 from stma.model.stma import STMA
@@ -267,6 +270,8 @@ def test_a_network_in_training_mode_is_refused(tiny_config) -> None:
         {"queue_size": -1},
         {"top_k": 0},
         {"precision": "fp8"},
+        {"compile": "fast"},
+        {"compile": "default", "capacity": None},
     ],
 )
 def test_settings_that_make_no_sense(settings: dict) -> None:
@@ -300,6 +305,37 @@ def test_cuda_agrees_with_the_cpu(tiny_model: STMA) -> None:
     cuda = tiny_model.cuda()
     assert torch.allclose(run(cuda, "fp32"), cpu, atol=1e-3)
     assert torch.isfinite(run(cuda, "bf16")).all()
+
+
+@pytest.mark.gpu
+def test_cuda_waits_once_a_frame(tiny_model: STMA) -> None:
+    """As tests/test_fake_cuda.py counts it without a card."""
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model.float().cuda(), SegmenterConfig(memory_interval=1, capacity=8))
+    for t in range(8):
+        mask = {0: blob_mask(32, 32, [1, 2]), 5: blob_mask(32, 32, [0, 5])}.get(t)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            segmenter.step(random_frame(rng, 32, 32), mask)
+            torch.cuda.set_sync_debug_mode("default")
+        waits = [str(each.message) for each in caught if "synchronizing" in str(each.message)]
+        assert len(waits) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_what_cuda_replays_equals_eager(tiny_model: STMA) -> None:
+    model = tiny_model.float().cuda()
+    modes = (None, "reduce-overhead")
+    settings = SegmenterConfig(memory_interval=4, capacity=14, precision="fp32")
+    runs = [Segmenter(model, replace(settings, compile=mode)) for mode in modes]
+    rng = np.random.default_rng(0)
+    for t in range(12):
+        frame = random_frame(rng, 32, 32)
+        mask = {0: blob_mask(32, 32, [1, 2]), 7: blob_mask(32, 32, [0, 5])}.get(t)
+        eager, replayed = (segmenter.predict(frame, mask) for segmenter in runs)
+        torch.testing.assert_close(replayed, eager, rtol=0, atol=1e-3)
 
 
 def test_bf16_runs_with_late_objects_and_eviction_and_stays_close(tiny_model: STMA) -> None:
@@ -470,3 +506,28 @@ def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
         Segmenter("path")
     with pytest.raises(InputError, match=r"the settings are {'capacity': 5}; give a Segmenter"):
         Segmenter(tiny_model, {"capacity": 5})
+
+
+@pytest.mark.slow
+def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
+    tiny_model: STMA, monkeypatch
+) -> None:
+    """60 frames, an object that enters late, and two more updates, the second of which evicts. A
+    graph each for one reference, for two, and for three and another object."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiled, "BACKEND", counter)
+    torch._dynamo.reset()
+    settings = SegmenterConfig(memory_interval=25, capacity=14)  # 4 elements to a frame
+    runs = [Segmenter(tiny_model.float(), replace(settings, compile=mode))
+            for mode in (None, "default")]  # fmt: skip
+    rng = np.random.default_rng(0)
+    graphs = []
+    for t in range(60):
+        frame = random_frame(rng, 32, 32)
+        mask = {0: blob_mask(32, 32, [1, 2]), 35: blob_mask(32, 32, [0, 5])}.get(t)
+        eager, compiled_frame = (segmenter.predict(frame, mask) for segmenter in runs)
+        torch.testing.assert_close(compiled_frame, eager, rtol=0, atol=1e-5)
+        graphs.append(counter.frame_count)
+    assert [graphs[t] for t in (0, 1, 25, 26, 35, 36, 59)] == [0, 1, 1, 2, 2, 3, 3]
+    usage = [segmenter.memory.temporal._usage for segmenter in runs]
+    torch.testing.assert_close(*usage, rtol=0, atol=1e-3)

@@ -138,6 +138,9 @@ def test_what_cannot_be_segmented_is_refused_in_one_line(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"the folder holds no .jpg")
     (tmp_path / "empty" / "a.jpg").touch()
+    (tmp_path / "empty" / "a-mask.png").touch()
+    refused(tmp_path / "empty", "holds JPEGs and PNGs")
+    (tmp_path / "empty" / "a-mask.png").unlink()
     refused(tmp_path / "empty", r"a.jpg: cannot be read as an image")
 
 

@@ -30,6 +30,7 @@ from stma.runtime.device import resolve_device
 OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
 SHOWN_EVERY = 0.1  # seconds; a GPU is faster than a browser
+SHOWN = 7  # components that show a video
 STALE = 24 * 3600  # seconds after which a downloaded file is deleted
 
 DOWNLOAD_NAMES = {
@@ -150,13 +151,14 @@ class Page:
     ) -> None:
         self.model, self.folder, self.limits, self.video = model, folder, limits, video
         self.turn = threading.Lock()
+        self.sessions: dict[str | None, Session] = {}  # by Gradio's name of the tab
 
     def blocks(self) -> gr.Blocks:
         """The page."""
         with gr.Blocks(
             title="stma", analytics_enabled=False, delete_cache=(STALE, STALE)
         ) as blocks:
-            session = gr.State(None, delete_callback=lambda session: session and session.close())
+            session = gr.State(None)  # of the tab
             gr.Markdown("## Video object segmentation\n" + HOW_TO)
             with gr.Row():
                 with gr.Column(scale=4):
@@ -198,8 +200,7 @@ class Page:
 
             shown = [session, canvas, slider, text, chosen, start, file]
             quiet: dict[str, Any] = {"show_progress": "hidden"}
-            # Always cleared, so that another file can follow one that was refused.
-            upload.upload(self.open, [session, upload], shown).then(lambda: None, None, upload)
+            upload.upload(self.open, upload, [*shown, upload])
             if self.video is not None:
                 blocks.load(self.open_given, None, shown)
             slider.input(
@@ -220,7 +221,7 @@ class Page:
             start.click(
                 self.run,
                 [session, canvas],
-                [canvas, slider, text, chosen, start, stop, upload, remove, back, forth],
+                [canvas, slider, text, chosen, start, stop, remove, back, forth],
                 concurrency_limit=None,
                 **quiet,
             )
@@ -229,24 +230,35 @@ class Page:
                 self.remove, [session, canvas, slider, chosen], [canvas, text, chosen], **quiet
             )
             prepare.click(self.write, [session, kind], file)
+            blocks.unload(self.leave)
         return blocks
 
-    def open(self, old: Session | None, path: str | None) -> list[Any]:
+    def open(self, path: str | None, request: gr.Request) -> list[Any]:
         """Make an uploaded file the tab's video; the previous one is closed."""
-        with told():
-            assert path is not None
+        assert path is not None
+        try:
             new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
-        if old is not None:
-            old.close()
-        return self._opened(new)
+        except InputError as error:
+            # Not a Gradio error: it would leave the file there, and no room for another.
+            gr.Warning(str(error), duration=None, title="Not opened")
+            return [gr.skip()] * SHOWN + [None]
+        return [*self._opened(new, request), None]
 
-    def open_given(self) -> list[Any]:
+    def open_given(self, request: gr.Request) -> list[Any]:
         """Open the video named on the command line."""
         assert self.video is not None
         with told():
-            return self._opened(Session(self.video, self.model, self.folder, self.limits))
+            session = Session(self.video, self.model, self.folder, self.limits)
+            return self._opened(session, request)
 
-    def _opened(self, session: Session) -> list[Any]:
+    def leave(self, request: gr.Request) -> None:
+        """Called when the tab is closed or reloads the page."""
+        if (session := self.sessions.pop(request.session_hash, None)) is not None:
+            session.close()
+
+    def _opened(self, session: Session, request: gr.Request) -> list[Any]:
+        self.leave(request)  # what it had open before
+        self.sessions[request.session_hash] = session
         return [
             session,
             canvas_value(session, 0),
@@ -254,7 +266,7 @@ class Page:
             status(session),
             object_choices(session),
             gr.Button(interactive=True),
-            gr.File(value=None, visible=False),
+            gr.File(value=None, visible="hidden"),
         ]
 
     def go(self, session: Session | None, canvas: Any, number: int) -> list[Any]:
@@ -285,47 +297,51 @@ class Page:
         number = canvas["number"]
         start = shown = time.monotonic()
         count = 0
-        try:
-            with told():
-                run = session.run()
-                while True:
-                    with self.turn:
-                        following = next(run, None)
-                    if following is None:
-                        break
-                    number, count = following, count + 1
-                    now = time.monotonic()
-                    if count == 1 or now - shown > SHOWN_EVERY:
-                        shown = now
-                        rate = count / (now - start)
-                        left = (session.num_frames - number - 1) / rate
-                        line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
-                        yield [
-                            canvas_value(session, number, locked=True),
-                            gr.Slider(value=number, interactive=False),
-                            line + f"{left:.0f} s left.",
-                            gr.skip(),
-                            busy,
-                            free,
-                            gr.File(interactive=False),
-                            busy,
-                            busy,
-                            busy,
-                        ]
-        finally:
-            # Also on an error: show what there is, so that it can be corrected.
+        problem = None
+        run = session.run()
+        while True:
+            try:
+                with self.turn:
+                    following = next(run, None)
+            except InputError as error:
+                problem = gr.Error(str(error), duration=None, print_exception=False)
+                break
+            if following is None:
+                break
+            number, count = following, count + 1
+            now = time.monotonic()
+            if count > 1 and now - shown < SHOWN_EVERY:
+                continue
+            shown = now
+            rate = count / (now - start)
+            left = (session.num_frames - number - 1) / rate
+            line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
             yield [
-                canvas_value(session, number),
-                gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
-                status(session),
-                object_choices(session),
+                canvas_value(session, number, locked=True),
+                gr.Slider(value=number, interactive=False),
+                line + f"{left:.0f} s left.",
+                gr.skip(),
+                busy,
                 free,
                 busy,
-                gr.File(interactive=True),
-                free,
-                free,
-                free,
+                busy,
+                busy,
             ]
+        if session.closed:  # the tab has another video now
+            return
+        yield [
+            canvas_value(session, number),
+            gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
+            status(session),
+            object_choices(session),
+            free,
+            busy,
+            free,
+            free,
+            free,
+        ]
+        if problem is not None:  # only now: what there is has been shown, for correction
+            raise problem
 
     def remove(
         self, session: Session | None, canvas: Any, number: int, chosen: int | None
@@ -375,7 +391,6 @@ def serving(
                 server_name=host,
                 server_port=port,
                 max_file_size=f"{limits.megabytes}mb",
-                allowed_paths=[str(folder)],
                 inbrowser=browser,
                 prevent_thread_lock=True,
                 quiet=True,

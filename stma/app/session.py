@@ -75,6 +75,7 @@ class Session:
     Attributes:
         num_frames: of the video.
         done: masks of the frames before this one are known.
+        closed: whether its files have been deleted.
 
     Raises:
         InputError: it is not a video, or exceeds the limits.
@@ -99,6 +100,7 @@ class Session:
             raise InputError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
         self.num_frames = len(self.video)
         self.done = 0
+        self.closed = False
         self._model, self._config = model, config
         (self._folder / "masks").mkdir()
         self._drawings: dict[int, Drawing] = {}
@@ -168,6 +170,7 @@ class Session:
         Raises:
             InputError: nothing is drawn, or a frame cannot be read; earlier masks are kept.
         """
+        self._check_open()
         if not self.ids:
             raise InputError("nothing is drawn yet; paint an object on a frame first")
         stop = self._stop = threading.Event()  # of this run; another may start after it
@@ -262,6 +265,7 @@ class Session:
         Raises:
             InputError: no mask is known yet.
         """
+        self._check_open()
         with self._lock, full_disks_told(self._folder):
             if not self.done:
                 raise InputError("no frame is segmented yet; press Segment first")
@@ -292,8 +296,12 @@ class Session:
         """Stop, and delete all the session's files."""
         self.stop()
         with self._lock:
-            self.done = 0
+            self.done, self.closed = 0, True
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InputError("this video was closed and its files deleted; open it again")
 
     def _mask_path(self, number: int) -> Path:
         return self._folder / "masks" / f"{self.video.name(number)}.png"

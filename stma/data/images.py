@@ -216,7 +216,7 @@ def interpolated_ids(mask: np.ndarray) -> list[int]:
     honest = int((present > 0).sum()) - len(suspects)
     if len(suspects) < MIN_INTERPOLATED or len(suspects) <= honest:
         return []
-    # Thin objects side by side are numbered without gaps, and each is in one piece.
+    # Thin objects side by side are numbered without gaps, and each is a single piece.
     numbered = int(present[-1]) == int((present > 0).sum())
     if numbered and all(_in_one_piece(mask == value) for value in suspects):
         return []

@@ -85,8 +85,8 @@ def run_clip(
     device: torch.device,
     on_frame: Callable[[], object] = lambda: None,
 ) -> ClipRun:
-    """Segment one clip and write the masks asked for, in the palette of its first mask. Where an
-    earlier run was ended in the middle of it, go on from there.
+    """Segment one clip and write the masks asked for, in the palette of its first mask. If an
+    earlier run ended in the middle of it, continue from there.
 
     Args:
         output: the folder of the clip's masks, which appears once it holds all of them; None
@@ -120,11 +120,11 @@ def run_clip(
 
 @dataclass(frozen=True)
 class _Begun:
-    """A clip and how far it is.
+    """The progress of a clip.
 
     Attributes:
         frames: that are done.
-        seconds: of these, as in :class:`ClipRun`.
+        seconds: for these, as in :class:`ClipRun`.
     """
 
     segmenter: VideoSegmenter
@@ -134,8 +134,8 @@ class _Begun:
 
 
 def _begun(clip: EvalClip, segmenter: VideoSegmenter, partial: Path) -> _Begun:
-    """What an earlier run, that was ended in the middle, has left of this clip; nothing where it is
-    of other files or settings, or damaged."""
+    """What an interrupted run has left of this clip; nothing if its files or settings differ, or
+    it is damaged."""
     if not isinstance(segmenter, Segmenter):
         return _Begun(segmenter)
     try:
@@ -146,13 +146,13 @@ def _begun(clip: EvalClip, segmenter: VideoSegmenter, partial: Path) -> _Begun:
             return _Begun(segmenter)
     except (OSError, ValueError, KeyError, TypeError):
         return _Begun(segmenter)
-    log.info("%s: goes on after frame %d of %d", clip.name, frames, len(clip.frames))
+    log.info("%s: resumes after frame %d of %d", clip.name, frames, len(clip.frames))
     return _Begun(loaded, frames, seconds, None if palette is None else bytes.fromhex(palette))
 
 
 def _save(begun: _Begun, clip: EvalClip, fingerprint: str, folder: Path) -> None:
-    """For :func:`_begun`. The state comes first: where a run ends between the two, the one before
-    is still there."""
+    """Save for :func:`_begun`. The state comes first: if a run ends between the two files, the
+    previous state still exists."""
     assert isinstance(begun.segmenter, Segmenter)
     state = folder / STATES.replace("*", str(begun.frames))
     begun.segmenter.save(state)
@@ -254,7 +254,7 @@ class _Writer:
             self.pending.popleft().result()
 
     def flush(self) -> None:
-        """Until all are written."""
+        """Wait until all are written."""
         while self.pending:
             self.pending.popleft().result()
 

@@ -1,6 +1,6 @@
 """One video, one frame at a time: everything that segments videos uses this object."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stma.errors import InputError
+from stma.inference import compiled
 from stma.inference.state import fingerprint, read_state, write_state
 from stma.memory.spatial import SpatialMemory
-from stma.memory.temporal import TemporalMemory
+from stma.memory.temporal import TemporalMemory, WholeBuffer
 from stma.memory.video import VideoMemory
-from stma.model.backbone import STRIDE, pad_to_stride
+from stma.model.backbone import STRIDE, FrameEmbedding, pad_to_stride
 from stma.model.stma import STMA
 from stma.runtime.config import check_types
 from stma.runtime.device import autocast, check_precision, upload
@@ -34,6 +35,9 @@ class SegmenterConfig:
         top_k: each query reads only the k most similar elements; null reads all.
         short_side: larger frames are scaled down to this for the network; null never scales.
         scale: of the network's frames, applied after ``short_side``; above 1 enlarges them.
+        compile: null, or a mode of ``torch.compile``, in which a frame is one graph: ``default``,
+            or ``reduce-overhead``, which CUDA replays. Each number of objects and references is
+            compiled anew, for a minute or so.
         precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -44,6 +48,7 @@ class SegmenterConfig:
     top_k: int | None = None
     short_side: int | None = 480
     scale: float = 1.0
+    compile: str | None = None
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -54,6 +59,12 @@ class SegmenterConfig:
             raise InputError(f"short_side is {self.short_side}; give {STRIDE} or more, or null")
         if not 0 < self.scale <= MAX_SCALE:
             raise InputError(f"scale is {self.scale}; give more than 0 and at most {MAX_SCALE}")
+        if self.compile is not None and self.compile not in compiled.MODES:
+            raise InputError(
+                f"compile is {self.compile!r}; choose one of {compiled.MODES}, or null"
+            )
+        if self.compile is not None and self.capacity is None:
+            raise InputError("compile needs a memory that does not grow; give a capacity")
         check_precision(self.precision)
         # The memories check their own settings; do so before the first video is read.
         SpatialMemory(self.queue_size, self.max_pinned)
@@ -123,6 +134,7 @@ class Segmenter:
         self.ids: list[int] = []
         self._entered_with: list[int] = []  # for every object, the pinned frame that gave it
         self._frames_since_first_mask = 0
+        self._read: WholeBuffer | None = None  # of the temporal memory, until the next update
         self.memory = VideoMemory(
             spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
             temporal=TemporalMemory(self.config.capacity, self.config.top_k),
@@ -256,12 +268,11 @@ class Segmenter:
     ) -> Tensor:
         """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects."""
         image, size = self.network_input(frame)
-        embedding = self.model.embed(image)
         if self.ids:
-            segmentation = self.model.segment(embedding, self.memory)
-            features = segmentation.features
-            probabilities = segmentation.probabilities[0, :, : size[0], : size[1]]
+            embedding, features, probabilities = self._segment(image)
+            probabilities = probabilities[0, :, : size[0], : size[1]]
         else:
+            embedding = self.model.embed(image)
             features = self.model.encode(embedding, self.memory)
             probabilities = torch.ones(1, *size, device=self.device, dtype=self.dtype)
         self.ids += new_ids
@@ -282,6 +293,31 @@ class Segmenter:
             pinned = bool(new_ids)
             self.model.memorize(image, embedding, features, masks, self.memory, pinned=pinned)
         return probabilities
+
+    def _segment(self, image: Tensor) -> tuple[FrameEmbedding, Tensor, Tensor]:
+        """The embedding, features and probabilities of a frame; one graph if it is compiled."""
+        memory = self.memory
+        if self.config.compile is None:
+            embedding = self.model.embed(image)
+            segmentation = self.model.segment(embedding, memory)
+            return embedding, segmentation.features, segmentation.probabilities
+        if memory.prepared is None:
+            memory.prepared = self.model.prepare(memory)
+            self._read = memory.temporal.whole_buffer() if len(memory.temporal) else None
+        read = None if self._read is None else replace(self._read, received=[])
+        torch.compiler.cudagraph_mark_step_begin()
+        function = compiled.compiled(compiled.BACKEND, self.config.compile)
+        embedding, features, probabilities = function(
+            self.model,
+            image,
+            replace(memory, temporal=read),  # type: ignore[arg-type]
+        )
+        if read is not None:
+            for used, group in zip(read.received, read.groups, strict=True):
+                memory.temporal.count_use(used, group)
+        # The next replay writes over what the graph has given; these outlive it.
+        embedding = replace(embedding, tokens=embedding.tokens.clone())
+        return embedding, features, probabilities.clone()
 
     def network_input(self, frame: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """A frame ``(H, W, 3)`` as the network sees it: normalised, scaled and padded

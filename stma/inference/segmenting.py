@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import time
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
-from stma.data.images import interpolated_ids, read_mask
+from stma.data.images import almost_equal_sizes, image_size, interpolated_ids, read_mask
 from stma.errors import InputError
 from stma.inference.video import Video, read_ahead
 from stma.inference.writing import OUTPUTS, Background, MaskWriter, Writer
@@ -20,6 +22,8 @@ from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials
 
 if TYPE_CHECKING:
     from stma.inference.segmenter import Segmenter  # imports torch, which takes seconds
+
+log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0  # seconds: the most that is lost if the program is killed
 RUN = "run.json"  # says what the folder is the result of
@@ -90,7 +94,9 @@ def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, Path]:
                 )
             if number in found:
                 raise InputError(f"two masks for frame {name}: {found[number]} and {path}")
-            read_given(path, video)
+            mask, _ = read_given(path, video)
+            if (size := image_size(path)) != mask.shape:
+                log.warning("%s: %d x %d pixels, one off its video; resized", path, *size[::-1])
             found[number] = path
     if not found:
         raise InputError("no mask; give one with --mask FIRST.png")
@@ -114,12 +120,16 @@ def _named_masks(video: Video, argument: str) -> Iterator[tuple[str, Path]]:
 def read_given(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
     """A mask of the video, and its palette if it has one.
 
+    One that is a pixel off is resized: encoded videos often have only even sides.
+
     Raises:
         InputError: it is not an index image of the video's size with at least one object.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such mask")
     mask, palette = read_mask(path)
+    if mask.shape != video.size and almost_equal_sizes(mask.shape, video.size):
+        mask = cv2.resize(mask, video.size[::-1], interpolation=cv2.INTER_NEAREST)
     if mask.shape != video.size:
         raise InputError(
             f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, the video {video.size[1]} x "
@@ -229,9 +239,7 @@ def _identity(order: Order) -> dict[str, Any]:
     from stma.model.weights import find_weights
     from stma.runtime.provenance import file_digest
 
-    source = order.video.path
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in order.video.files]
     return {
         "video": hashlib.sha256(repr(stats).encode()).hexdigest(),
         "masks": {str(n): file_digest(path) for n, path in order.masks.items()},

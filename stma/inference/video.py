@@ -57,9 +57,11 @@ class Video(Protocol):
         size: ``(H, W)`` of the frames, upright.
         time_base: seconds per unit of the frames' ``pts``.
         rate: frames per second, on average.
+        files: all files it is read from.
     """
 
     path: Path
+    files: list[Path]
     size: tuple[int, int]
     time_base: Fraction
     rate: Fraction
@@ -112,6 +114,7 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = [path]
         with self._opened() as (container, stream):
             self._num_in_header = stream.frames
             self.rate = stream.average_rate or Fraction(PICTURE_RATE)
@@ -274,23 +277,28 @@ class PictureFolder:
         ]
         if not found:
             raise InputError(f"{path}: the folder holds no {', '.join(IMAGE_SUFFIXES)}")
+        kinds = {entry.suffix.lower() for entry in found}
+        if ".png" in kinds and len(kinds) > 1:
+            raise InputError(
+                f"{path}: the folder holds JPEGs and PNGs; give one with only the video's frames"
+            )
         if all(entry.stem.isdecimal() for entry in found):
-            self._files = sorted(found, key=lambda entry: (int(entry.stem), entry.name))
+            self.files = sorted(found, key=lambda entry: (int(entry.stem), entry.name))
         else:
-            self._files = sorted(found)
-        self._numbers = {entry.stem: number for number, entry in enumerate(self._files)}
-        if len(self._numbers) < len(self._files):
+            self.files = sorted(found)
+        self._numbers = {entry.stem: number for number, entry in enumerate(self.files)}
+        if len(self._numbers) < len(self.files):
             raise InputError(f"{path}: two pictures have the same name except for the suffix")
         self.time_base = Fraction(1, PICTURE_RATE)
         self.rate = Fraction(PICTURE_RATE)
-        self.size = image_size(self._files[0])
-        _check_size(self._files[0], self.size)
+        self.size = image_size(self.files[0])
+        _check_size(self.files[0], self.size)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def name(self, number: int) -> str:
-        return self._files[number].stem
+        return self.files[number].stem
 
     def number(self, name: str) -> int | None:
         if name.isdecimal() and name not in self._numbers:  # 7 is 00007
@@ -305,7 +313,7 @@ class PictureFolder:
         return map(self._read, range(start, -1, -1))
 
     def _read(self, number: int) -> VideoFrameAt:
-        path = self._files[number]
+        path = self.files[number]
         image = read_image(path)
         if image.shape[:2] != self.size:
             height, width = image.shape[:2]

@@ -156,7 +156,7 @@ class _Sound:
     """Copies the first sound track of a file into another, without re-encoding."""
 
     def __init__(self, path: Path, output: av.container.OutputContainer) -> None:
-        self._output = output
+        self._path, self._output = path, output
         self._source = av.open(f"file:{path}")
         track = self._source.streams.audio[0]
         self._copy: AudioStream | None = None
@@ -166,7 +166,8 @@ class _Sound:
         else:
             log.warning("%s: its sound (%s) does not fit into %s", path, name, output.format.name)
         self._packets = self._source.demux(track)
-        self._next = next(self._packets, None)
+        self._next: av.Packet | None = None
+        self._advance()
 
     def __enter__(self) -> "_Sound":
         return self
@@ -183,7 +184,14 @@ class _Sound:
                     return
                 packet.stream = self._copy
                 self._output.mux(packet)
+            self._advance()
+
+    def _advance(self) -> None:
+        try:
             self._next = next(self._packets, None)
+        except av.error.InvalidDataError:
+            log.warning("%s: its sound is damaged and ends early", self._path)
+            self._next = None
 
 
 class CocoWriter:

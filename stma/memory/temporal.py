@@ -5,7 +5,7 @@ the least frequently used elements. Without one, as in training, it grows and pa
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,27 @@ class ObjectGroup:
 
     objects: slice
     present: Tensor | None
+
+
+@dataclass
+class WholeBuffer:
+    """A temporal memory as a compiled frame reads it: all of its buffer, whatever is filled, so
+    that shapes stay as they are until an object enters.
+
+    Attributes:
+        keys, values, groups, top_k: see :class:`TemporalMemory`; what is not filled is not present.
+        received: what :meth:`count_use` was given, in the order of the groups.
+    """
+
+    keys: Tensor
+    values: Tensor
+    groups: list[ObjectGroup]
+    top_k: int | None
+    received: list[Tensor] = field(default_factory=list)
+
+    def count_use(self, received: Tensor, group: ObjectGroup) -> None:
+        """Keep it for :meth:`TemporalMemory.count_use`."""
+        self.received.append(received)
 
 
 class TemporalMemory:
@@ -130,6 +151,20 @@ class TemporalMemory:
             start += size
         return groups
 
+    def whole_buffer(self) -> WholeBuffer:
+        """What to read until the next write, in a memory with a capacity."""
+        assert self._keys is not None, "the memory is empty"
+        assert self.capacity is not None
+        filled = torch.arange(self._keys.shape[1], device=self._keys.device) < self.size
+        written = self._written.gather(1, self._frame)
+        groups = []
+        start = 0
+        for size, entered in zip(self._group_sizes, self._group_entered, strict=True):
+            present = filled & (written >= entered) if start > 0 else filled.expand_as(written)
+            groups.append(ObjectGroup(slice(start, start + size), present))
+            start += size
+        return WholeBuffer(self._keys, self._values, groups, self.top_k)
+
     @property
     def object_tokens(self) -> Tensor:
         """``(B, N, C)``: the maximum over the frames that have elements left (Eq. 5)."""
@@ -142,14 +177,15 @@ class TemporalMemory:
         """Record a read, for eviction.
 
         Args:
-            received: ``(B, M)``, the softmax affinity of all queries to each element, as read by
-                the objects in ``group``; it is weighted by their share of all objects.
+            received: ``(B, M)``, or longer, for the whole buffer: the softmax affinity of all
+                queries to each element, as read by the objects in ``group``; it is weighted by
+                their share of all objects.
         """
         if self.capacity is None:
             return
         objects = group.objects
         share = (objects.stop - objects.start) / self.num_objects
-        self._usage[:, : self.size] += share * received
+        self._usage[:, : self.size] += share * received[:, : self.size]
         if objects.start == 0:  # once per read
             self._age[:, : self.size] += 1
 

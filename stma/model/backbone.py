@@ -112,6 +112,8 @@ class ResampledPositions:
 
     def at(self, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
         """See :func:`resample_positions`."""
+        if torch.compiler.is_compiling():  # a graph has no use for what is kept
+            return resample_positions(embedding, grid)
         version = -1 if embedding.is_inference() else embedding._version
         source = self._source
         if source is None or source[0] is not embedding or source[1] != version:

@@ -107,7 +107,7 @@ class STMA(nn.Module):
         Args:
             backend: of ``torch.compile``.
         """
-        _prepare_compiler()
+        prepare_compiler()
         for block in self.backbone.last_stage:
             block.project = torch.compile(block.project, backend=backend)  # type: ignore[method-assign]
             block.update = torch.compile(block.update, backend=backend)  # type: ignore[method-assign]
@@ -250,7 +250,8 @@ class STMA(nn.Module):
         )
 
 
-def _prepare_compiler() -> None:
+def prepare_compiler() -> None:
+    """Allow as many graphs as a network needs; before anything is compiled."""
     from torch._dynamo import config  # slow to import, and few need it
 
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"

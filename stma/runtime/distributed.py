@@ -182,16 +182,16 @@ def join_processes(
         if not _tells_of_a_lost_process(error):
             raise
         raise InputError(
-            f"process {launch.rank} can no longer reach another one: that one has ended, or its "
-            "machine or network has; its last lines say why. This one ends too; the same command "
-            "resumes from the last checkpoint"
+            f"process {launch.rank} can no longer reach another one: it has ended, or its "
+            "machine or network has failed; its last lines say why. This one ends too; the same "
+            "command resumes from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
 def _tells_of_a_lost_process(error: RuntimeError) -> bool:
-    """NCCL's errors have a kind of their own; gloo's name its source file."""
+    """NCCL's errors have their own type; gloo's name its source file."""
     return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 

@@ -26,11 +26,12 @@ class Footprint(TorchDispatchMode):
 
     Attributes:
         now, peak: bytes.
+        moved: bytes that kernels have read and written, without any fusion.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.moved = 0
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = (
             weakref.WeakKeyDictionary()
         )
@@ -39,9 +40,16 @@ class Footprint(TorchDispatchMode):
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         result = function(*arguments, **(keywords or {}))
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor) and each.untyped_storage() not in self._known:
-                self._add(each.untyped_storage())
+        new = [
+            each
+            for each in tree_leaves(result)
+            if isinstance(each, Tensor) and each.untyped_storage() not in self._known
+        ]
+        for each in new:
+            self._add(each.untyped_storage())
+        if new:  # not a view
+            read = [each for each in tree_leaves(arguments) if isinstance(each, Tensor)]
+            self.moved += sum(each.nbytes for each in (*read, *new))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -5,14 +5,16 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stma.model.factory import build_model
+from stma.model.stma import STMA
 from stma.runtime.device import autocast, peak_gigabytes
 from stma.runtime.footprint import backward, on_paper, put_on
 from stma.structures import ClipBatch
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.learner import Learner, release_memory
-from stma.training.losses import clip_loss
+from stma.training.losses import LossConfig, clip_loss
 from stma.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -142,3 +144,13 @@ def random_batch(stage: StageConfig, clips: int, device: torch.device) -> ClipBa
         valid_objects=torch.ones(clips, data.max_objects, dtype=torch.bool),
         references=references,
     ).to(device)
+
+
+def count_flops(model: STMA, batch: ClipBatch, loss: LossConfig) -> int:
+    """FLOPs of a batch by torch's own counter, forward and backward, without recomputation."""
+    model.train().checkpoint_blocks(False)
+    with FlopCounterMode(display=False) as counter:
+        clip_loss(model(batch), batch, loss, 0).total.backward()
+    model.zero_grad(set_to_none=True)
+    model.object_features.forget_observed()
+    return counter.get_total_flops()

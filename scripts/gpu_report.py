@@ -1,0 +1,513 @@
+"""Measure a card in one command: make gpu, or python scripts/gpu_report.py
+
+Runs the tests for cards, compares the card with the CPU, times videos and training, compares memory
+with the estimate on paper, trains experiment=small for some minutes (given --datasets), and writes
+docs/gpu.md with a roofline. It may be interrupted: each measurement is kept in --output, and the
+same command makes the missing ones. --rehearse runs every part at toy size on the CPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from stma.compose import load_model_config, load_resolved
+from stma.data.config import DatasetConfig
+from stma.data.procedural import procedural_clip
+from stma.data.scene import SceneConfig
+from stma.errors import InputError, input_errors_end_the_program
+from stma.inference.footprint import video_bytes
+from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.model.cost import count_cost
+from stma.model.factory import ModelConfig, build_model
+from stma.model.stma import STMA
+from stma.model.weights import load_model
+from stma.runtime.cards import bandwidth, peak_rate
+from stma.runtime.config import parse_config
+from stma.runtime.device import (
+    autocast,
+    device_name,
+    peak_gigabytes,
+    reset_peak,
+    resolve_device,
+)
+from stma.runtime.footprint import on_paper, put_on
+from stma.runtime.provenance import versions
+from stma.training.config import TrainConfig
+from stma.training.dry_run import count_flops, random_batch, training_bytes
+from stma.training.learner import Learner, release_memory
+from stma.training.losses import LossConfig, clip_loss
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+USABLE = 0.9  # share of a card's memory that training may use
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        models: timed with ``objects`` objects; the first also compiled and captured.
+        modes: of ``segmenter.compile``.
+        size, frames: of the videos.
+        stages, overrides, steps: of training.
+        small: arguments of train.py for the last part, and its longest duration in minutes.
+        minutes: after which only that part is started.
+    """
+
+    models: tuple[str, ...]
+    objects: tuple[int, ...]
+    modes: tuple[str, ...]
+    size: tuple[int, int]
+    frames: int
+    stages: tuple[str, ...]
+    overrides: tuple[str, ...]
+    steps: int
+    tests: tuple[str, ...]
+    small: tuple[str, ...]
+    small_minutes: float
+    minutes: float
+
+
+FULL = Scale(
+    models=("convvit_b", "convvit_s", "convvit_t", "convvit_xs", "vit_b"),
+    objects=(1, 3, 10),
+    modes=("default", "reduce-overhead"),
+    size=(480, 854),
+    frames=40,
+    stages=("static", "bl30k", "video"),
+    overrides=("model=convvit_b", "precision=bf16"),
+    steps=10,
+    tests=(),
+    small=(
+        "experiment=small",
+        "stages.small_start.max_minutes=3",
+        "stages.small_long.max_minutes=6",
+    ),
+    small_minutes=11,
+    minutes=9,
+)
+TOY = replace(
+    FULL,
+    models=("convvit_xs",),
+    objects=(1,),
+    modes=(),
+    size=(48, 64),
+    frames=4,
+    stages=("video",),
+    overrides=(
+        "model=convvit_xs",
+        "precision=fp32",
+        "stages.video.batch_size=1",
+        "stages.video.data.height=32",
+        "stages.video.data.width=32",
+        "stages.video.data.num_frames=3",
+    ),
+    steps=1,
+    tests=("tests/test_device.py",),
+    small=("experiment=debug", "stages.debug.iterations=2"),
+)
+
+Row = dict[str, Any]
+
+
+class Kept:
+    """Rows by name, each saved as soon as it is measured.
+
+    Args:
+        deadline: on the monotonic clock; after it, missing rows stay missing.
+    """
+
+    def __init__(self, path: Path, deadline: float) -> None:
+        self.path, self.deadline = path, deadline
+        self.rows: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def row(self, name: str, measure: Callable[[], Row], *, late: bool = False) -> None:
+        """Measure a row, unless it is done or (except for ``late`` ones) the time is up. The next
+        call retries what has failed."""
+        done = name in self.rows and "failed" not in self.rows[name]
+        if done or (not late and time.monotonic() > self.deadline):
+            return
+        print(f"{name} ...", flush=True)
+        try:
+            self.rows[name] = measure()
+        except RuntimeError as error:  # reported; the other rows do not depend on it
+            self.rows[name] = {"failed": str(error).strip().partition("\n")[0][:200]}
+            print(f"{name}: {error}", file=sys.stderr)
+        self.path.write_text(json.dumps(self.rows, indent=1))
+
+    def group(self, prefix: str) -> dict[str, Row]:
+        """Rows whose names have this prefix, without it."""
+        return {n.removeprefix(prefix): r for n, r in self.rows.items() if n.startswith(prefix)}
+
+
+@input_errors_end_the_program()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/gpu"), help="where measurements are kept"
+    )
+    parser.add_argument(
+        "--datasets", help="for experiment=small; without it, that part is left out"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="toy size, on the CPU")
+    arguments = parser.parse_args()
+    device = torch.device("cpu") if arguments.rehearse else resolve_device("auto")
+    if device.type == "cpu" and not arguments.rehearse:
+        raise InputError("no CUDA device found; --rehearse runs every part at toy size on a CPU")
+    scale = TOY if arguments.rehearse else FULL
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    kept = Kept(output / "rows.json", time.monotonic() + 60 * scale.minutes)
+    page = output / "gpu.md" if arguments.rehearse else ROOT / "docs" / "gpu.md"
+    try:
+        kept.row("machine", lambda: machine(device))
+        kept.row("tests", lambda: run_tests(scale.tests))
+        compare_with_cpu(kept, scale, device)
+        time_videos(kept, scale, device)
+        time_training(kept, scale, device)
+        if arguments.datasets or arguments.rehearse:
+            settings = [*scale.small, f"output={output / 'small'}"]
+            settings += [f"datasets={arguments.datasets}"] if arguments.datasets else []
+            kept.row("small", lambda: train_small(settings, scale.small_minutes), late=True)
+    finally:
+        (page.parent / "images").mkdir(exist_ok=True)
+        page.write_text(render(kept, arguments.rehearse))
+        (page.parent / "images" / "roofline.svg").write_text(roofline(kept))
+        print(f"written: {page}")
+
+
+def machine(device: torch.device) -> Row:
+    """Card, driver, versions and date."""
+    driver = "none"
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    memory = 0.0
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 1e9
+    known = {name: versions()[name] for name in ("stma", "git", "torch", "cuda", "python")}
+    return {
+        "card": device_name(device),
+        "memory_gb": memory,
+        "driver": driver,
+        **known,
+        "date": date.today().isoformat(),
+    }
+
+
+def run_tests(paths: tuple[str, ...]) -> Row:
+    """The tests that need a card."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *paths]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return {"status": run.returncode, "summary": run.stdout.strip().splitlines()[-1]}
+
+
+def video(size: tuple[int, int], objects: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and masks of a procedural clip."""
+    scene = SceneConfig(min_objects=objects, max_objects=objects)
+    rng = np.random.default_rng(0)
+    pictures, masks, _ = procedural_clip(scene, size, np.arange(float(frames)), rng)
+    return pictures, masks
+
+
+def compare_with_cpu(kept: Kept, scale: Scale, device: torch.device) -> None:
+    """Masks and loss of the shipped network in every precision, compared with the CPU in fp32."""
+    pictures, masks = video(scale.size, 2, 6)
+    stage = train_config(scale, scale.stages[-1]).stages[scale.stages[-1]]
+
+    def run(model: STMA, precision: str) -> tuple[np.ndarray, float]:
+        place = model.mean.device
+        segmenter = Segmenter(model, SegmenterConfig(precision=precision, memory_interval=2))
+        for t, picture in enumerate(pictures):
+            mask = segmenter.step(picture, masks[0] if t == 0 else None).mask
+        with torch.no_grad(), autocast(place, precision):
+            clip = random_batch(stage, 1, place)
+            loss = clip_loss(model(clip), clip, LossConfig(), 0).total
+        return mask, float(loss)
+
+    def compare(precision: str) -> Row:
+        mask, loss = run(load_model("small", device), precision)
+        own, expected = run(load_model("small", "cpu"), "fp32")
+        return {
+            "pixels_alike_percent": 100 * float((mask == own).mean()),
+            "loss": loss,
+            "cpu_loss": expected,
+        }
+
+    for precision in ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16"):
+        kept.row(f"compare {precision}", lambda precision=precision: compare(precision))
+
+
+def time_videos(kept: Kept, scale: Scale, device: torch.device) -> None:
+    """Frames/s, and memory compared with the estimate, with random weights."""
+    for mode in (None, *scale.modes):
+        for name in scale.models if mode is None else scale.models[:1]:
+            for count in scale.objects:
+                row = f"video {name}, {count} objects, {mode or 'eager'}"
+                kept.row(
+                    row,
+                    lambda name=name, count=count, mode=mode: time_video(
+                        load_model_config(CONFIGS, name), count, mode, scale, device
+                    ),
+                )
+
+
+def time_video(
+    config: ModelConfig, objects: int, mode: str | None, scale: Scale, device: torch.device
+) -> Row:
+    """Run a video twice and time the second run, when everything is compiled and kernels chosen."""
+    torch.manual_seed(0)
+    model = build_model(config).to(device).eval()
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    settings = SegmenterConfig(precision=precision, compile=mode)
+    pictures, masks = video(scale.size, objects, scale.frames)
+    for _ in range(2):
+        segmenter = Segmenter(model, settings)
+        reset_peak(device)
+        start = time.perf_counter()
+        for t, picture in enumerate(pictures):
+            segmenter.step(picture, masks[0] if t == 0 else None)
+        seconds = time.perf_counter() - start  # the last mask is on the host
+    height, width = scale.size
+    padded = (height + -height % 16, width + -width % 16)
+    _, costs = count_cost(config, *padded, objects)
+    with torch.device("meta"):
+        on_meta = build_model(config).eval()
+    with on_paper(device) as footprint:
+        put_on(on_meta, device)
+        paper = Segmenter(on_meta, settings if mode is None else replace(settings, compile=None))
+        for t in range(3):
+            before = footprint.moved
+            paper.predict(pictures[t], masks[0] if t == 0 else None)
+    return {
+        "fps": scale.frames / seconds,
+        "peak_gb": peak_gigabytes(device),
+        "paper_gb": video_bytes(config, settings, height, width, objects, device) / 1e9,
+        "flops": 1e9 * costs["frame"],
+        "bytes": footprint.moved - before,
+    }
+
+
+def train_config(scale: Scale, stage: str) -> TrainConfig:
+    """The settings for one stage, on noise."""
+    overrides = ["output=unused", f"stage={stage}", *scale.overrides]
+    config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, ""))
+    data = replace(config.stages[stage].data, sources={"noise": DatasetConfig(kind="procedural")})
+    return replace(config, stages={stage: replace(config.stages[stage], data=data)})
+
+
+def time_training(kept: Kept, scale: Scale, device: torch.device) -> None:
+    """Iterations/s, the share of the peak, memory compared with the estimate, and a profile."""
+    for stage in scale.stages:
+        kept.row(
+            f"training {stage}",
+            lambda stage=stage: time_stage(train_config(scale, stage), stage, scale.steps, device),
+        )
+
+
+def time_stage(config: TrainConfig, name: str, steps: int, device: torch.device) -> Row:
+    """With the stage's batch in as many parts as memory requires, by the estimate."""
+    stage, parts = config.stages[name], 1
+    if device.type == "cuda":
+        room = USABLE * torch.cuda.get_device_properties(device).total_memory
+        while (
+            parts < stage.batch_size
+            and training_bytes(config, stage, stage.batch_size // parts, device) > room
+        ):
+            parts *= 2
+    config = replace(config, accumulate=parts)
+    clips = stage.batch_size // parts
+    learner = Learner(config, stage, device)
+    batch = random_batch(stage, clips, device)
+    flops = count_flops(learner.model, random_batch(stage, 1, device), stage.loss) * clips * parts
+    learner.model.checkpoint_blocks(config.checkpoint_blocks)
+    learner.step([batch] * parts, 0, 0.5)  # kernels are chosen
+    reset_peak(device)
+    start = time.perf_counter()
+    for step in range(steps):
+        learner.step([batch] * parts, step, 0.5)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    rate = steps / (time.perf_counter() - start)
+    peak_gb = peak_gigabytes(device)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        learner.step([batch] * parts, 0, 0.5)
+    spent = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, spent))
+    total = sum(getattr(event, spent) for event in events)
+    rated = peak_rate(device_name(device), config.precision)
+    del learner
+    release_memory(device)
+    return {
+        "iterations_per_second": rate,
+        "clips": clips * parts,
+        "parts": parts,
+        "tflops_per_second": flops * rate / 1e12,
+        "percent_of_peak": 100 * flops * rate / rated if rated else None,
+        "peak_gb": peak_gb,
+        "paper_gb": training_bytes(config, stage, clips, device) / 1e9,
+        "top": [[e.key[:60], 100 * getattr(e, spent) / total] for e in events[:10]],
+    }
+
+
+def train_small(settings: list[str], minutes: float) -> Row:
+    """Run train.py for some minutes; returns the end of its log."""
+    command = [sys.executable, str(ROOT / "train.py"), *settings]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        text, _ = run.communicate(timeout=60 * minutes)
+    except subprocess.TimeoutExpired:
+        run.terminate()  # it saves
+        text, _ = run.communicate()
+    lines = text.decode(errors="replace").replace("\r", "\n").strip().splitlines()
+    validations = [line for line in lines if "validation J&F" in line]
+    return {"status": run.returncode, "last": lines[-1:], "validations": validations}
+
+
+def render(kept: Kept, rehearsal: bool) -> str:
+    """The page."""
+    about = kept.rows.get("machine", {})
+    lines = ["# On a GPU", ""]
+    if rehearsal:
+        lines += ["**A rehearsal at toy size on a CPU: these figures mean nothing.**", ""]
+    lines += [
+        "Written by `make gpu`, which run again adds what is missing. Random weights, noise and "
+        "procedural clips: the work does not depend on the pixels.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in about.items()),
+        "",
+    ]
+    if tests := kept.rows.get("tests"):
+        lines += ["## Tests marked `gpu`", "", f"`{tests['summary']}`", ""]
+    lines += section(
+        "The shipped network, compared with the CPU in fp32",
+        ["precision", "equal pixels, %", "loss", "loss on the CPU"],
+        kept.group("compare "),
+        ["pixels_alike_percent", "loss", "cpu_loss"],
+    )
+    lines += section(
+        "Videos, 480p",
+        ["model, objects, mode", "frames/s", "peak, GB", "on paper, GB"],
+        kept.group("video "),
+        ["fps", "peak_gb", "paper_gb"],
+    )
+    training = kept.group("training ")
+    lines += section(
+        "Training",
+        [
+            "stage",
+            "iterations/s",
+            "clips",
+            "parts",
+            "TFLOP/s",
+            "% of peak",
+            "peak, GB",
+            "paper, GB",
+        ],
+        training,
+        [
+            "iterations_per_second",
+            "clips",
+            "parts",
+            "tflops_per_second",
+            "percent_of_peak",
+            "peak_gb",
+            "paper_gb",
+        ],
+    )
+    for name, row in training.items():
+        if "top" in row:
+            lines += [
+                f"Where a step of `{name}` spends its time:",
+                "",
+                "| % | what |",
+                "|---|---|",
+            ]
+            lines += [f"| {share:.1f} | `{what}` |" for what, share in row["top"]] + [""]
+    if small := kept.rows.get("small"):
+        told = small["validations"] or small["last"]
+        lines += ["## Some minutes of experiment=small", "", *(f"`{line}`  " for line in told), ""]
+    lines += ["## Roofline", "", "![Frames on the card's roofline](images/roofline.svg)", ""]
+    return "\n".join(lines)
+
+
+def section(title: str, head: list[str], rows: dict[str, Row], keys: list[str]) -> list[str]:
+    """A table, or nothing without rows."""
+    if not rows:
+        return []
+    lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in rows.items():
+        cells = [row.get("failed", "")] if "failed" in row else [shown(row[key]) for key in keys]
+        cells += [""] * (len(keys) - len(cells))
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return [*lines, ""]
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def roofline(kept: Kept) -> str:
+    """An SVG: FLOP/s of the videos against the FLOPs per byte that unfused kernels move."""
+    card = kept.rows.get("machine", {}).get("card", "")
+    points = {
+        name: (row["flops"] / row["bytes"], row["flops"] * row["fps"])
+        for name, row in kept.group("video ").items()
+        if "fps" in row
+    }
+    width, height, left, bottom = 720, 420, 60, 40
+
+    def x(intensity: float) -> float:  # 1 to 10^4 FLOPs a byte
+        return left + (width - left - 20) * np.log10(max(intensity, 1)) / 4
+
+    def y(rate: float) -> float:  # 10^9 to 10^16 FLOP/s
+        return (height - bottom) * (1 - (np.log10(max(rate, 1e9)) - 9) / 7)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    parts += [
+        f'<text x="5" y="{y(10.0**e) + 4:.0f}">1e{e}</text>'
+        f'<line x1="{left}" x2="{width - 20}" y1="{y(10.0**e):.0f}" y2="{y(10.0**e):.0f}" '
+        'stroke="#ddd"/>'
+        for e in range(9, 17)
+    ]
+    parts += [f'<text x="{x(10.0**e):.0f}" y="{height - 22}">1e{e}</text>' for e in range(5)]
+    parts.append(
+        f'<text x="{left}" y="{height - 5}">FLOPs per byte moved, unfused; FLOP/s; {card}</text>'
+    )
+    peak, speed = peak_rate(card, "bf16"), bandwidth(card)
+    if peak and speed:
+        corner = peak / speed
+        line = " ".join(f"{x(i):.0f},{y(min(peak, speed * i)):.0f}" for i in (1, corner, 1e4))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="black"/>')
+    for name, (intensity, rate) in points.items():
+        parts.append(
+            f'<circle cx="{x(intensity):.0f}" cy="{y(rate):.0f}" r="4" fill="#c33">'
+            f"<title>{name}: {rate / 1e12:.3g} TFLOP/s</title></circle>"
+        )
+    return "\n".join([*parts, "</svg>\n"])
+
+
+if __name__ == "__main__":
+    main()
