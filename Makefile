@@ -1,9 +1,9 @@
 # make demo   see the shipped network segment, then train a tiny one, on a CPU or a GPU
 #             CLIP=my.mp4 or CLIP=FOLDER: segment your own instead
-# make test   run the tests
+# make test   run all tests, in two processes
 # make gpu    measure a GPU, into docs/gpu.md: 20 minutes; DATASETS=FOLDER trains experiment=small
-#             too; REHEARSE=1 runs every part at toy size on a CPU. Takes .venv, or else $(PYTHON)
-#             with the packages that are there (python scripts/wheels.py names those that are not)
+#             too; REHEARSE=1 runs every part at toy size on a CPU. Uses .venv, or else $(PYTHON)
+#             with the installed packages (python scripts/wheels.py names the missing ones)
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
 # Each first creates .venv and installs the locked versions, if not done yet.
@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/python scripts/demo.py $(if $(CLIP),--clip "$(CLIP)")
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 gpu:
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu_report.py \

@@ -1,9 +1,9 @@
-"""All that one wants to know of a card, in one command: make gpu, or python scripts/gpu_report.py
+"""Measure a card in one command: make gpu, or python scripts/gpu_report.py
 
-Runs the tests for cards, compares the card with the CPU, times videos and training, measures memory
-beside what was worked out on paper, trains experiment=small for some minutes (given datasets=), and
-writes docs/gpu.md with a roofline. It may be interrupted: each measurement is kept in --output, and
-the same command takes those that are missing. --rehearse runs every part at toy size on the CPU.
+Runs the tests for cards, compares the card with the CPU, times videos and training, compares memory
+with the estimate on paper, trains experiment=small for some minutes (given --datasets), and writes
+docs/gpu.md with a roofline. It may be interrupted: each measurement is kept in --output, and the
+same command makes the missing ones. --rehearse runs every part at toy size on the CPU.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from stma.training.losses import LossConfig, clip_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-USABLE = 0.9  # of a card's memory, by training
+USABLE = 0.9  # share of a card's memory that training may use
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        models: timed at ``objects`` objects; the first one compiled and captured too.
+        models: timed with ``objects`` objects; the first also compiled and captured.
         modes: of ``segmenter.compile``.
         size, frames: of the videos.
         stages, overrides, steps: of training.
         small: arguments of train.py for the last part, and its longest duration in minutes.
-        minutes: after which nothing new is begun but that part.
+        minutes: after which only that part is started.
     """
 
     models: tuple[str, ...]
@@ -123,10 +123,10 @@ Row = dict[str, Any]
 
 
 class Kept:
-    """Rows by name, each written down as soon as it is there.
+    """Rows by name, each saved as soon as it is measured.
 
     Args:
-        deadline: on the monotonic clock; later, rows that are missing stay so.
+        deadline: on the monotonic clock; after it, missing rows stay missing.
     """
 
     def __init__(self, path: Path, deadline: float) -> None:
@@ -134,21 +134,21 @@ class Kept:
         self.rows: dict[str, Row] = json.loads(path.read_text()) if path.is_file() else {}
 
     def row(self, name: str, measure: Callable[[], Row], *, late: bool = False) -> None:
-        """Measure it, unless that is done or (but for ``late`` ones) the time is up. The next call
-        tries again what has failed."""
+        """Measure a row, unless it is done or (except for ``late`` ones) the time is up. The next
+        call retries what has failed."""
         done = name in self.rows and "failed" not in self.rows[name]
         if done or (not late and time.monotonic() > self.deadline):
             return
         print(f"{name} ...", flush=True)
         try:
             self.rows[name] = measure()
-        except RuntimeError as error:  # told in the report; the other rows do not depend on it
+        except RuntimeError as error:  # reported; the other rows do not depend on it
             self.rows[name] = {"failed": str(error).strip().partition("\n")[0][:200]}
             print(f"{name}: {error}", file=sys.stderr)
         self.path.write_text(json.dumps(self.rows, indent=1))
 
     def group(self, prefix: str) -> dict[str, Row]:
-        """Rows whose names begin so, without it."""
+        """Rows whose names have this prefix, without it."""
         return {n.removeprefix(prefix): r for n, r in self.rows.items() if n.startswith(prefix)}
 
 
@@ -157,13 +157,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="what is kept")
-    parser.add_argument("--datasets", help="of experiment=small; without it that part is left out")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/gpu"), help="where measurements are kept"
+    )
+    parser.add_argument(
+        "--datasets", help="for experiment=small; without it, that part is left out"
+    )
     parser.add_argument("--rehearse", action="store_true", help="toy size, on the CPU")
     arguments = parser.parse_args()
     device = torch.device("cpu") if arguments.rehearse else resolve_device("auto")
     if device.type == "cpu" and not arguments.rehearse:
-        raise InputError("no CUDA device is here; --rehearse runs every part at toy size on a CPU")
+        raise InputError("no CUDA device found; --rehearse runs every part at toy size on a CPU")
     scale = TOY if arguments.rehearse else FULL
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
@@ -221,7 +225,7 @@ def video(size: tuple[int, int], objects: int, frames: int) -> tuple[np.ndarray,
 
 
 def compare_with_cpu(kept: Kept, scale: Scale, device: torch.device) -> None:
-    """Masks and the loss of the shipped network, in every precision, beside the CPU's in fp32."""
+    """Masks and loss of the shipped network in every precision, compared with the CPU in fp32."""
     pictures, masks = video(scale.size, 2, 6)
     stage = train_config(scale, scale.stages[-1]).stages[scale.stages[-1]]
 
@@ -249,7 +253,7 @@ def compare_with_cpu(kept: Kept, scale: Scale, device: torch.device) -> None:
 
 
 def time_videos(kept: Kept, scale: Scale, device: torch.device) -> None:
-    """Frames/s, and memory beside the paper's, with random weights."""
+    """Frames/s, and memory compared with the estimate, with random weights."""
     for mode in (None, *scale.modes):
         for name in scale.models if mode is None else scale.models[:1]:
             for count in scale.objects:
@@ -265,7 +269,7 @@ def time_videos(kept: Kept, scale: Scale, device: torch.device) -> None:
 def time_video(
     config: ModelConfig, objects: int, mode: str | None, scale: Scale, device: torch.device
 ) -> Row:
-    """One video twice, the second time timed: then all is compiled and every kernel chosen."""
+    """Run a video twice and time the second run, when everything is compiled and kernels chosen."""
     torch.manual_seed(0)
     model = build_model(config).to(device).eval()
     precision = "bf16" if device.type == "cuda" else "fp32"
@@ -299,7 +303,7 @@ def time_video(
 
 
 def train_config(scale: Scale, stage: str) -> TrainConfig:
-    """Of one stage, on noise."""
+    """The settings for one stage, on noise."""
     overrides = ["output=unused", f"stage={stage}", *scale.overrides]
     config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, ""))
     data = replace(config.stages[stage].data, sources={"noise": DatasetConfig(kind="procedural")})
@@ -307,7 +311,7 @@ def train_config(scale: Scale, stage: str) -> TrainConfig:
 
 
 def time_training(kept: Kept, scale: Scale, device: torch.device) -> None:
-    """Iterations/s, the share of the peak, memory beside the paper's; and where the time goes."""
+    """Iterations/s, the share of the peak, memory compared with the estimate, and a profile."""
     for stage in scale.stages:
         kept.row(
             f"training {stage}",
@@ -316,7 +320,7 @@ def time_training(kept: Kept, scale: Scale, device: torch.device) -> None:
 
 
 def time_stage(config: TrainConfig, name: str, steps: int, device: torch.device) -> Row:
-    """With the stage's batch in as many parts as the memory asks for, on paper."""
+    """With the stage's batch in as many parts as memory requires, by the estimate."""
     stage, parts = config.stages[name], 1
     if device.type == "cuda":
         room = USABLE * torch.cuda.get_device_properties(device).total_memory
@@ -364,7 +368,7 @@ def time_stage(config: TrainConfig, name: str, steps: int, device: torch.device)
 
 
 def train_small(settings: list[str], minutes: float) -> Row:
-    """train.py for some minutes; what its log says last."""
+    """Run train.py for some minutes; returns the end of its log."""
     command = [sys.executable, str(ROOT / "train.py"), *settings]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -384,7 +388,7 @@ def render(kept: Kept, rehearsal: bool) -> str:
     if rehearsal:
         lines += ["**A rehearsal at toy size on a CPU: these figures mean nothing.**", ""]
     lines += [
-        "Written by `make gpu`, which runs again what is missing below. Random weights, noise and "
+        "Written by `make gpu`, which run again adds what is missing. Random weights, noise and "
         "procedural clips: the work does not depend on the pixels.",
         "",
         "| | |",
@@ -395,8 +399,8 @@ def render(kept: Kept, rehearsal: bool) -> str:
     if tests := kept.rows.get("tests"):
         lines += ["## Tests marked `gpu`", "", f"`{tests['summary']}`", ""]
     lines += section(
-        "Beside the CPU in fp32, the shipped network",
-        ["precision", "pixels alike, %", "loss", "loss on the CPU"],
+        "The shipped network, compared with the CPU in fp32",
+        ["precision", "equal pixels, %", "loss", "loss on the CPU"],
         kept.group("compare "),
         ["pixels_alike_percent", "loss", "cpu_loss"],
     )
@@ -433,7 +437,7 @@ def render(kept: Kept, rehearsal: bool) -> str:
     for name, row in training.items():
         if "top" in row:
             lines += [
-                f"Where the time of a step of `{name}` goes:",
+                f"Where a step of `{name}` spends its time:",
                 "",
                 "| % | what |",
                 "|---|---|",
@@ -463,7 +467,7 @@ def shown(value: float | None) -> str:
 
 
 def roofline(kept: Kept) -> str:
-    """An SVG: FLOP/s of the videos over the FLOPs for each byte that unfused kernels move."""
+    """An SVG: FLOP/s of the videos against the FLOPs per byte that unfused kernels move."""
     card = kept.rows.get("machine", {}).get("card", "")
     points = {
         name: (row["flops"] / row["bytes"], row["flops"] * row["fps"])
@@ -490,8 +494,7 @@ def roofline(kept: Kept) -> str:
     ]
     parts += [f'<text x="{x(10.0**e):.0f}" y="{height - 22}">1e{e}</text>' for e in range(5)]
     parts.append(
-        f'<text x="{left}" y="{height - 5}">FLOPs for each byte moved, unfused; FLOP/s; '
-        f"{card}</text>"
+        f'<text x="{left}" y="{height - 5}">FLOPs per byte moved, unfused; FLOP/s; {card}</text>'
     )
     peak, speed = peak_rate(card, "bf16"), bandwidth(card)
     if peak and speed:

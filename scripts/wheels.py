@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-# What comes along with them and is seldom there. It has no wheel: one is built.
+# Their own dependencies that are seldom installed. They have no wheel, so one is built.
 ALONG = {"hydra-core": ["antlr4-python3-runtime==4.9.3", "omegaconf>=2.3"]}
 FOR_TESTS = ["pytest>=8"]
 

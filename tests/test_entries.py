@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from dataclasses import replace
@@ -15,6 +16,7 @@ import cv2
 import pytest
 import torch
 from conftest import TINY, box, gradient, write_clip, write_clip_file
+from forking import run_program
 
 from stma.data.images import read_image
 from stma.data.pictures import save_mask
@@ -28,10 +30,16 @@ from stma.model.weights import save_weights
 ROOT = Path(__file__).parent.parent
 
 
-def run(*command: str) -> subprocess.CompletedProcess:
+def python(*command: str) -> subprocess.CompletedProcess:
+    """As a user types it; :func:`run` does the same much sooner."""
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    with tempfile.TemporaryDirectory() as folder:
+        return run_program(Path(folder), *command)
 
 
 def script(monkeypatch, name: str, *arguments: str) -> None:
@@ -45,7 +53,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     clips = run("scripts/make_clips.py", str(folder / "clips"), "--clips=2", "--frames=4")
     assert clips.returncode == 0, clips.stderr
-    training = run(
+    training = python(
         "train.py",
         "experiment=demo",
         f"output={folder}/run",
@@ -106,7 +114,7 @@ def test_from_nothing_to_scores(trained: Path) -> None:
     assert {"weights.safetensors", "config.yaml", "train.log", "run.json", "demo"} <= {
         path.name for path in (trained / "run").iterdir()
     }
-    result = run(
+    result = python(
         "eval.py",
         f"weights={trained}/run/weights.safetensors",
         f"root={trained}/clips",
@@ -543,6 +551,14 @@ def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--clips=0", "--clips=-1", "--iterations=0", "--iterations=x"])
+def test_a_demo_of_nothing_is_refused(monkeypatch, capsys, option: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        script(monkeypatch, "demo.py", option)
+    assert left.value.code == 2
+    assert "give 1 or more" in capsys.readouterr().err
+
+
 def test_timing_training(monkeypatch, capsys, threads) -> None:
     settings = ["experiment=demo", "stages.demo.batch_size=2", "accumulate=2", "device=cpu"]
     size = ["stages.demo.data.height=32", "stages.demo.data.width=32"]
@@ -573,7 +589,7 @@ def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> 
     process = subprocess.Popen(
         [*command, *settings, "stages.debug.iterations=100000"], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     while time.monotonic() < deadline and not list(tmp_path.rglob("events*")):
         time.sleep(0.1)
     time.sleep(2)

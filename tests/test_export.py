@@ -106,10 +106,13 @@ def test_top_k_is_in_the_readout() -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["convvit", "vit"])
+@pytest.fixture(scope="module", params=["convvit", "vit", "shipped"])
 def onnx(request, tmp_path_factory) -> tuple[Path, Path]:
     """Weights, and their parts."""
     folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "shipped":
+        export("small", folder / "parts")
+        return Path("small"), folder / "parts"
     config = {"convvit": TINY, "vit": VIT}[request.param]
     top_k = {"convvit": None, "vit": 20}[request.param]
     weights = save(

@@ -25,7 +25,7 @@ def test_the_rehearsal_takes_every_part_and_keeps_them(tmp_path, monkeypatch, ca
     assert rows["small"]["status"] == 0
     page = (tmp_path / "gpu.md").read_text()
     assert "these figures mean nothing" in page
-    for title in ("Tests marked", "Beside the CPU", "Videos", "Training", "Roofline"):
+    for title in ("Tests marked", "The shipped network", "Videos", "Training", "Roofline"):
         assert f"## {title}" in page
     assert "<circle" in (tmp_path / "images" / "roofline.svg").read_text()
 

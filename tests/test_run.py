@@ -350,3 +350,14 @@ def test_the_output_of_an_evaluation_is_not_taken(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     with pytest.raises(InputError, match="output is empty"):
         config("")
+
+
+def test_settings_that_have_changed_since_the_last_start_are_told(tmp_path, caplog) -> None:
+    with caplog.at_level("INFO"):
+        train(config(tmp_path, iterations=1))
+        assert "changed" not in caplog.text
+        train(config(tmp_path, iterations=2, log_every=7))
+    assert "changed since the last start: log_every: 1 there, 7 here" in caplog.text
+    assert "changed since the last start: stages.only.iterations: 1 there, 2 here" in caplog.text
+    (tmp_path / "run.json").write_text("{")
+    train(config(tmp_path, iterations=3))

@@ -1,10 +1,9 @@
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch._dynamo
 from conftest import TINY, procedural_data
+from forking import end, start
 
 from stma.compose import load_config
 from stma.data.dataset import ClipDataset
@@ -19,6 +19,7 @@ from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.stma import STMA
 from stma.model.weights import load_model, read_weights
+from stma.runtime import outputs
 from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.leaving import Preempted, signals_noted
@@ -148,48 +149,37 @@ def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path) -> None:
     assert "resume=false" in message
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[4])
-from test_trainer import config
-import stma.runtime.outputs
-from stma.training.run import train
-from stma.training.trainer import Trainer
-where, count, calls = sys.argv[1], int(sys.argv[2]), 0
+def train_until_killed(where: str, count: int, output: str) -> None:
+    """Ended by SIGKILL at the ``count``-th step, gradient or write of a file, half of which is
+    there then."""
+    calls = itertools.count(1)
 
-def kill_at(function, moment):
-    def called(*arguments, **keywords):
-        global calls
-        calls += 1
-        if where == moment and calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return called
+    def kill_at(function, moment: str):
+        def called(*arguments, **keywords):
+            if where == moment and next(calls) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
 
-if where == "write":  # half of the file is there
-    stma.runtime.outputs._flush = kill_at(stma.runtime.outputs._flush, "write")
-if where == "step":
-    Trainer.step = kill_at(Trainer.step, "step")
-if where == "backward":
-    import torch
-    torch.Tensor.backward = kill_at(torch.Tensor.backward, "backward")
-train(config(sys.argv[3], iterations=9, save_every=2))
-"""
+        return called
+
+    outputs._flush = kill_at(outputs._flush, "write")
+    Trainer.step = kill_at(Trainer.step, "step")  # type: ignore[method-assign]
+    torch.Tensor.backward = kill_at(torch.Tensor.backward, "backward")  # type: ignore[method-assign]
+    train(config(output, iterations=9, save_every=2))
 
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_equal_bits(tmp_path) -> None:
     """SIGKILL before a step, in a step, and while a checkpoint and the weights are written."""
 
-    def start(folder: str, where: str, count: int = 0) -> int:
-        command = [sys.executable, "-c", KILLED, where, str(count), str(tmp_path / folder)]
-        return subprocess.run([*command, str(Path(__file__).parent)], timeout=120).returncode
+    def trained(folder: str, where: str, count: int = 0) -> int:
+        return end(start(train_until_killed, where, count, str(tmp_path / folder)))
 
-    assert start("whole", "nowhere") == 0
+    assert trained("whole", "nowhere") == 0
     for where, count in (("step", 2), ("write", 1), ("backward", 4), ("write", 3), ("write", 6)):
-        assert start("run", where, count) == -signal.SIGKILL
+        assert trained("run", where, count) == -signal.SIGKILL
         assert not (tmp_path / "run" / "only" / "finished.json").exists()
-    assert start("run", "nowhere") == 0
+    assert trained("run", "nowhere") == 0
     one, other = (load_model(tmp_path / name / "weights.safetensors") for name in ("run", "whole"))
     assert equal_weights(one, other)
     assert not list((tmp_path / "run").rglob("*.partial"))

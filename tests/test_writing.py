@@ -144,6 +144,22 @@ def test_a_file_has_its_name_only_once_it_is_whole(tmp_path, clip) -> None:
         assert path.exists()
 
 
+def test_damaged_sound_ends_and_the_video_goes_on(tmp_path, caplog, clip, monkeypatch) -> None:
+    video = open_video(clip)
+    path, writer = output("overlay", tmp_path, video)
+    packets = writer._sound._packets
+
+    def damaged():
+        yield next(packets)
+        raise av.error.InvalidDataError(1094995529, "damaged")
+
+    monkeypatch.setattr(writer._sound, "_packets", damaged())
+    write(writer, video)
+    assert "its sound is damaged" in caplog.text
+    assert len(list(open_video(path).frames())) == 6
+    assert 0 < len(sound(path)) < len(sound(clip))
+
+
 def test_odd_sizes_lose_a_row_and_a_column_in_an_overlay_alone(tmp_path) -> None:
     clip = write_clip_file(tmp_path / "a.mkv", [gradient(1, 33, 51)] * 2, "ffv1", "yuv444p")
     video = open_video(clip)

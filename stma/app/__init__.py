@@ -1,1 +1,1 @@
-"""A page on this machine, where one segments a video by drawing on it."""
+"""A local page for segmenting a video by drawing on it."""

@@ -239,7 +239,7 @@ class Page:
         try:
             new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
         except InputError as error:
-            # No error of Gradio's: that would leave the file there, and no place for another.
+            # Not a Gradio error: it would leave the file there, and no room for another.
             gr.Warning(str(error), duration=None, title="Not opened")
             return [gr.skip()] * SHOWN + [None]
         return [*self._opened(new, request), None]
@@ -252,7 +252,7 @@ class Page:
             return self._opened(session, request)
 
     def leave(self, request: gr.Request) -> None:
-        """The tab was closed, or loads the page anew."""
+        """Called when the tab is closed or reloads the page."""
         if (session := self.sessions.pop(request.session_hash, None)) is not None:
             session.close()
 
@@ -340,7 +340,7 @@ class Page:
             free,
             free,
         ]
-        if problem is not None:  # only now, as what is there is shown and may be corrected
+        if problem is not None:  # only now: what there is has been shown, for correction
             raise problem
 
     def remove(
@@ -391,7 +391,6 @@ def serving(
                 server_name=host,
                 server_port=port,
                 max_file_size=f"{limits.megabytes}mb",
-                allowed_paths=[str(folder)],
                 inbrowser=browser,
                 prevent_thread_lock=True,
                 quiet=True,

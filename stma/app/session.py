@@ -75,7 +75,7 @@ class Session:
     Attributes:
         num_frames: of the video.
         done: masks of the frames before this one are known.
-        closed: nothing is left of it.
+        closed: whether its files have been deleted.
 
     Raises:
         InputError: it is not a video, or exceeds the limits.
@@ -301,7 +301,7 @@ class Session:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise InputError("this video was closed, with all that belonged to it; open it again")
+            raise InputError("this video was closed and its files deleted; open it again")
 
     def _mask_path(self, number: int) -> Path:
         return self._folder / "masks" / f"{self.video.name(number)}.png"

@@ -120,7 +120,7 @@ def _named_masks(video: Video, argument: str) -> Iterator[tuple[str, Path]]:
 def read_given(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
     """A mask of the video, and its palette if it has one.
 
-    One that is a pixel off is resized: coded videos often have even sides only.
+    One that is a pixel off is resized: encoded videos often have only even sides.
 
     Raises:
         InputError: it is not an index image of the video's size with at least one object.

@@ -57,7 +57,7 @@ class Video(Protocol):
         size: ``(H, W)`` of the frames, upright.
         time_base: seconds per unit of the frames' ``pts``.
         rate: frames per second, on average.
-        files: all that it is read from.
+        files: all files it is read from.
     """
 
     path: Path
@@ -280,7 +280,7 @@ class PictureFolder:
         kinds = {entry.suffix.lower() for entry in found}
         if ".png" in kinds and len(kinds) > 1:
             raise InputError(
-                f"{path}: the folder holds JPEGs and PNGs; give one with the video's frames alone"
+                f"{path}: the folder holds JPEGs and PNGs; give one with only the video's frames"
             )
         if all(entry.stem.isdecimal() for entry in found):
             self.files = sorted(found, key=lambda entry: (int(entry.stem), entry.name))

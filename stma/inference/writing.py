@@ -190,7 +190,7 @@ class _Sound:
         try:
             self._next = next(self._packets, None)
         except av.error.InvalidDataError:
-            log.warning("%s: its sound is damaged, and ends there", self._path)
+            log.warning("%s: its sound is damaged and ends early", self._path)
             self._next = None
 
 

@@ -20,14 +20,14 @@ PEAKS = {
     "RTX 3090": 71e12,
     "V100": 125e12,  # only fp16
 }
-# Of the memory, in bytes/s.
+# Memory bandwidth in bytes/s.
 BANDWIDTHS = {
     "B200": 8.0e12,
     "H100 PCIe": 2.0e12,
     "H100 NVL": 3.9e12,
     "H100": 3.35e12,
     "H200": 4.8e12,
-    "A100": 2.0e12,  # of 80 GB; that of 40 GB has 1.6
+    "A100": 2.0e12,  # with 80 GB; 1.6 with 40 GB
     "L40S": 0.86e12,
     "L4": 0.3e12,
     "RTX 4090": 1.0e12,
@@ -44,5 +44,5 @@ def peak_rate(card: str, precision: str) -> float | None:
 
 
 def bandwidth(card: str) -> float | None:
-    """Bytes/s of a card's memory; None where it is not known."""
+    """Bytes/s of a card's memory; None if unknown."""
     return next((rate for name, rate in BANDWIDTHS.items() if name in card), None)

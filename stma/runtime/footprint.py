@@ -26,7 +26,7 @@ class Footprint(TorchDispatchMode):
 
     Attributes:
         now, peak: bytes.
-        moved: bytes that kernels have read and written, each alone, as nothing is fused.
+        moved: bytes that kernels have read and written, without any fusion.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from stma.runtime.provenance import versions
 from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
 from stma.training.leaving import Preempted, signals_noted
+from stma.training.settings import differences
 from stma.training.trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
@@ -166,22 +167,26 @@ def _write_record(config: TrainConfig, processes: Processes, device: torch.devic
     same for earlier starts of the run."""
     output = Path(config.output)
     prepare_output(output, "train.log")
+    before = _last_record(output) if config.resume else {}
+    if "config" in before:
+        for change in differences(before["config"], asdict(config)):
+            log.info("changed since the last start: %s", change)
     with full_disks_told(output):
         with replacing(output / "config.yaml", flush=False) as unfinished:
             OmegaConf.save(OmegaConf.structured(config), unfinished)
         start = versions() | {"processes": processes.world_size, "device": str(device)}
-        record = start | {"earlier_starts": _earlier_starts(output) if config.resume else []}
+        start["config"] = asdict(config)
+        earlier = [*before.pop("earlier_starts", []), before] if before else []
+        record = start | {"earlier_starts": earlier}
         with replacing(output / RECORD, flush=False) as unfinished:
             unfinished.write_text(json.dumps(record, indent=2) + "\n")
     log.info("stma %s, torch %s, git %s", start["stma"], start["torch"], start["git"])
 
 
-def _earlier_starts(output: Path) -> list[dict[str, Any]]:
-    """The records of earlier starts, oldest first."""
+def _last_record(output: Path) -> dict[str, Any]:
+    """Of the last start; empty for a first one, or a damaged record: not worth losing the run."""
     try:
         last = json.loads((output / RECORD).read_text())
     except (FileNotFoundError, ValueError):
-        return []  # a first start, or a damaged record: not worth losing the run
-    if not isinstance(last, dict):
-        return []
-    return [*last.pop("earlier_starts", []), last]
+        return {}
+    return last if isinstance(last, dict) else {}
