@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def compare_with_cpu(kept: Kept, scale: Scale, device: torch.device) -> None:
         }
 
     for precision in ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16"):
-        kept.row(f"compare {precision}", lambda precision=precision: compare(precision))
+        kept.row(f"compare {precision}", partial(compare, precision))
 
 
 def time_videos(kept: Kept, scale: Scale, device: torch.device) -> None:
@@ -260,8 +261,8 @@ def time_videos(kept: Kept, scale: Scale, device: torch.device) -> None:
                 row = f"video {name}, {count} objects, {mode or 'eager'}"
                 kept.row(
                     row,
-                    lambda name=name, count=count, mode=mode: time_video(
-                        load_model_config(CONFIGS, name), count, mode, scale, device
+                    partial(
+                        time_video, load_model_config(CONFIGS, name), count, mode, scale, device
                     ),
                 )
 
@@ -315,7 +316,7 @@ def time_training(kept: Kept, scale: Scale, device: torch.device) -> None:
     for stage in scale.stages:
         kept.row(
             f"training {stage}",
-            lambda stage=stage: time_stage(train_config(scale, stage), stage, scale.steps, device),
+            partial(time_stage, train_config(scale, stage), stage, scale.steps, device),
         )
 
 

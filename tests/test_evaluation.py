@@ -371,7 +371,7 @@ def test_as_many_processes_are_told_as_ran(root, tmp_path) -> None:
     workers = 4 * os.cpu_count()
     text = evaluate(config(root, tmp_path / "out", workers=workers)).text()
     assert "2 processes at once" in text
-    with pytest.raises(InputError, match=f"workers is {workers + 1}; give {workers} at most"):
+    with pytest.raises(InputError, match=f"workers is {workers + 1}; give at most {workers}"):
         config(root, tmp_path, workers=workers + 1)
     with pytest.raises(InputError, match="threads is 1000000; give"):
         config(root, tmp_path, threads=1_000_000)

@@ -27,7 +27,7 @@ def test_several_arguments(workers: int) -> None:
 def test_more_processes_than_the_machine_can_run_are_refused() -> None:
     most = 4 * os.cpu_count()
     check_count("workers", most, at_least=1)
-    with pytest.raises(InputError, match=f"workers is {most + 1}; give {most} at most"):
+    with pytest.raises(InputError, match=f"workers is {most + 1}; give at most {most}"):
         check_count("workers", most + 1, at_least=1)
     with pytest.raises(InputError, match="num_workers is -1; give 0 or more"):
         check_count("num_workers", -1, at_least=0)

@@ -35,5 +35,4 @@ def segment_frame(
 def compiled(backend: str | Callable, mode: str) -> Callable:
     """`segment_frame`, compiled once for all videos; each new shape is a graph of its own."""
     prepare_compiler()
-    options = {} if mode == "default" else {"mode": mode}
-    return torch.compile(segment_frame, backend=backend, fullgraph=True, dynamic=False, **options)
+    return torch.compile(segment_frame, backend=backend, mode=mode, fullgraph=True, dynamic=False)
