@@ -33,7 +33,7 @@ def benchmark(name: str, *overrides: str) -> EvalConfig:
     return parse_eval_config(load_config(CONFIGS, "eval", chosen))
 
 
-@pytest.mark.parametrize("name", set(benchmark_names(CONFIGS)) - {"folder"})
+@pytest.mark.parametrize("name", sorted(set(benchmark_names(CONFIGS)) - {"folder"}))
 def test_every_benchmark_composes_and_goes_by_its_files_name(name: str) -> None:
     config = benchmark(name)
     assert config.benchmark.name == name
