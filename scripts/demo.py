@@ -40,7 +40,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
-    parser.add_argument("--clip", type=Path, help="your own: a folder in the DAVIS layout")
+    parser.add_argument(
+        "--clip", type=Path, help="your own: a video file, or a folder in the DAVIS layout"
+    )
     parser.add_argument(
         "--iterations", type=positive, help="of training, instead of the demo's own"
     )
@@ -50,8 +52,15 @@ def main() -> None:
     output: Path = arguments.output.resolve()
     if arguments.clip is not None:
         clips = arguments.clip.resolve()
+        if clips.is_file():
+            mask = clips.with_suffix(".png")
+            if not mask.is_file():
+                raise InputError(f"{mask}: no such file; put the mask of the first frame there")
+            folder = str(output / clips.stem)
+            run("-m", "stma", "segment", str(clips), f"--mask={mask}", f"--output={folder}")
+            return
         if not clips.is_dir():
-            raise InputError(f"{clips}: no such folder; give one in the DAVIS layout")
+            raise InputError(f"{clips}: no such video or folder; give a folder in the DAVIS layout")
         compare(clips, output / clips.name, "small", SHIPPED)
         return
 

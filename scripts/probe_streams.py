@@ -21,14 +21,17 @@ def main() -> None:
     parser.add_argument("weights", help="a weights file of train.py")
     parser.add_argument("root", help="fully annotated videos in the DAVIS layout")
     parser.add_argument("--split", help="a list in ImageSets (default: all videos)")
-    parser.add_argument("--memory-interval", type=int, default=5)
+    parser.add_argument("--memory-interval", type=int, help="default: what suits the weights")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     model = load_model(arguments.weights, resolve_device(arguments.device))
     clips = [EvalClip(video) for video in find_videos(arguments.root, arguments.split)]
     if sparse := [clip.name for clip in clips if not clip.can_be_scored]:
         raise InputError(f"not every frame has a mask in {', '.join(sparse)}")
-    config = SegmenterConfig(memory_interval=arguments.memory_interval)
+    settings = model.segmenter_settings
+    if arguments.memory_interval is not None:
+        settings = settings | {"memory_interval": arguments.memory_interval}
+    config = SegmenterConfig(**settings)
 
     print(f"{'':32} {'J&F':>5} {'change':>7} {'J':>5} {'F':>5}")
     trained = None

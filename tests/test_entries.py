@@ -559,6 +559,12 @@ def test_a_demo_of_nothing_is_refused(monkeypatch, capsys, option: str) -> None:
     assert "give 1 or more" in capsys.readouterr().err
 
 
+def test_the_demo_of_a_video_needs_its_first_mask(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my.mp4").touch()
+    with pytest.raises(SystemExit, match=r"my\.png: no such file; put the mask"):
+        script(monkeypatch, "demo.py", "--clip", str(tmp_path / "my.mp4"))
+
+
 def test_timing_training(monkeypatch, capsys, threads) -> None:
     settings = ["experiment=demo", "stages.demo.batch_size=2", "accumulate=2", "device=cpu"]
     size = ["stages.demo.data.height=32", "stages.demo.data.width=32"]
