@@ -1,3 +1,4 @@
+import logging
 import threading
 import time
 
@@ -23,6 +24,8 @@ def test_a_full_disk_is_told_once_and_without_a_traceback(
     def full(self, data) -> None:
         raise OSError(28, "No space left on device")
 
+    # Only this test's: programs that other tests ran may have left handlers of closed streams.
+    monkeypatch.setattr(logging.root, "handlers", [caplog.handler])
     hook = threading.excepthook
     with Board(tmp_path) as board:
         board.scalars({"a": 1.0}, 0)

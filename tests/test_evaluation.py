@@ -200,7 +200,7 @@ def test_overwriting_removes_what_is_ours_alone(root, tmp_path) -> None:
     output = tmp_path / "out"
     (output / "videos").mkdir(parents=True)
     (output / "videos" / "holiday.mp4").touch()
-    with pytest.raises(InputError, match=r"holds videos, and no run\.json"):
+    with pytest.raises(InputError, match=r"holds videos, but no run\.json"):
         evaluate(config(root, output, overwrite=True))
     assert (output / "videos" / "holiday.mp4").exists()
     for folder in (root, root.parent):
