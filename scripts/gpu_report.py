@@ -257,14 +257,10 @@ def time_videos(kept: Kept, scale: Scale, device: torch.device) -> None:
     """Frames/s, and memory compared with the estimate, with random weights."""
     for mode in (None, *scale.modes):
         for name in scale.models if mode is None else scale.models[:1]:
+            config = load_model_config(CONFIGS, name)
             for count in scale.objects:
                 row = f"video {name}, {count} objects, {mode or 'eager'}"
-                kept.row(
-                    row,
-                    partial(
-                        time_video, load_model_config(CONFIGS, name), count, mode, scale, device
-                    ),
-                )
+                kept.row(row, partial(time_video, config, count, mode, scale, device))
 
 
 def time_video(

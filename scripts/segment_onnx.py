@@ -54,9 +54,8 @@ class Video:
             self.ids += new
             self.entered += [len(self.pooled)] * len(new)
             known = np.concatenate([known, np.zeros((len(new), *full), np.float32)])
-            for row, i in enumerate(
-                self.ids, start=1
-            ):  # what an object loses to a given mask is background
+            # What an object loses to a given mask is background.
+            for row, i in enumerate(self.ids, start=1):
                 known[0] += known[row] * (i in mask)
                 known[row] *= i not in mask
             known[:, mask > 0] = np.equal.outer([0, *self.ids], mask[mask > 0])

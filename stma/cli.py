@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from stma.errors import InputError, input_errors_end_the_program
 from stma.version import __version__
@@ -64,6 +65,7 @@ SAVE = """\
 what to write, separated by commas: masks (palette PNGs, always written), overlay (an mp4 with the
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
 lengths as JSON, for pycocotools); default: masks,overlay"""
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 KINDS = ("masks", "overlay", "cutout", "webm", "coco")
 
 
@@ -88,14 +90,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(parsed)
 
 
-def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _command(
+    commands: Commands,
+    name: str,
+    summary: str,
+    description: str,
+    run: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    """The parser of a subcommand, with the options that all of them have."""
     parser = commands.add_parser(
-        "segment",
-        help="segment a video from the mask of its first frame",
-        description=SEGMENT,
+        name,
+        help=summary,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_segment)
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--weights",
+        default="small",
+        help="the name of weights that come with stma, or a file that train.py wrote; default: "
+        "small",
+    )
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+
+
+def _add_segment(commands: Commands) -> None:
+    parser = _command(
+        commands, "segment", "segment a video from the mask of its first frame", SEGMENT, _segment
+    )
     parser.add_argument("video", type=Path, metavar="VIDEO", help="a file or a folder of pictures")
     parser.add_argument(
         "--mask",
@@ -132,36 +158,18 @@ def _add_segment(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="frames from one memorised frame to the next; fewer for fast motion; default: what "
         "suits the weights, usually 5",
     )
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
-    parser.add_argument(
-        "--weights",
-        default="small",
-        help="the name of weights that come with stma, or a file that train.py wrote; default: "
-        "small",
-    )
+    _add_device(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what another command left in the output"
     )
 
 
-def _add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "app",
-        help="draw and segment on a page in the browser",
-        description=APP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=_app)
+def _add_app(commands: Commands) -> None:
+    parser = _command(commands, "app", "draw and segment on a page in the browser", APP, _app)
     parser.add_argument(
         "video", type=Path, nargs="?", metavar="VIDEO", help="opened at once; else upload one there"
     )
-    parser.add_argument(
-        "--weights",
-        default="small",
-        help="the name of weights that come with stma, or a file that train.py wrote; default: "
-        "small",
-    )
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+    _add_device(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -178,19 +186,13 @@ def _add_app(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
 
 
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
+def _add_export(commands: Commands) -> None:
+    parser = _command(
+        commands,
         "export",
-        help="write the network for applications without this package",
-        description=EXPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=_export)
-    parser.add_argument(
-        "--weights",
-        default="small",
-        help="the name of weights that come with stma, or a file that train.py wrote; default: "
-        "small",
+        "write the network for applications without this package",
+        EXPORT,
+        _export,
     )
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
     parser.add_argument(

@@ -1,6 +1,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,10 @@ from stma.model.factory import ModelConfig, build_model
 from stma.model.weights import load_model, save_weights
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "segment_onnx.py"
-VIT = ModelConfig(
+VIT = replace(
+    TINY,
     backbone="vit",
-    dims=[8, 12, 16],
     depths=[0, 0, 2],
-    num_heads=2,
-    value_widths=[8, 8, 16],
-    value_depth=1,
-    decoder_widths=[16, 8],
     key_dim=8,
     similarity="l2",
     class_token=True,

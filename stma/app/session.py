@@ -152,7 +152,7 @@ class Session:
             shown = self.mask(number)
             if np.array_equal(mask, shown):
                 return False
-            erased = set(np.unique(shown).tolist()) - set(np.unique(mask).tolist())
+            erased = set(np.unique(shown).tolist())
             if number in self._drawings:
                 erased |= self._drawings[number].erased
             erased -= {0, *np.unique(mask).tolist()}

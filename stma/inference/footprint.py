@@ -7,7 +7,7 @@ import torch
 
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
-from stma.runtime.footprint import on_paper, put_on
+from stma.runtime.footprint import on_paper, precision_on_paper, put_on
 
 MAX_UPDATES = 64  # after which a memory without a capacity is measured
 
@@ -26,9 +26,7 @@ def video_bytes(
         objects: given with the first frame.
         device: need not exist here.
     """
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = precision_on_paper(device, config.precision)
     with torch.device("meta"):
         model = build_model(model_config).eval()
     frame = np.zeros((height, width, 3), np.uint8)

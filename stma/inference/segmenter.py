@@ -298,9 +298,7 @@ class Segmenter:
         """The embedding, features and probabilities of a frame; one graph if it is compiled."""
         memory = self.memory
         if self.config.compile is None:
-            embedding = self.model.embed(image)
-            segmentation = self.model.segment(embedding, memory)
-            return embedding, segmentation.features, segmentation.probabilities
+            return compiled.segment_frame(self.model, image, memory)
         if memory.prepared is None:
             memory.prepared = self.model.prepare(memory)
             self._read = memory.temporal.whole_buffer() if len(memory.temporal) else None

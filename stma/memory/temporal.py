@@ -140,13 +140,22 @@ class TemporalMemory:
 
     @property
     def groups(self) -> list[ObjectGroup]:
+        return self._groups(self._frame[:, : self.size], None)
+
+    def _groups(self, frame: Tensor, filled: Tensor | None) -> list[ObjectGroup]:
+        """The groups, as they read elements of these frames ``(B, M)``.
+
+        Args:
+            filled: ``(B, M)`` bool, the elements that exist; None if all do.
+        """
         groups = []
         start = 0
         for size, entered in zip(self._group_sizes, self._group_entered, strict=True):
-            present = None
+            present = filled
             if start > 0:  # nothing held is older than the first group
-                written = self._written.gather(1, self._frame[:, : self.size])
-                present = written >= entered
+                present = self._written.gather(1, frame) >= entered
+                if filled is not None:
+                    present = filled & present
             groups.append(ObjectGroup(slice(start, start + size), present))
             start += size
         return groups
@@ -156,13 +165,7 @@ class TemporalMemory:
         assert self._keys is not None, "the memory is empty"
         assert self.capacity is not None
         filled = torch.arange(self._keys.shape[1], device=self._keys.device) < self.size
-        written = self._written.gather(1, self._frame)
-        groups = []
-        start = 0
-        for size, entered in zip(self._group_sizes, self._group_entered, strict=True):
-            present = filled & (written >= entered) if start > 0 else filled.expand_as(written)
-            groups.append(ObjectGroup(slice(start, start + size), present))
-            start += size
+        groups = self._groups(self._frame, filled.expand_as(self._frame))
         return WholeBuffer(self._keys, self._values, groups, self.top_k)
 
     @property

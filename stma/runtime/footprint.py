@@ -96,6 +96,13 @@ def on_paper(device: torch.device) -> Iterator[Footprint]:
         yield stack.enter_context(Footprint())
 
 
+def precision_on_paper(device: torch.device, precision: str) -> str:
+    """What ``auto`` is on the device, which need not exist: any card has bf16."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
 def put_on(module: nn.Module, device: torch.device) -> None:
     """Give a module of the meta device tensors on another one, without numbers."""
     for each in module.modules():

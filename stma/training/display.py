@@ -17,7 +17,7 @@ from stma.training.feed import Pace
 from stma.training.learner import Learner, Step
 from stma.training.losses import Losses, bootstrap_fraction
 from stma.training.optimizer import learning_rate
-from stma.training.step_log import Row, StepLog
+from stma.training.step_log import FILE, Row, StepLog
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
@@ -47,7 +47,7 @@ class Display:
         self.steps: StepLog | None = None
         board = None
         if self.folder is not None:
-            self.steps = StepLog(self.folder.parent / "train.csv", self.name, iteration)
+            self.steps = StepLog(self.folder.parent / FILE, self.name, iteration)
             board = self.folder / "tensorboard"
         with Board(board, iteration) as self.board, self.new_bar(progress) as self.bar:
             yield self

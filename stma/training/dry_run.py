@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.runtime.device import autocast, peak_gigabytes
-from stma.runtime.footprint import backward, on_paper, put_on
+from stma.runtime.footprint import backward, on_paper, precision_on_paper, put_on
 from stma.structures import ClipBatch
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.learner import Learner, release_memory
@@ -81,9 +81,7 @@ def training_bytes(
     """
     with torch.device("meta"):
         model = build_model(config.model)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    precision = precision_on_paper(device, config.precision)
     with on_paper(device) as footprint:
         put_on(model, device)
         model.train()

@@ -31,6 +31,7 @@ from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
 from stma.training.leaving import Preempted, signals_noted
 from stma.training.settings import differences
+from stma.training.step_log import FILE
 from stma.training.trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def train(
                 _write_record(config, processes, device)
                 if not config.resume:  # or a later stage would be mistaken for one of this run
                     final.unlink(missing_ok=True)
-                    (Path(config.output) / "train.csv").unlink(missing_ok=True)
+                    (Path(config.output) / FILE).unlink(missing_ok=True)
                     for trainer in trainers:
                         trainer.folder.clear()
 

@@ -39,6 +39,7 @@ class Row:
         )
 
 
+FILE = "train.csv"  # in the output of the run
 HEADER = [field.name for field in fields(Row)]
 
 
