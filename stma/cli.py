@@ -149,14 +149,14 @@ def _add_segment(commands: Commands) -> None:
         type=_count,
         metavar="PIXELS",
         help="larger frames are scaled down to this for the network; 0: never; smaller is faster "
-        "and coarser; default: what suits the weights, usually 480",
+        "and coarser; default: what suits the weights, 288 for small",
     )
     parser.add_argument(
         "--memory-every",
         type=_count,
         metavar="FRAMES",
         help="frames from one memorised frame to the next; fewer for fast motion; default: what "
-        "suits the weights, usually 5",
+        "suits the weights, 3 for small",
     )
     _add_device(parser)
     parser.add_argument(
