@@ -25,6 +25,7 @@ SPEC = ClipSpec(
 STILL = {
     "speed": 0.0,
     "spin": 0.0,
+    "growth": 0.0,
     "camera_speed": 0.0,
     "leave": 0.0,
     "blur": 0.0,
@@ -92,6 +93,17 @@ def test_the_object_alone_is_pasted_and_the_mask_says_where() -> None:
         assert np.median(inside) == pytest.approx(200, abs=1)
         assert np.median(outside) == pytest.approx(GREY, abs=1)
         assert ((frame < GREY - 5).any(-1)).mean() < 0.1  # what a hard cut would bring: none
+
+
+def test_objects_grow_as_far_as_growth_allows() -> None:
+    def ratio(seed: int, growth: float) -> float:
+        motion = scene(seed, growth=growth, max_objects=1, max_distractors=0).layers[0].motion
+        sizes = [np.linalg.det(motion.transform(t, 64.0)) ** 0.5 for t in np.arange(60.0)]
+        return max(sizes) / min(sizes)
+
+    assert all(ratio(seed, 0.0) == pytest.approx(1.0) for seed in range(5))
+    ratios = [ratio(seed, 0.7) for seed in range(40)]
+    assert 2.5 < max(ratios) < np.exp(2 * 0.7) + 1e-9
 
 
 def test_layers_in_front_hide_those_behind_and_their_masks() -> None:

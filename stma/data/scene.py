@@ -37,6 +37,8 @@ class SceneConfig:
         min_radius, max_radius: mean radius of a shape, as a share of the frame's shorter side.
         speed: how far an object travels per frame, as a share of the shorter side.
         spin: how far an object turns per frame, in radians.
+        growth: largest amplitude of the slow wave in the logarithm of an object's size; 0.7 lets it
+            grow or shrink up to fourfold.
         camera_speed: as `speed`, for the camera.
         leave: probability that an object's path leads out of the frame and back.
         blur: probability that a clip has motion blur.
@@ -51,6 +53,7 @@ class SceneConfig:
     max_radius: float = 0.24
     speed: float = 0.035
     spin: float = 0.08
+    growth: float = 0.25
     camera_speed: float = 0.012
     leave: float = 0.15
     blur: float = 0.3
@@ -70,7 +73,7 @@ class SceneConfig:
                 f"min_radius {self.min_radius}, max_radius {self.max_radius}; "
                 "needs 0 < min_radius <= max_radius"
             )
-        for name in ("speed", "spin", "camera_speed"):
+        for name in ("speed", "spin", "growth", "camera_speed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
         for name in ("look_alike", "leave", "blur", "light"):
@@ -176,7 +179,7 @@ def random_motion(
         ),
         angle=rng.uniform(-tilt, tilt),
         spin=rng.uniform(-config.spin, config.spin),
-        scale_wave=np.array([rng.uniform(0, 0.25), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
+        scale_wave=np.array([rng.uniform(0, config.growth), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
         shear_wave=np.array([rng.uniform(0, 0.25), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
         excursion=excursion,
     )
