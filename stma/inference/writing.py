@@ -143,7 +143,7 @@ class VideoWriter:
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
         drawn = self._draw(frame.image, mask)[: self._height, : self._width]
         if drawn.shape[2] == 3:  # converted by OpenCV in a third of FFmpeg's time
-            planes = cv2.cvtColor(drawn, cv2.COLOR_RGB2YUV_I420)
+            planes = np.asarray(cv2.cvtColor(drawn, cv2.COLOR_RGB2YUV_I420), np.uint8)
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         else:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn), format="rgba")
