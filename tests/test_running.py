@@ -13,8 +13,9 @@ from stma.errors import InputError
 from stma.evaluation import running
 from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
 from stma.evaluation.running import run_clip
+from stma.inference.augmentation import AugmentConfig, AugmentedSegmenter
 from stma.inference.baselines import CopyFirstMask
-from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.inference.segmenter import Segmenter, SegmenterConfig, VideoSegmenter
 from stma.model.weights import load_model
 
 CPU = torch.device("cpu")
@@ -161,11 +162,11 @@ class Ended(BaseException):
     """As a signal ends a program: nothing is cleaned up for it."""
 
 
-def ended_after(segmenter: Segmenter, frames: int) -> Segmenter:
-    step = segmenter.step
+def ended_after(segmenter: VideoSegmenter, frames: int) -> VideoSegmenter:
+    step, left = segmenter.step, iter(range(frames))
 
     def steps(*arguments, **more):
-        if segmenter.num_frames == frames:
+        if next(left, None) is None:
             raise Ended
         return step(*arguments, **more)
 
@@ -181,19 +182,26 @@ def long_clip(tmp_path, monkeypatch):
     return clip_of(tmp_path)
 
 
-@pytest.mark.parametrize("frames", [1, 4, 6])
+@pytest.mark.parametrize(
+    ("frames", "augment"),
+    [(1, None), (4, None), (6, None), (6, AugmentConfig(scales=[1.0, 0.75], flip=True))],
+)
 def test_a_clip_that_was_ended_in_the_middle_goes_on_from_there(
-    long_clip, tmp_path, weights, caplog, frames: int
+    long_clip, tmp_path, weights, caplog, frames: int, augment: AugmentConfig | None
 ) -> None:
     model = load_model(weights)
-    config = SegmenterConfig(memory_interval=2)
-    whole = run_clip(long_clip, Segmenter(model, config), tmp_path / "whole", CPU)
+
+    def segmenter() -> VideoSegmenter:
+        config = SegmenterConfig(memory_interval=2)
+        return AugmentedSegmenter(model, config, augment) if augment else Segmenter(model, config)
+
+    whole = run_clip(long_clip, segmenter(), tmp_path / "whole", CPU)
     with pytest.raises(Ended):
-        run_clip(long_clip, ended_after(Segmenter(model, config), frames), tmp_path / "out", CPU)
+        run_clip(long_clip, ended_after(segmenter(), frames), tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
-    stepped, shown = Segmenter(model, config), []
+    shown: list[int] = []
     with caplog.at_level("INFO"):
-        run = run_clip(long_clip, stepped, tmp_path / "out", CPU, lambda: shown.append(1))
+        run = run_clip(long_clip, segmenter(), tmp_path / "out", CPU, lambda: shown.append(1))
     assert f"a: resumes after frame {frames} of 8" in caplog.text
     assert len(run.seconds) == len(whole.seconds) == 7
     assert len(shown) == 8
@@ -208,18 +216,25 @@ def test_what_is_left_of_other_files_or_settings_or_damaged_is_not_gone_on_with(
 ) -> None:
     model, out, left = load_model(weights), tmp_path / "out", tmp_path / ".out.partial"
 
-    def leave() -> None:
+    def leave(segmenter: VideoSegmenter | None = None) -> None:
         with pytest.raises(Ended):
-            run_clip(long_clip, ended_after(Segmenter(model), 4), out, CPU)
-        assert len(list(left.glob("state-*"))) == 1
+            run_clip(long_clip, ended_after(segmenter or Segmenter(model), 4), out, CPU)
+        assert len(list(left.glob("state-*"))) == (2 if segmenter else 1)
 
-    def starts_over(config: SegmenterConfig | None = None) -> None:
+    def starts_over(segmenter: VideoSegmenter | None = None) -> None:
         with caplog.at_level("INFO"):
-            run_clip(clip_of(tmp_path), Segmenter(model, config), out, CPU)
+            run_clip(clip_of(tmp_path), segmenter or Segmenter(model), out, CPU)
         assert "resumes" not in caplog.text
 
+    def views(*scales: float) -> AugmentedSegmenter:
+        return AugmentedSegmenter(model, SegmenterConfig(), AugmentConfig(scales=list(scales)))
+
     leave()
-    starts_over(SegmenterConfig(memory_interval=1))
+    starts_over(Segmenter(model, SegmenterConfig(memory_interval=1)))
+    leave(views(1.0, 0.75))
+    starts_over()  # one of the two views: the masks so far are means of both
+    leave(views(1.0, 0.75))
+    starts_over(views(1.0, 0.5))
     leave()
     os.utime(long_clip.frames[6], (1, 1))
     starts_over()

@@ -18,6 +18,7 @@ from stma.data.images import read_image
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip, given_mask
+from stma.inference.augmentation import AugmentedSegmenter
 from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.runtime.device import device_name, peak_gigabytes
 from stma.runtime.outputs import PARTIAL, replacing
@@ -133,31 +134,52 @@ class _Begun:
     palette: bytes | None = None
 
 
+def _views(segmenter: VideoSegmenter) -> list[Segmenter]:
+    """Those whose states are the state of the method; none of a baseline, which saves nothing."""
+    if isinstance(segmenter, AugmentedSegmenter):
+        return segmenter.views
+    return [segmenter] if isinstance(segmenter, Segmenter) else []
+
+
+def _state(folder: Path, frames: int, view: int) -> Path:
+    return folder / STATES.replace("*", f"{frames}-{view}")
+
+
 def _begun(clip: EvalClip, segmenter: VideoSegmenter, partial: Path) -> _Begun:
     """What an interrupted run has left of this clip; nothing if its files or settings differ, or
     it is damaged."""
-    if not isinstance(segmenter, Segmenter):
-        return _Begun(segmenter)
+    views = _views(segmenter)
     try:
         progress = json.loads((partial / PROGRESS).read_text())
         frames, seconds, palette = (progress[key] for key in ("frames", "seconds", "palette"))
-        loaded = Segmenter.load(partial / STATES.replace("*", str(frames)), segmenter.model)
-        if (progress["fingerprint"], loaded.config) != (clip.fingerprint(), segmenter.config):
+        if (progress["fingerprint"], progress["views"]) != (clip.fingerprint(), len(views)):
             return _Begun(segmenter)
+        loaded = [
+            Segmenter.load(_state(partial, frames, number), view.model)
+            for number, view in enumerate(views)
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return _Begun(segmenter)
+    if [view.config for view in loaded] != [view.config for view in views]:
+        return _Begun(segmenter)
     log.info("%s: resumes after frame %d of %d", clip.name, frames, len(clip.frames))
-    return _Begun(loaded, frames, seconds, None if palette is None else bytes.fromhex(palette))
+    if isinstance(segmenter, AugmentedSegmenter):
+        segmenter.views = loaded
+    else:
+        (segmenter,) = loaded
+    return _Begun(segmenter, frames, seconds, None if palette is None else bytes.fromhex(palette))
 
 
 def _save(begun: _Begun, clip: EvalClip, fingerprint: str, folder: Path) -> None:
-    """Save for :func:`_begun`. The state comes first: if a run ends between the two files, the
-    previous state still exists."""
-    assert isinstance(begun.segmenter, Segmenter)
-    state = folder / STATES.replace("*", str(begun.frames))
-    begun.segmenter.save(state)
+    """Save for :func:`_begun`. The states come first: if a run ends before the other file is
+    written, the previous ones still exist."""
+    views = _views(begun.segmenter)
+    states = [_state(folder, begun.frames, number) for number in range(len(views))]
+    for view, state in zip(views, states, strict=True):
+        view.save(state)
     progress = {
         "frames": begun.frames,
+        "views": len(views),
         "seconds": begun.seconds,
         "palette": None if begun.palette is None else begun.palette.hex(),
         "fingerprint": fingerprint,
@@ -165,7 +187,7 @@ def _save(begun: _Begun, clip: EvalClip, fingerprint: str, folder: Path) -> None
     with replacing(folder / PROGRESS) as unfinished:
         unfinished.write_text(json.dumps(progress))
     for old in folder.glob(STATES):
-        if old != state:
+        if old not in states:
             old.unlink()
 
 
@@ -179,11 +201,12 @@ def _run(
     segmenter, palette = begun.segmenter, begun.palette
     wanted = set(clip.output_stems)
     watch = Stopwatch(device)
-    known: list[int] = segmenter.ids if isinstance(segmenter, Segmenter) else []
+    views = _views(segmenter)
+    known = views[0].ids if views else []
     for _ in range(begun.frames):
         on_frame()
     frames = clip.frames
-    resumable = folder is not None and isinstance(segmenter, Segmenter)
+    resumable = folder is not None and bool(views)
     fingerprint = clip.fingerprint() if resumable else ""
     saved = time.monotonic()
     with _writing() as writer:

@@ -38,13 +38,18 @@ class AugmentedSegmenter:
 
     Each view has its own memories and memorises its own predictions; the result is the mean of all
     views' probabilities at full size.
+
+    Attributes:
+        views: a segmenter for each; all have been given the same frames.
     """
 
     def __init__(self, model: STMA, config: SegmenterConfig, augment: AugmentConfig) -> None:
-        self._views = [
-            (Segmenter(model, replace(config, scale=config.scale * scale)), flipped)
+        flips = (False, True) if augment.flip else (False,)
+        self._flipped = list(flips) * len(augment.scales)
+        self.views = [
+            Segmenter(model, replace(config, scale=config.scale * scale))
             for scale in augment.scales
-            for flipped in ((False, True) if augment.flip else (False,))
+            for _ in flips
         ]
 
     @torch.inference_mode()
@@ -53,7 +58,7 @@ class AugmentedSegmenter:
     ) -> FrameResult:
         """See :meth:`stma.inference.segmenter.Segmenter.step`."""
         total: torch.Tensor | None = None
-        for segmenter, flipped in self._views:
+        for segmenter, flipped in zip(self.views, self._flipped, strict=True):
             if flipped:
                 mirrored = None if mask is None else mask[:, ::-1].copy()
                 probabilities = segmenter.predict(frame[:, ::-1], mirrored, last=last).flip(-1)
@@ -61,6 +66,6 @@ class AugmentedSegmenter:
                 probabilities = segmenter.predict(frame, mask, last=last)
             total = probabilities if total is None else total + probabilities
         assert total is not None
-        mean = total / len(self._views)
-        ids = list(self._views[0][0].ids)
+        mean = total / len(self.views)
+        ids = list(self.views[0].ids)
         return FrameResult(index_mask(mean, ids), mean, ids)

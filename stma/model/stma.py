@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from stma.memory.video import VideoMemory
@@ -31,6 +30,7 @@ from stma.structures import ClipBatch, Prediction, at_least_fp32
 # All blocks run the same code, on three streams of several shapes, with and without gradient: about
 # 25 graphs. Beyond its limit of 8, dynamo would run the rest eagerly, with a warning.
 MAX_GRAPHS = 64
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class STMA(nn.Module):
         self.streams = streams or FullStreams()
         self.enhanced_keys = enhanced_keys
         self.segmenter_settings = {}
-        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
