@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 
 from stma.model.backbone import (
     FrameEmbedding,
@@ -26,12 +27,16 @@ def test_positions_are_maes() -> None:
         *(math.cos(row * band) for band in bands),
     ]
     assert embedding[row * 3 + column].tolist() == pytest.approx(expected, abs=1e-6)
+    row_first = build_sincos2d_pos_embed([2, 3], dim=8, interleave_sin_cos=True)
+    assert torch.equal(embedding, row_first.roll(4, dims=1))
 
 
 def test_positions_are_kept_at_the_pretraining_size_and_resampled_elsewhere() -> None:
     embedding = sinusoidal_position_embedding((14, 14), dim=8)
     assert torch.equal(resample_positions(embedding, (14, 14)), embedding)
-    assert resample_positions(embedding, (3, 29)).shape == (1, 87, 8)
+    resampled = resample_positions(embedding, (3, 29))
+    expected = resample_abs_pos_embed(embedding, [3, 29], old_size=[14, 14], num_prefix_tokens=0)
+    assert torch.equal(resampled, expected)
 
 
 def test_kept_positions_are_the_resampled_ones_and_follow_what_is_loaded() -> None:
@@ -47,7 +52,7 @@ def test_kept_positions_are_the_resampled_ones_and_follow_what_is_loaded() -> No
 
     embedding.copy_(2 * embedding)  # as load_state_dict does
     assert torch.equal(positions.at(embedding, (3, 29)), 2 * first)
-    assert torch.equal(positions.at(embedding.double(), (3, 29)).float(), 2 * first)
+    torch.testing.assert_close(positions.at(embedding.double(), (3, 29)).float(), 2 * first)
     assert copy.deepcopy(positions).at(first.new_zeros(1, 196, 8), (3, 29)).abs().max() == 0
 
 

@@ -364,3 +364,13 @@ def test_the_program_starts_without_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: stma segment" in done.stdout
     assert time.process_time() - start < 1
+
+
+def test_the_first_mask_waits_for_no_library_without_need() -> None:
+    """timm imports torchvision, and that PyTorch's compiler: more than all the rest together."""
+    code = (
+        "import sys, stma.inference.segmenting, stma.inference.segmenter, stma.model.weights\n"
+        "print(sorted({'timm', 'torchvision', 'torch._dynamo', 'hydra', 'scipy'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from stma.model.attention import TransformerBlock
+from stma.structures import at_least_fp32
 
 STRIDE = 16
 PRETRAINING_GRID = (14, 14)  # 224 / 16
@@ -83,18 +83,21 @@ class Backbone(nn.Module, ABC):
 def sinusoidal_position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
     """The fixed 2-D sine-cosine embedding of MAE and ConvMAE, ``(1, L, dim)``.
 
-    The first half of the channels encodes the column and the second the row, as MAE does; timm
-    builds the same bands with the row first.
+    The first half of the channels encodes the column and the second the row, as MAE does.
     """
-    embedding = build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=True)
-    return embedding.roll(dim // 2, dims=1)[None]
+    bands = 1 / 10_000 ** (torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    angles = [place.flatten()[:, None] * bands for place in (columns, rows)]
+    return torch.cat([wave for x in angles for wave in (x.sin(), x.cos())], dim=1)[None]
 
 
 def resample_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
     """Interpolate a ``(1, 14 * 14, C)`` position embedding to another grid."""
-    return resample_abs_pos_embed(
-        embedding, list(grid), old_size=list(PRETRAINING_GRID), num_prefix_tokens=0
-    )
+    if grid == PRETRAINING_GRID:
+        return embedding
+    table = at_least_fp32(tokens_to_map(embedding, PRETRAINING_GRID))
+    resampled = F.interpolate(table, grid, mode="bicubic", antialias=True)
+    return map_to_tokens(resampled).to(embedding.dtype)
 
 
 class ResampledPositions:

@@ -1,7 +1,35 @@
-"""Small convolutional parts that the value encoder and the decoder share."""
+"""Small parts that several modules of the network share.
 
+LayerNorm2d, Mlp and ResidualBlock are timm's and torchvision's, with the same names of parameters:
+importing those libraries would take longer than all else before the first mask.
+"""
+
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of ``(B, C, H, W)``."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between them, for ``(B, L, C)``; with ``conv``, two 1x1
+    convolutions, for ``(B, C, H, W)``."""
+
+    def __init__(self, dim: int, hidden_dim: int, conv: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1) if conv else nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1) if conv else nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
 
 
 def group_norm(dim: int) -> nn.GroupNorm:
@@ -15,19 +43,32 @@ def group_norm(dim: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, dim)
 
 
-def residual_block(in_dim: int, dim: int, stride: int = 1) -> BasicBlock:
+class ResidualBlock(nn.Module):
     """ResNet's basic block with GroupNorm, ``(B, in_dim, H, W)`` to ``(B, dim, H/s, W/s)``, sizes
     divisible by the stride."""
-    shortcut = None
-    if stride != 1 or in_dim != dim:
-        # Averaged, not strided (ResNet-D): a strided 1x1 convolution drops three pixels of four,
-        # and with 8 channels its gradient corrupted the heap on a CPU (torch 2.15, channels-last).
-        shortcut = nn.Sequential(
-            nn.AvgPool2d(stride) if stride != 1 else nn.Identity(),
-            nn.Conv2d(in_dim, dim, 1, bias=False),
-            group_norm(dim),
-        )
-    return BasicBlock(in_dim, dim, stride, shortcut, norm_layer=group_norm)
+
+    def __init__(self, in_dim: int, dim: int, stride: int = 1) -> None:
+        super().__init__()
+        shortcut = None
+        if stride != 1 or in_dim != dim:
+            # Averaged, not strided (ResNet-D): a strided 1x1 convolution drops three pixels of
+            # four, and with 8 channels its gradient corrupted the heap on a CPU (torch 2.15,
+            # channels-last).
+            shortcut = nn.Sequential(
+                nn.AvgPool2d(stride) if stride != 1 else nn.Identity(),
+                nn.Conv2d(in_dim, dim, 1, bias=False),
+                group_norm(dim),
+            )
+        self.conv1 = nn.Conv2d(in_dim, dim, 3, stride, padding=1, bias=False)
+        self.bn1 = group_norm(dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.bn2 = group_norm(dim)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
 
 
 def init_convolutions(module: nn.Module) -> None:

@@ -7,7 +7,6 @@ halves (`TransformerBlock`), so that STML can run its three streams through them
 from collections.abc import Sequence
 
 import numpy as np
-from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 
 from stma.model.attention import TransformerBlock
@@ -20,6 +19,7 @@ from stma.model.backbone import (
     map_to_tokens,
     sinusoidal_position_embedding,
 )
+from stma.model.blocks import LayerNorm2d, Mlp
 from stma.model.drop_path import DropPath
 
 # ConvMAE's code builds the norms of its convolutional parts with PyTorch's default epsilon and
@@ -50,7 +50,7 @@ class ConvBlock(nn.Module):
         self.attn = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
         self.conv2 = nn.Conv2d(dim, dim, 1)
         self.norm2 = LayerNorm2d(dim, eps=CONV_NORM_EPS)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), use_conv=True)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), conv=True)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stma.model.blocks import group_norm, init_convolutions, per_object, residual_block
+from stma.model.blocks import ResidualBlock, group_norm, init_convolutions, per_object
 
 
 class UpsampleBlock(nn.Module):
@@ -14,7 +14,7 @@ class UpsampleBlock(nn.Module):
     def __init__(self, in_dim: int, fine_dim: int, dim: int) -> None:
         super().__init__()
         self.skip = nn.Conv2d(fine_dim, in_dim, 1)
-        self.refine = residual_block(in_dim, dim)
+        self.refine = ResidualBlock(in_dim, dim)
 
     def forward(self, x: Tensor, fine: Tensor) -> Tensor:
         """``x (B * N, C, h, w)`` and ``fine (B, C', 2h, 2w)`` to ``(B * N, C'', 2h, 2w)``."""
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         self.from_readout = nn.Conv2d(value_dim, coarse, 3, padding=1)
         self.from_features = nn.Conv2d(dim, coarse, 3, padding=1, bias=False)
         self.fuse = nn.Sequential(
-            group_norm(coarse), nn.ReLU(inplace=True), residual_block(coarse, coarse)
+            group_norm(coarse), nn.ReLU(inplace=True), ResidualBlock(coarse, coarse)
         )
         self.to_stride8 = UpsampleBlock(coarse, fine_dims[0], fine)
         self.to_stride4 = UpsampleBlock(fine, fine_dims[1], fine)

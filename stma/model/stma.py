@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from stma.memory.video import VideoMemory
@@ -31,6 +30,7 @@ from stma.structures import ClipBatch, Prediction, at_least_fp32
 # All blocks run the same code, on three streams of several shapes, with and without gradient: about
 # 25 graphs. Beyond its limit of 8, dynamo would run the rest eagerly, with a warning.
 MAX_GRAPHS = 64
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class STMA(nn.Module):
         self.streams = streams or FullStreams()
         self.enhanced_keys = enhanced_keys
         self.segmenter_settings = {}
-        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
@@ -138,19 +138,26 @@ class STMA(nn.Module):
         tokens = self.streams.encode(self.backbone.last_stage, frame.tokens, memory.prepared)
         return self.backbone.finish(tokens)
 
-    def prepare(self, memory: VideoMemory) -> Prepared:
-        """What all frames until the next memory update will read from references and objects."""
-        pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
-        return self._prepare(memory, pooled)
+    def prepare(self, memory: VideoMemory, *, all_slots: bool = False) -> Prepared:
+        """What all frames until the next memory update will read from references and objects.
 
-    def _prepare(self, memory: VideoMemory, pooled: Tensor | None) -> Prepared:
+        Args:
+            all_slots: as large as with a full queue of references; the empty slots are masked.
+        """
+        pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
+        return self._prepare(memory, pooled, all_slots)
+
+    def _prepare(
+        self, memory: VideoMemory, pooled: Tensor | None, all_slots: bool = False
+    ) -> Prepared:
         references = objects = None
         if self.streams.reads_references:
             references = memory.spatial.references()
         if pooled is not None:
             objects = self.object_features(pooled, memory.valid_objects)
-        return self.streams.prepare(
-            self.backbone.last_stage, references, objects, memory.valid_objects
+        empty = memory.spatial.empty_slots() if all_slots else None
+        return self.streams.prepare_slots(
+            self.backbone.last_stage, references, objects, memory.valid_objects, empty
         )
 
     def _enhance(self, frame: FrameEmbedding, memory: VideoMemory, pooled: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stma.model.blocks import group_norm, init_convolutions, per_object, residual_block
+from stma.model.blocks import ResidualBlock, group_norm, init_convolutions, per_object
 
 
 class ValueEncoder(nn.Module):
@@ -34,8 +34,8 @@ class ValueEncoder(nn.Module):
         stages: list[nn.Module] = []
         in_dim = widths[0]
         for index, width in enumerate(widths):
-            stages.append(residual_block(in_dim, width, stride=1 if index == 0 else 2))
-            stages += [residual_block(width, width) for _ in range(depth - 1)]
+            stages.append(ResidualBlock(in_dim, width, stride=1 if index == 0 else 2))
+            stages += [ResidualBlock(width, width) for _ in range(depth - 1)]
             in_dim = width
         self.stages = nn.Sequential(*stages)
         self.project = nn.Conv2d(in_dim, dim, 1)

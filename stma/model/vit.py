@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from stma.model.attention import TransformerBlock
@@ -19,6 +18,7 @@ from stma.model.backbone import (
     sinusoidal_position_embedding,
     tokens_to_map,
 )
+from stma.model.blocks import LayerNorm2d
 
 
 class PatchProjection(nn.Module):

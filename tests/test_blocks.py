@@ -1,0 +1,34 @@
+import pytest
+import torch
+from timm import layers
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from stma.model.blocks import LayerNorm2d, Mlp, ResidualBlock, group_norm
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [
+        (LayerNorm2d(6), layers.LayerNorm2d(6), (2, 6, 4, 5)),
+        (LayerNorm2d(6, eps=1e-2), layers.LayerNorm2d(6, eps=1e-2), (2, 6, 4, 5)),
+        (Mlp(6, 9), layers.Mlp(6, 9), (2, 5, 6)),
+        (Mlp(6, 9, conv=True), layers.Mlp(6, 9, use_conv=True), (2, 6, 4, 5)),
+        (ResidualBlock(6, 6), BasicBlock(6, 6, norm_layer=group_norm), (2, 6, 4, 5)),
+        (
+            ResidualBlock(6, 8, stride=2),
+            BasicBlock(6, 8, 2, ResidualBlock(6, 8, stride=2).downsample, norm_layer=group_norm),
+            (2, 6, 4, 6),
+        ),
+    ],
+)
+def test_parts_are_those_of_timm_and_torchvision(
+    ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """With the same names, in the same order."""
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape)
+    assert torch.equal(ours(x), theirs(x))
