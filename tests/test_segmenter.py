@@ -1,3 +1,4 @@
+import itertools
 import warnings
 from dataclasses import replace
 
@@ -272,6 +273,7 @@ def test_a_network_in_training_mode_is_refused(tiny_config) -> None:
         {"precision": "fp8"},
         {"compile": "fast"},
         {"compile": "default", "capacity": None},
+        {"compile": "default", "queue_size": None},
     ],
 )
 def test_settings_that_make_no_sense(settings: dict) -> None:
@@ -512,8 +514,9 @@ def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
 def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     tiny_model: STMA, monkeypatch
 ) -> None:
-    """60 frames, an object that enters late, and two more updates, the second of which evicts. A
-    graph each for one reference, for two, and for three and another object."""
+    """60 frames, an object that enters late, and two more updates, the first of which brings the
+    second reference, and the second evicts; then the first objects are removed, and another update
+    follows. A graph for two objects, one for three, one for the one that is left."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     monkeypatch.setattr(compiled, "BACKEND", counter)
     torch._dynamo.reset()
@@ -522,13 +525,16 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
             for mode in (None, "default")]  # fmt: skip
     rng = np.random.default_rng(0)
     graphs = []
-    for t in range(60):
+    for t in range(80):
         frame = random_frame(rng, 32, 32)
         mask = {0: blob_mask(32, 32, [1, 2]), 35: blob_mask(32, 32, [0, 5])}.get(t)
         eager, compiled_frame = (segmenter.predict(frame, mask) for segmenter in runs)
         torch.testing.assert_close(compiled_frame, eager, rtol=0, atol=1e-5)
         graphs.append(counter.frame_count)
-    assert [graphs[t] for t in (0, 1, 25, 26, 35, 36, 59)] == [0, 1, 1, 2, 2, 3, 3]
+        if t == 60:
+            for segmenter, object_id in itertools.product(runs, (1, 2)):
+                segmenter.remove(object_id)
+    assert [graphs[t] for t in (0, 1, 35, 36, 60, 61, 79)] == [0, 1, 1, 2, 2, 3, 3]
     usage = [segmenter.memory.temporal._usage for segmenter in runs]
     torch.testing.assert_close(*usage, rtol=0, atol=1e-3)
 

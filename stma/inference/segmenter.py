@@ -37,8 +37,8 @@ class SegmenterConfig:
         short_side: larger frames are scaled down to this for the network; null never scales.
         scale: of the network's frames, applied after ``short_side``; above 1 enlarges them.
         compile: null, or a mode of ``torch.compile``, in which a frame is one graph: ``default``,
-            or ``reduce-overhead``, which CUDA replays. Each number of objects and references is
-            compiled anew, for a minute or so.
+            or ``reduce-overhead``, which CUDA replays. Each set of objects that entered together,
+            and each size of frame, is compiled anew, for a minute or so.
         precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
     """
 
@@ -66,6 +66,8 @@ class SegmenterConfig:
             )
         if self.compile is not None and self.capacity is None:
             raise InputError("compile needs a memory that does not grow; give a capacity")
+        if self.compile is not None and self.queue_size is None:
+            raise InputError("compile needs references that do not grow; give a queue_size")
         check_precision(self.precision)
         # The memories check their own settings; do so before the first video is read.
         SpatialMemory(self.queue_size, self.max_pinned)
@@ -321,7 +323,7 @@ class Segmenter:
         if self.config.compile is None:
             return compiled.segment_frame(self.model, image, memory)
         if memory.prepared is None:
-            memory.prepared = self.model.prepare(memory)
+            memory.prepared = self.model.prepare(memory, all_slots=True)
             self._read = memory.temporal.whole_buffer() if len(memory.temporal) else None
         read = None if self._read is None else replace(self._read, received=[])
         torch.compiler.cudagraph_mark_step_begin()
