@@ -1,3 +1,4 @@
+import itertools
 import warnings
 from dataclasses import replace
 
@@ -272,6 +273,7 @@ def test_a_network_in_training_mode_is_refused(tiny_config) -> None:
         {"precision": "fp8"},
         {"compile": "fast"},
         {"compile": "default", "capacity": None},
+        {"compile": "default", "queue_size": None},
     ],
 )
 def test_settings_that_make_no_sense(settings: dict) -> None:
@@ -512,8 +514,9 @@ def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
 def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     tiny_model: STMA, monkeypatch
 ) -> None:
-    """60 frames, an object that enters late, and two more updates, the second of which evicts. A
-    graph each for one reference, for two, and for three and another object."""
+    """60 frames, an object that enters late, and two more updates, the first of which brings the
+    second reference, and the second evicts; then the first objects are removed, and another update
+    follows. A graph for two objects, one for three, one for the one that is left."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     monkeypatch.setattr(compiled, "BACKEND", counter)
     torch._dynamo.reset()
@@ -522,12 +525,50 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
             for mode in (None, "default")]  # fmt: skip
     rng = np.random.default_rng(0)
     graphs = []
-    for t in range(60):
+    for t in range(80):
         frame = random_frame(rng, 32, 32)
         mask = {0: blob_mask(32, 32, [1, 2]), 35: blob_mask(32, 32, [0, 5])}.get(t)
         eager, compiled_frame = (segmenter.predict(frame, mask) for segmenter in runs)
         torch.testing.assert_close(compiled_frame, eager, rtol=0, atol=1e-5)
         graphs.append(counter.frame_count)
-    assert [graphs[t] for t in (0, 1, 25, 26, 35, 36, 59)] == [0, 1, 1, 2, 2, 3, 3]
+        if t == 60:
+            for segmenter, object_id in itertools.product(runs, (1, 2)):
+                segmenter.remove(object_id)
+    assert [graphs[t] for t in (0, 1, 35, 36, 60, 61, 79)] == [0, 1, 1, 2, 2, 3, 3]
     usage = [segmenter.memory.temporal._usage for segmenter in runs]
     torch.testing.assert_close(*usage, rtol=0, atol=1e-3)
+
+
+def test_an_absent_object_has_no_pixel_and_is_memorised_so(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    model = perturbed(tiny_model.float())
+    frames = [random_frame(rng, 48, 64) for _ in range(4)]
+    mask = blob_mask(48, 64, [3, 7])
+    told, not_told = (Segmenter(model, SegmenterConfig(memory_interval=10)) for _ in range(2))
+    for segmenter in (told, not_told):
+        segmenter.step(frames[0], mask)
+    shown = not_told.step(frames[1]).probabilities
+    probabilities = told.step(frames[1], absent={7}).probabilities
+    assert torch.allclose(probabilities[1], shown[1])
+    assert probabilities[2].max() == 0
+    assert torch.allclose(probabilities[0], shown[0] + shown[2])
+    assert len(told.memory.temporal) == 2 * len(not_told.memory.temporal)
+    later = [segmenter.step(frames[2]).probabilities for segmenter in (told, not_told)]
+    assert not torch.equal(*later)
+
+    both = told.step(frames[3], (mask == 3) * np.uint8(3), absent={7})
+    assert np.array_equal(both.mask, np.where(mask == 3, 3, 0))
+
+
+def test_an_absent_object_must_be_known_and_not_in_the_mask(tiny_model: STMA) -> None:
+    frame = random_frame(np.random.default_rng(0), 48, 64)
+    mask = blob_mask(48, 64, [3, 7])
+    segmenter = Segmenter(tiny_model.float())
+    with pytest.raises(InputError, match="absent: object 3 is not in the video; objects: none"):
+        segmenter.step(frame, mask, absent={3})
+    segmenter.step(frame, mask)
+    with pytest.raises(InputError, match="absent: object 4 is not in the video; objects: 3, 7"):
+        segmenter.step(frame, absent={4})
+    with pytest.raises(InputError, match="absent: object 7 is in the mask"):
+        segmenter.step(frame, mask, absent={7})
+    assert segmenter.num_frames == 1

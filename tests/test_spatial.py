@@ -34,6 +34,16 @@ def test_a_queue_of_none_holds_pinned_frames_alone() -> None:
     assert numbers(memory) == [0]
 
 
+def test_slots_of_the_queue_are_empty_until_frames_come_that_know_the_objects() -> None:
+    memory = SpatialMemory(queue_size=2)
+    empty = []
+    for count, pinned in ((2, True), (2, False), (3, True), (3, False), (3, False)):
+        memory.write(torch.zeros(1, count, 1, 1), pinned=pinned)
+        empty.append([memory.empty_slots(slice(0, 2)), memory.empty_slots(slice(2, 3))])
+    assert empty == [[2, 2], [1, 2], [1, 2], [0, 1], [0, 0]]
+    assert SpatialMemory(queue_size=0).empty_slots() is None
+
+
 def test_pinned_references_can_be_limited_to_the_newest() -> None:
     memory = SpatialMemory(queue_size=1, max_pinned=2)
     for number in range(5):

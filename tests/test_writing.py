@@ -4,12 +4,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange, Colorspace
 from conftest import box, gradient, number_of, write_clip_file
 from PIL import Image
 from pycocotools.coco import COCO
 
 from stma.data.images import read_mask
-from stma.inference.video import Video, open_video
+from stma.inference.video import Video, VideoFrameAt, open_video
 from stma.inference.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
 
 MASKS = [box(4, 2 * t, 20, 16, 1 + t % 2, size=(48, 64)) for t in range(6)]
@@ -62,6 +63,22 @@ def test_an_overlay_has_the_times_and_the_sound_of_the_original(tmp_path, clip) 
     red, green, _ = frames[0].image[10, 8]
     assert red > green + 50  # tinted
     assert sound(path) == sound(clip)
+
+
+def test_an_overlay_has_the_colours_of_the_original(tmp_path, clip) -> None:
+    """And says how they are coded: players take large videos to be BT.709 otherwise."""
+    video = open_video(clip)
+    path, writer = output("overlay", tmp_path, video)
+    picture = np.full((48, 64, 3), (200, 40, 90), np.uint8)
+    writer.write(next(video.frames()), MASKS[0])  # is not left in the next one
+    for number in range(1, 4):
+        writer.write(VideoFrameAt(number, picture, 4 * number), np.zeros((48, 64), np.uint8))
+    writer.close()
+    found = list(open_video(path).frames())[-1].image
+    assert np.abs(found.astype(int) - picture).max() < 8
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_range) == (Colorspace.ITU601, ColorRange.MPEG)
 
 
 def test_an_overlay_cut_short_has_the_sound_until_then(tmp_path, clip) -> None:

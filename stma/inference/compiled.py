@@ -21,7 +21,7 @@ def segment_frame(
 
     Args:
         image: ``(1, 3, H, W)``, normalised.
-        memory: prepared.
+        memory: prepared, with all slots.
 
     Returns:
         The embedding, features ``(1, L, C)``, probabilities ``(1, N+1, H, W)``.

@@ -99,6 +99,19 @@ class SpatialMemory:
             held = held[torch.arange(held.shape[0], device=held.device)[:, None], self._selection]
         return held if objects is None else held.transpose(1, 2)
 
+    def empty_slots(self, objects: slice | None = None) -> int | None:
+        """How many more references the queue has room for; None if it has no slots, or no limit.
+
+        Args:
+            objects: count the references of these objects only, as in :meth:`references`.
+        """
+        if not self.queue_size:
+            return None
+        return self.queue_size - sum(
+            not pinned and (objects is None or tokens.shape[1] >= objects.stop)
+            for tokens, pinned in self._frames
+        )
+
     def object_groups(self) -> list[slice]:
         """If frames hold tokens per object: ranges of objects that have the same frames."""
         counts = sorted({tokens.shape[1] for tokens in self._chosen()})

@@ -249,7 +249,8 @@ class TemporalMemory:
         kept = (written[0] >= write).nonzero()[:, 0]
         self.size = kept.shape[0]
         for name in self._element_buffers():
-            setattr(self, name, getattr(self, name)[:, kept])
+            held = getattr(self, name)[:, kept]
+            setattr(self, name, held if self.capacity is None else _pad(held, 1, self.capacity))
 
     def _element_buffers(self) -> tuple[str, ...]:
         """What is held per element, ``(B, M, ...)``."""

@@ -62,13 +62,14 @@ class PerObjectSTMA(STMA):
         """Nothing: without temporal memory, no key is needed."""
         return frame.tokens[:, :0]
 
-    def prepare(self, memory: VideoMemory) -> list:  # type: ignore[override]
+    def prepare(self, memory: VideoMemory, *, all_slots: bool = False) -> list:  # type: ignore[override]
         """Keys and values of the references, for every group of objects that shares them."""
         prepared = []
         for objects in memory.spatial.object_groups():
             references = memory.spatial.references(objects)  # (B, N', R, L, C)
             flat = rearrange(references, "b n r l c -> (b n) r l c")
-            keys = self.streams.prepare(self.backbone.last_stage, flat, None, None)
+            empty = memory.spatial.empty_slots(objects) if all_slots else None
+            keys = self.streams.prepare_slots(self.backbone.last_stage, flat, None, None, empty)
             prepared.append((references.shape[1], keys))
         return prepared
 

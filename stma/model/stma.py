@@ -138,19 +138,26 @@ class STMA(nn.Module):
         tokens = self.streams.encode(self.backbone.last_stage, frame.tokens, memory.prepared)
         return self.backbone.finish(tokens)
 
-    def prepare(self, memory: VideoMemory) -> Prepared:
-        """What all frames until the next memory update will read from references and objects."""
-        pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
-        return self._prepare(memory, pooled)
+    def prepare(self, memory: VideoMemory, *, all_slots: bool = False) -> Prepared:
+        """What all frames until the next memory update will read from references and objects.
 
-    def _prepare(self, memory: VideoMemory, pooled: Tensor | None) -> Prepared:
+        Args:
+            all_slots: as large as with a full queue of references; the empty slots are masked.
+        """
+        pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
+        return self._prepare(memory, pooled, all_slots)
+
+    def _prepare(
+        self, memory: VideoMemory, pooled: Tensor | None, all_slots: bool = False
+    ) -> Prepared:
         references = objects = None
         if self.streams.reads_references:
             references = memory.spatial.references()
         if pooled is not None:
             objects = self.object_features(pooled, memory.valid_objects)
-        return self.streams.prepare(
-            self.backbone.last_stage, references, objects, memory.valid_objects
+        empty = memory.spatial.empty_slots() if all_slots else None
+        return self.streams.prepare_slots(
+            self.backbone.last_stage, references, objects, memory.valid_objects, empty
         )
 
     def _enhance(self, frame: FrameEmbedding, memory: VideoMemory, pooled: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ without temporal memory, is a different network: :mod:`stma.model.per_object`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -62,6 +63,14 @@ def object_group(objects: Tensor) -> tuple[str, int]:
     return ("objects", objects.shape[1])
 
 
+def hide_last(prepared: Prepared, number: int) -> Prepared:
+    """The same, but its last tokens, that many, are not read: they are empty slots."""
+    held = prepared.keys[0].key[:, 0] if isinstance(prepared, Others) else prepared.tokens
+    batch, length = held.shape[:2]
+    mask = (torch.arange(length, device=held.device) < length - number).repeat(batch, 1)
+    return replace(prepared, mask=mask if prepared.mask is None else mask & prepared.mask)
+
+
 class Streams(ABC):
     """Which tokens read which.
 
@@ -87,6 +96,22 @@ class Streams(ABC):
             objects: ``(B, N, C)``; None likewise.
             valid_objects: ``(B, N)`` bool, False for padding; None if all are real.
         """
+
+    def prepare_slots(
+        self,
+        blocks: Blocks,
+        references: Tensor | None,
+        objects: Tensor | None,
+        valid_objects: Tensor | None,
+        empty: int | None,
+    ) -> Prepared:
+        """As `prepare`, with that many empty slots after the references; None leaves out their
+        mask, too."""
+        if references is None or empty is None:
+            return self.prepare(blocks, references, objects, valid_objects)
+        padded = F.pad(references, (0, 0, 0, 0, 0, empty))
+        prepared = self.prepare(blocks, padded, objects, valid_objects)
+        return hide_last(prepared, empty * references.shape[2])
 
     def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
         """The test frame's tokens ``(B, L, C)`` after all blocks; with None they read only
