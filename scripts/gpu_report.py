@@ -93,6 +93,7 @@ FULL = Scale(
     tests=(),
     small=(
         "experiment=small",
+        "stage=[small_start,small_long]",
         "stages.small_start.max_minutes=3",
         "stages.small_long.max_minutes=6",
     ),
