@@ -2,7 +2,7 @@
 
 overlap   masks and overlay of a video, against the network alone on the same frames in memory
 start     time from typing the command to the first mask on disk
-memory    peak memory of the command on procedural videos of several lengths, with a tiny network
+memory    memory of the command along procedural videos of several lengths, with a tiny network
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from stma.data.images import read_mask
-from stma.data.pictures import save_mask, write_video
+from stma.data.pictures import save_mask, save_picture, write_video
 from stma.errors import input_errors_end_the_program
 from stma.inference.segmenter import Segmenter
 from stma.inference.segmenting import Order, find_masks, segment_video
@@ -45,13 +45,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--save", default="masks,overlay", help="what overlap writes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, nargs="+", default=[300, 3000], help="for memory")
+    parser.add_argument("--frames", type=int, nargs="+", default=[300, 10_000], help="for memory")
+    parser.add_argument(
+        "--pictures", action="store_true", help="for memory: folders of JPEGs, not video files"
+    )
     arguments = parser.parse_args()
     if arguments.what != "memory" and (arguments.video is None or arguments.mask is None):
         parser.error(f"{arguments.what} needs VIDEO and --mask")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "memory":
-            bench_memory(Path(folder), arguments.frames)
+            bench_memory(Path(folder), arguments.frames, arguments.pictures)
         elif arguments.what == "start":
             for _ in range(arguments.rounds):
                 bench_start(Path(folder), arguments)
@@ -135,7 +138,7 @@ def bench_start(folder: Path, arguments: argparse.Namespace) -> None:
           f"{os.getloadavg()[0]:.1f}")  # fmt: skip
 
 
-def bench_memory(folder: Path, lengths: list[int]) -> None:
+def bench_memory(folder: Path, lengths: list[int], pictures: bool) -> None:
     torch.manual_seed(0)
     save_weights(folder / "tiny.safetensors", build_model(TINY), TINY, {})
     height, width = 96, 128
@@ -144,21 +147,41 @@ def bench_memory(folder: Path, lengths: list[int]) -> None:
     save_mask(folder / "first.png", mask)
     noise = np.random.default_rng(0).integers(0, 256, (height, 2 * width, 3), np.uint8)
     for length in lengths:
-        clip = folder / f"{length}.mp4"
-        write_video(clip, (noise[:, t % width :][:, :width] for t in range(length)))
+        clip = folder / (f"{length}-frames" if pictures else f"{length}.mp4")
+        frames = (noise[:, t % width :][:, :width] for t in range(length))
+        if pictures:
+            clip.mkdir()
+            for number, frame in enumerate(frames):
+                save_picture(clip / f"{number:05d}.jpg", frame)
+        else:
+            write_video(clip, frames)
         command = [sys.executable, "-m", "stma", "segment", str(clip), "--device=cpu"]
         command += [f"--mask={folder / 'first.png'}", f"--weights={folder / 'tiny.safetensors'}"]
+        output = folder / str(length)
         process = subprocess.Popen(
-            [*command, f"--output={folder / str(length)}"],
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            [*command, f"--output={output}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
+        along = []
+        for tenth in range(1, 10):
+            last = output / "masks" / f"{length * tenth // 10:05d}.png"
+            while not last.exists():
+                time.sleep(0.05)
+                if process.poll() is not None:
+                    raise SystemExit(f"the command failed: status {process.returncode}")
+            along.append(resident(process.pid))
         _, status, usage = os.wait4(process.pid, 0)
-        written = len(list((folder / str(length) / "masks").iterdir()))
-        print(f"{length} frames: {usage.ru_maxrss / 1024:.0f} MB at the peak, {written} masks, "
-              f"{usage.ru_utime + usage.ru_stime:.0f} CPU seconds")  # fmt: skip
+        written = len(list((output / "masks").iterdir()))
+        print(f"{length} frames: {' '.join(map(str, along))} MB after each tenth, "
+              f"{usage.ru_maxrss // 1024} at the peak; {written} masks, "
+              f"{usage.ru_utime + usage.ru_stime:.0f} CPU seconds", flush=True)  # fmt: skip
         if status or written != length:
             raise SystemExit(f"the command failed: status {status}")
+
+
+def resident(process: int) -> int:
+    """The memory of a process in MB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 if __name__ == "__main__":

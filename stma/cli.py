@@ -138,6 +138,13 @@ def _add_segment(commands: Commands) -> None:
         metavar="FOLDER",
         help="where to write; default: VIDEO's name with -segmented, in the current folder",
     )
+    parser.add_argument(
+        "--absent",
+        action="append",
+        default=[],
+        metavar="FRAME=ID",
+        help="the object of that number is not in that frame; may be given several times",
+    )
     parser.add_argument("--save", type=_kinds, default=("masks", "overlay"), help=SAVE)
     parser.add_argument(
         "--backward",
@@ -216,7 +223,13 @@ def _kinds(text: str) -> tuple[str, ...]:
 def _segment(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from stma.inference.segmenting import Order, find_masks, num_steps, segment_video
+    from stma.inference.segmenting import (
+        Order,
+        find_absent,
+        find_masks,
+        num_steps,
+        segment_video,
+    )
     from stma.inference.video import open_video
 
     video = open_video(arguments.video)
@@ -225,9 +238,10 @@ def _segment(arguments: argparse.Namespace) -> None:
         settings["short_side"] = arguments.short_side or None
     if arguments.memory_every is not None:
         settings["memory_interval"] = arguments.memory_every
+    masks = find_masks(video, arguments.mask)
     order = Order(
         video,
-        find_masks(video, arguments.mask),
+        masks,
         arguments.output or Path(f"{arguments.video.resolve().stem}-segmented"),
         arguments.save,
         arguments.backward,
@@ -235,6 +249,7 @@ def _segment(arguments: argparse.Namespace) -> None:
         settings,
         arguments.device,
         arguments.overwrite,
+        find_absent(video, arguments.absent, masks, arguments.backward),
     )
     with _interruptions() as stopped, tqdm(total=num_steps(order), unit=" frames") as bar:
         outcome = segment_video(order, stopped, bar.update)

@@ -5,7 +5,9 @@ import os
 # Before torch is imported: the test suite is many small tensors, and spinning threads only hurt.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import gc
 import struct
+import sys
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +33,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: training collects garbage often, and need not look at them each time."""
+    gc.collect()
+    gc.freeze()
+    if "forking" in sys.modules:
+        sys.modules["forking"].start_server()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 TINY = ModelConfig(

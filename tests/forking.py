@@ -5,12 +5,20 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from stma.runtime.workers import process_context
 
 ROOT = Path(__file__).resolve().parent.parent
+PRELOAD = ["pytest", "stma.cli", "stma.training.run", "stma.evaluation.evaluation", "torch._dynamo"]
+
+
+def start_server() -> None:
+    """Before any test asks for workers that need less: from then on, all are forked from this."""
+    forkserver.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 def start(
@@ -25,7 +33,7 @@ def start(
         environment: added to that of this process.
         printed: gets what it prints, with ``.out`` and ``.err`` behind its name.
     """
-    context = process_context("stma.training.run")  # unless a test before has begun with another
+    context = process_context("stma.training.run")
     given = dict(os.environ) | (environment or {})
     process = context.Process(target=_enter, args=(function, arguments, given, printed))
     process.start()

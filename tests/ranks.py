@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import signal
 import sys
-import time
 import types
 from pathlib import Path
 
 import torch
+from conftest import procedural_data
 from test_trainer import config
 
 import stma.training.trainer
@@ -71,13 +72,14 @@ def main(what: str, output: str, accumulate: int) -> None:
             return step(self, parts, iteration, *arguments, **more)
 
         Learner.step = spoil
-    if what == "group":  # torchrun's signal reaches the workers too
+    if what == "group":  # the signal reaches the workers too
+        os.setpgid(0, 0)
         step = Trainer.step
 
         def tell(self, *arguments):
             if self.iteration == 1:
                 self.processes.wait()
-                os.killpg(os.getpgid(0), signal.SIGTERM)
+                os.killpg(0, signal.SIGTERM)
             return step(self, *arguments)
 
         Trainer.step = tell
@@ -85,9 +87,18 @@ def main(what: str, output: str, accumulate: int) -> None:
     if what == "all":  # each draws masks of its own; average, recomputed and compiled blocks
         STMA.compile_parts = functools.partialmethod(STMA.compile_parts, backend="eager")
         world = int(os.environ["WORLD_SIZE"])
+        # Few graphs: each number of objects and references is one.
+        data = procedural_data(32, 48, 2, max_objects=1)
+        stages = {"only": dataclasses.replace(settings.stages["only"], data=data)}
         model = dataclasses.replace(settings.model, drop_path=0.5)
         settings = dataclasses.replace(
-            settings, model=model, ema=0.9, checkpoint_blocks=True, compile=world > 1, save_every=1
+            settings,
+            stages=stages,
+            model=model,
+            ema=0.9,
+            checkpoint_blocks=True,
+            compile=world > 1,
+            save_every=1,
         )
         step = Trainer.step
 
@@ -102,28 +113,23 @@ def main(what: str, output: str, accumulate: int) -> None:
 
         def die(self, parts, iteration, *arguments, **more):
             if iteration == 1 and self.processes.rank == 1:
-                Path(output + ".died").touch()
                 os._exit(9)
             return step(self, parts, iteration, *arguments, **more)
 
         Learner.step = die
-    # The stage ends by time; the second one's clock runs ahead, and it is slow.
+    # The stage ends by time, and the second one's clock runs ahead.
     if what == "clocks":
         stage = dataclasses.replace(settings.stages["only"], iterations=10**6, max_minutes=0.1)
         settings = dataclasses.replace(settings, stages={"only": stage})
         steps, step = [], Learner.step
 
-        def slow(self, parts, iteration, *arguments, **more):
+        def recorded_step(self, parts, iteration, *arguments, **more):
             steps.append(iteration)
-            if self.processes.rank == 1:
-                time.sleep(0.2 * (iteration % 2))
             return step(self, parts, iteration, *arguments, **more)
 
-        Learner.step = slow
-        if os.environ["RANK"] == "1":
-            stma.training.trainer.time = types.SimpleNamespace(
-                monotonic=lambda: 3 * time.monotonic()
-            )
+        Learner.step = recorded_step
+        clock = itertools.count(step=0.6 if os.environ["RANK"] == "1" else 0.2)
+        stma.training.trainer.time = types.SimpleNamespace(monotonic=lambda: next(clock))
     # As if the second machine had a disk of its own.
     if what == "apart" and os.environ["RANK"] == "1":
         settings = dataclasses.replace(settings, output=output + "-other")

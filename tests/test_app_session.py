@@ -103,13 +103,19 @@ def test_the_same_mask_is_no_correction(session: Session) -> None:
     assert session.drawn_frames == [0]
 
 
-def test_an_erased_object_is_not_there(session: Session) -> None:
+def test_an_erased_object_is_absent_there(session: Session, clip: Path, model: STMA) -> None:
     session.draw(0, object_mask())
     list(session.run())
     number = next(n for n in range(5, 30) if session.mask(n).any())
     session.draw(number, np.zeros(SIZE, np.uint8))
     list(session.run())
     assert not session.mask(number).any()
+    segmenter = Segmenter(model, CONFIG)
+    for frame in open_video(clip).frames():
+        given = object_mask() if frame.number == 0 else None
+        absent = {1} if frame.number == number else set()
+        mask = segmenter.step(frame.image, given, absent=absent).mask
+        assert np.array_equal(session.mask(frame.number), mask), frame.number
     session.draw(number, object_mask())
     list(session.run())
     assert np.array_equal(session.mask(number), object_mask())

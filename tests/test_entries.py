@@ -410,6 +410,7 @@ def test_counting(monkeypatch, capsys) -> None:
     not can_do_without(torch.device("cuda")), reason="an older torch needs a card for it"
 )
 def test_counting_memory(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("stma.inference.footprint.MAX_UPDATES", 2)
     script(monkeypatch, "count.py", "convvit_t", "--memory", "--objects", "1", "10")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     video, *training = (line for line in lines if line[:1] == ["convvit_t"])
@@ -599,15 +600,13 @@ def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> 
     process = subprocess.Popen(
         [*command, *settings, "stages.debug.iterations=100000"], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 250
-    while time.monotonic() < deadline and not list(tmp_path.rglob("events*")):
+    deadline, log = time.monotonic() + 300, tmp_path / "train.log"
+    while time.monotonic() < deadline and not (log.is_file() and "iteration 0" in log.read_text()):
         time.sleep(0.1)
-    time.sleep(2)
     process.terminate()
-    assert process.wait(60) == 75
+    assert process.wait(300) == 75
     assert len(list((tmp_path / "debug" / "checkpoints").glob("*.pt"))) == 1
-    log = (tmp_path / "train.log").read_text()
-    assert "asked to stop: saved after iteration" in log
+    assert "asked to stop: saved after iteration" in log.read_text()
 
 
 @pytest.mark.slow
@@ -622,14 +621,14 @@ def test_an_interrupted_sweep_goes_on_with_the_runs_that_are_left(tmp_path) -> N
     command += ["stages.debug.data.height=32", "stages.debug.data.width=32"]
     first, second = (tmp_path / "runs" / name / "weights.safetensors" for name in ("full", "joint"))
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not first.is_file():
         time.sleep(0.01)
     process.kill()
-    process.wait(60)
+    process.wait()
     assert first.is_file()
     assert not second.is_file()
     before = first.stat().st_mtime_ns
-    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True, timeout=100)
+    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True, timeout=300)
     assert first.stat().st_mtime_ns == before
     assert second.is_file()

@@ -10,6 +10,8 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 @pytest.mark.slow
 def test_the_rehearsal_takes_every_part_and_keeps_them(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("stma.inference.footprint.MAX_UPDATES", 4)  # toy frames never fill it
+
     def run() -> None:
         command = ["gpu_report.py", "--rehearse", "--output", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", command)

@@ -538,3 +538,38 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     assert torch._dynamo.config.cache_size_limit == compiled.MAX_GRAPHS  # beyond, it would fail
     usage = [segmenter.memory.temporal._usage for segmenter in runs]
     torch.testing.assert_close(*usage, rtol=0, atol=1e-3)
+
+
+def test_an_absent_object_has_no_pixel_and_is_memorised_so(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    model = perturbed(tiny_model.float())
+    frames = [random_frame(rng, 48, 64) for _ in range(4)]
+    mask = blob_mask(48, 64, [3, 7])
+    told, not_told = (Segmenter(model, SegmenterConfig(memory_interval=10)) for _ in range(2))
+    for segmenter in (told, not_told):
+        segmenter.step(frames[0], mask)
+    shown = not_told.step(frames[1]).probabilities
+    probabilities = told.step(frames[1], absent={7}).probabilities
+    assert torch.allclose(probabilities[1], shown[1])
+    assert probabilities[2].max() == 0
+    assert torch.allclose(probabilities[0], shown[0] + shown[2])
+    assert len(told.memory.temporal) == 2 * len(not_told.memory.temporal)
+    later = [segmenter.step(frames[2]).probabilities for segmenter in (told, not_told)]
+    assert not torch.equal(*later)
+
+    both = told.step(frames[3], (mask == 3) * np.uint8(3), absent={7})
+    assert np.array_equal(both.mask, np.where(mask == 3, 3, 0))
+
+
+def test_an_absent_object_must_be_known_and_not_in_the_mask(tiny_model: STMA) -> None:
+    frame = random_frame(np.random.default_rng(0), 48, 64)
+    mask = blob_mask(48, 64, [3, 7])
+    segmenter = Segmenter(tiny_model.float())
+    with pytest.raises(InputError, match="absent: object 3 is not in the video; objects: none"):
+        segmenter.step(frame, mask, absent={3})
+    segmenter.step(frame, mask)
+    with pytest.raises(InputError, match="absent: object 4 is not in the video; objects: 3, 7"):
+        segmenter.step(frame, absent={4})
+    with pytest.raises(InputError, match="absent: object 7 is in the mask"):
+        segmenter.step(frame, mask, absent={7})
+    assert segmenter.num_frames == 1

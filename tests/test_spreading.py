@@ -89,7 +89,7 @@ def test_workers_end_with_the_process_that_started_them(clips, tmp_path) -> None
         "    with worker_map(2) as spread:\n"
         "        list(spread(print, [1, 2]))\n"
         "        print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
     )
     (tmp_path / "program.py").write_text(program)
     process = subprocess.Popen(
@@ -100,7 +100,7 @@ def test_workers_end_with_the_process_that_started_them(clips, tmp_path) -> None
     assert len(workers) == 2
     process.kill()
     process.wait()
-    for _ in range(100):
+    for _ in range(3000):
         if not any(Path(f"/proc/{pid}").exists() for pid in workers):
             break
         time.sleep(0.1)

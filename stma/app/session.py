@@ -190,11 +190,12 @@ class Session:
 
     def _step(self, segmenter: Segmenter, frame: VideoFrameAt) -> None:
         drawing = self._drawings.get(frame.number)
-        given = drawing.mask if drawing is not None and drawing.mask.any() else None
-        mask = segmenter.step(frame.image, given).mask
+        given, absent = None, frozenset[int]()
         if drawing is not None:
-            mask = without(mask, drawing.erased)
-        save_mask(self._mask_path(frame.number), mask)
+            given = drawing.mask if drawing.mask.any() else None
+            absent = drawing.erased & set(segmenter.ids)
+        result = segmenter.step(frame.image, given, absent=absent)
+        save_mask(self._mask_path(frame.number), result.mask)
         self.done = max(self.done, frame.number + 1)
         self._segmenter = segmenter
         if segmenter.num_frames % self._spacing == 0 and segmenter.num_frames not in self._states:

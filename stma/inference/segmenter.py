@@ -1,5 +1,6 @@
 """One video, one frame at a time: everything that segments videos uses this object."""
 
+from collections.abc import Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -226,7 +227,12 @@ class Segmenter:
 
     @torch.inference_mode()
     def step(
-        self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
+        self,
+        frame: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        absent: Set[int] = frozenset(),
+        last: bool = False,
     ) -> FrameResult:
         """Segment the next frame.
 
@@ -235,22 +241,29 @@ class Segmenter:
             mask: ``(H, W)`` integers, or None. Every ID in it is taken as given, whether new or
                 known; 0 means "not annotated", so objects missing from it are predicted as in any
                 other frame.
+            absent: known objects that are not in this frame; it is memorised so.
             last: whether no frame follows, so that the prediction need not be memorised.
 
         Raises:
-            InputError: a frame or mask has the wrong type or size, or a mask has no object. The
-                state of the video is unchanged.
+            InputError: a frame or mask has the wrong type or size, a mask has no object, or an
+                absent one is not known or in the mask. The state of the video is unchanged.
         """
-        probabilities = self.predict(frame, mask, last=last)
+        probabilities = self.predict(frame, mask, absent=absent, last=last)
         return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
 
     @torch.inference_mode()
     def predict(
-        self, frame: np.ndarray, mask: np.ndarray | None = None, *, last: bool = False
+        self,
+        frame: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        absent: Set[int] = frozenset(),
+        last: bool = False,
     ) -> Tensor:
         """Only the probabilities ``(N+1, H, W)`` of :meth:`step`. On a GPU they may not be ready
         yet: the host does not wait for it."""
         check_step(frame, mask, self._frame_size)
+        check_absent(absent, mask, self.ids)
         size = (frame.shape[0], frame.shape[1])
         self._frame_size = size
         self.num_frames += 1
@@ -262,11 +275,19 @@ class Segmenter:
         if mask is not None:
             given = upload(mask.astype(np.int64), self.device)
             new_ids = [int(i) for i in np.unique(mask) if i != 0 and i not in self.ids]
+        elif absent:
+            given = torch.zeros(size, dtype=torch.int64, device=self.device)
         with autocast(self.device, self.config.precision):
-            return self._advance(frame, given, new_ids, last=last)
+            return self._advance(frame, given, new_ids, absent, last=last)
 
     def _advance(
-        self, frame: np.ndarray, given: Tensor | None, new_ids: list[int], *, last: bool
+        self,
+        frame: np.ndarray,
+        given: Tensor | None,
+        new_ids: list[int],
+        absent: Set[int],
+        *,
+        last: bool,
     ) -> Tensor:
         """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects."""
         image, size = self.network_input(frame)
@@ -284,7 +305,7 @@ class Segmenter:
         probabilities = _resize(known, (frame.shape[0], frame.shape[1]))
         if given is not None:
             # Merged at full size: a small object may have no pixel at the network's size.
-            probabilities = merge_given(probabilities, given, self.ids)
+            probabilities = merge_given(probabilities, given, self.ids, absent)
             known = _resize(probabilities, size)
 
         on_grid = self._frames_since_first_mask % self.config.memory_interval == 0
@@ -377,16 +398,30 @@ def check_step(
         raise InputError(f"the mask holds IDs from {mask.min()} to {mask.max()}; they go up to 255")
 
 
-def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
+def check_absent(absent: Set[int], mask: np.ndarray | None, ids: list[int]) -> None:
+    """Raises :class:`InputError` for objects that are not known, or are in the mask."""
+    for identity in absent:
+        if identity not in ids:
+            known = ", ".join(map(str, ids)) or "none"
+            raise InputError(f"absent: object {identity} is not in the video; objects: {known}")
+        if mask is not None and (mask == identity).any():
+            raise InputError(f"absent: object {identity} is in the mask of this frame")
+
+
+def merge_given(
+    probabilities: Tensor, mask: Tensor, ids: list[int], absent: Set[int] = frozenset()
+) -> Tensor:
     """Put given objects into a prediction.
 
-    An object in the mask has probability 1 there and 0 elsewhere; what a known object loses goes to
-    the background. Other objects keep their probabilities where nothing is given.
+    An object in the mask has probability 1 there and 0 elsewhere, an absent one 0 everywhere; what
+    a known object loses goes to the background. Other objects keep their probabilities where
+    nothing is given.
 
     Args:
         probabilities: ``(N+1, H, W)``, background first, then the first ``N`` of ``ids``.
         mask: ``(H, W)`` int64 IDs, 0 where nothing is annotated.
         ids: all objects, including those of the mask.
+        absent: those of them that are not in this frame.
 
     Returns:
         ``(len(ids)+1, H, W)``.
@@ -400,6 +435,8 @@ def merge_given(probabilities: Tensor, mask: Tensor, ids: list[int]) -> Tensor:
     is_given = torch.zeros(len(ids) + 1, 1, 1, dtype=torch.bool, device=mask.device)
     is_given[rows] = True
     is_given[0] = False
+    for identity in absent:
+        is_given[1 + ids.index(identity)] = True
     lost = merged.masked_fill(~is_given, 0.0).sum(dim=0)
     merged = merged.masked_fill(is_given, 0.0)
     merged[0] += lost

@@ -45,6 +45,7 @@ class Order:
         settings: of :class:`~stma.inference.segmenter.SegmenterConfig`, if they differ from those
             stored with the weights.
         overwrite: replace what another order has left in the folder.
+        absent: objects that are not in a frame, by its number; see :func:`find_absent`.
     """
 
     video: Video
@@ -56,6 +57,7 @@ class Order:
     settings: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     overwrite: bool = False
+    absent: dict[int, set[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,39 @@ def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, Path]:
     if not found:
         raise InputError("no mask; give one with --mask FIRST.png")
     return dict(sorted(found.items()))
+
+
+def find_absent(
+    video: Video, arguments: Sequence[str], masks: dict[int, Path], backward: bool
+) -> dict[int, set[int]]:
+    """The objects that the user says are not in a frame, by its number.
+
+    Args:
+        arguments: each ``FRAME=ID``.
+        masks: see :func:`find_masks`.
+        backward: see :class:`Order`.
+
+    Raises:
+        InputError: there is no such frame, or the object is not known there.
+    """
+    found: dict[int, set[int]] = {}
+    first = min(masks)
+    ids = {n: set(np.unique(read_given(path, video)[0]).tolist()) for n, path in masks.items()}
+    for argument in arguments:
+        name, _, identity = argument.partition("=")
+        number = video.number(name)
+        if number is None or not identity.isdecimal():
+            raise InputError(f"--absent {argument}: give FRAME=ID, such as 120=3")
+        if number < first:
+            earlier = [first] if backward else []
+        else:
+            earlier = [each for each in masks if each < number]
+        if not any(int(identity) in ids[each] - {0} for each in earlier):
+            raise InputError(f"--absent {argument}: no mask has given object {identity} by then")
+        if int(identity) in ids.get(number, ()):
+            raise InputError(f"--absent {argument}: the object is in {masks[number]}")
+        found.setdefault(number, set()).add(int(identity))
+    return found
 
 
 def _named_masks(video: Video, argument: str) -> Iterator[tuple[str, Path]]:
@@ -246,6 +281,7 @@ def _identity(order: Order) -> dict[str, Any]:
         "weights": file_digest(find_weights(order.weights)),
         "settings": order.settings,
         "backward": order.backward,
+        "absent": {str(n): sorted(ids) for n, ids in sorted(order.absent.items())},
     }
 
 
@@ -290,7 +326,8 @@ class _Run:
         with Background([self._mask_writer()]) as masks:
             for frame in read_ahead(frames):
                 given = self._given(frame.number) if frame.number == self._first else None
-                result = segmenter.step(frame.image, given, last=frame.number == 0)
+                absent = self._order.absent.get(frame.number, set())
+                result = segmenter.step(frame.image, given, absent=absent, last=frame.number == 0)
                 if frame.number != self._first:
                     masks.write(frame, result.mask)
                     self._on_frame()
@@ -326,7 +363,11 @@ class _Run:
                 mask: np.ndarray | None
                 if segmenter is not None and frame.number >= begin:
                     given = self._given(frame.number)
-                    mask = segmenter.step(frame.image, given, last=frame.number == last).mask
+                    absent = self._order.absent.get(frame.number, set())
+                    result = segmenter.step(
+                        frame.image, given, absent=absent, last=frame.number == last
+                    )
+                    mask = result.mask
                     masks.write(frame, mask)
                 elif frame.number >= self._first or self._order.backward:
                     mask = self._written(frame.number) if writers else None
