@@ -22,7 +22,7 @@ from stma.errors import InputError
 
 # Torch 2.6 looks for the driver when it builds a graph of gradients, and ends the process without
 # one. Nobody has tried those between the two.
-FIRST_WITHOUT_CARD = (2, 15)
+FIRST_WITHOUT_CARD = "2.15"
 
 
 class Footprint(TorchDispatchMode):
@@ -100,10 +100,9 @@ def on_paper(device: torch.device) -> Iterator[Footprint]:
         InputError: there is no card, and torch is too old to do without.
     """
     if not can_do_without(device):
-        wanted = ".".join(map(str, FIRST_WITHOUT_CARD))
         raise InputError(
-            f"memory of a card that is not here: torch is {torch.__version__}; install {wanted} or "
-            "newer, or run this where the card is"
+            f"memory of a card that is not here: torch is {torch.__version__}; install "
+            f"{FIRST_WITHOUT_CARD} or newer, or run this where the card is"
         )
     with ExitStack() as stack:
         if device.type == "cuda":
