@@ -48,9 +48,8 @@ MODELS = {name: shallow(name) for name in model_names(CONFIGS)} | {
     variant: dataclasses.replace(TINY, variant=variant) for variant in VARIANTS
 }
 
-
-# ConvViTs differ in sizes alone: one of them is enough where time counts.
-NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SIMILAR else ()) for name in MODELS]
+# ConvViTs differ in sizes alone: one of them is enough.
+NAMES = [name for name in MODELS if name not in SIMILAR]
 
 
 def on_card(tensor: Tensor) -> bool:
