@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported: the test suite is many small tensors, and spinning threads only hurt.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported: the test suite is many small tensors, and more threads only hurt.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import struct

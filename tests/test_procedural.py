@@ -82,7 +82,8 @@ def test_distractors_are_drawn_and_never_annotated() -> None:
 def test_scenes_that_never_show_an_object_end_with_an_error(monkeypatch) -> None:
     config = SceneConfig(max_radius=1.0)
     monkeypatch.setattr("stma.data.scene.MIN_PIXELS", 32 * 32 + 1)
-    with pytest.raises(InputError, match="1000 scenes"):
+    monkeypatch.setattr("stma.data.scene.MAX_SCENES", 50)
+    with pytest.raises(InputError, match="50 scenes"):
         procedural_clip(config, (32, 32), np.arange(2.0), np.random.default_rng(0))
 
 

@@ -87,7 +87,7 @@ def test_equal_seeds_train_equal_weights(tmp_path) -> None:
 
 
 def test_a_run_can_be_bounded_by_time(tmp_path) -> None:
-    trainer = trained(config(tmp_path, iterations=100_000, max_minutes=0.02))
+    trainer = trained(config(tmp_path, iterations=100_000, max_minutes=0.005))
     assert 0 < trainer.iteration < 100_000
     assert trainer.weights_path.is_file()
 

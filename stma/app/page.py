@@ -137,6 +137,11 @@ def object_choices(session: Session | None) -> Any:
     return gr.Dropdown(choices=choices, value=ids[-1] if ids else None)
 
 
+def no_file() -> Any:
+    """Takes away a file that was prepared before something changed."""
+    return gr.File(value=None, visible="hidden")
+
+
 class Page:
     """Event handlers, and what all tabs share.
 
@@ -217,17 +222,20 @@ class Page:
                     [canvas, text, slider],
                     **quiet,
                 )
-            canvas.input(self.drawn, [session, canvas], [text, chosen], **quiet)
+            canvas.input(self.drawn, [session, canvas], [text, chosen, file], **quiet)
             start.click(
                 self.run,
                 [session, canvas],
-                [canvas, slider, text, chosen, start, stop, remove, back, forth],
+                [canvas, slider, text, chosen, start, stop, remove, back, forth, file],
                 concurrency_limit=None,
                 **quiet,
             )
             stop.click(lambda session: session and session.stop(), session, None, queue=False)
             remove.click(
-                self.remove, [session, canvas, slider, chosen], [canvas, text, chosen], **quiet
+                self.remove,
+                [session, canvas, slider, chosen],
+                [canvas, text, chosen, file],
+                **quiet,
             )
             prepare.click(self.write, [session, kind], file)
             blocks.unload(self.leave)
@@ -266,7 +274,7 @@ class Page:
             status(session),
             object_choices(session),
             gr.Button(interactive=True),
-            gr.File(value=None, visible="hidden"),
+            no_file(),
         ]
 
     def go(self, session: Session | None, canvas: Any, number: int) -> list[Any]:
@@ -286,7 +294,7 @@ class Page:
     def drawn(self, session: Session | None, canvas: Any) -> list[Any]:
         """Take a finished stroke."""
         take(session, canvas)
-        return [status(session), object_choices(session)]
+        return [status(session), object_choices(session), no_file()]
 
     def run(self, session: Session | None, canvas: Any) -> Iterator[list[Any]]:
         """Segment, and show masks as they appear."""
@@ -326,6 +334,7 @@ class Page:
                 busy,
                 busy,
                 busy,
+                no_file() if count == 1 else gr.skip(),
             ]
         if session.closed:  # the tab has another video now
             return
@@ -339,6 +348,7 @@ class Page:
             free,
             free,
             free,
+            gr.skip(),
         ]
         if problem is not None:  # only now: what there is has been shown, for correction
             raise problem
@@ -352,7 +362,12 @@ class Page:
             raise gr.Error("There is no object to remove.", print_exception=False)
         with told():
             session.remove(chosen)
-            return [canvas_value(session, number), status(session), object_choices(session)]
+            return [
+                canvas_value(session, number),
+                status(session),
+                object_choices(session),
+                no_file(),
+            ]
 
     def write(self, session: Session | None, kind: str) -> Any:
         """Make the file to download."""
