@@ -26,6 +26,7 @@ from stma.evaluation.evaluation import evaluate
 from stma.model.factory import ModelConfig, build_backbone, build_model
 from stma.model.variants import VARIANTS
 from stma.model.weights import save_weights
+from stma.runtime.footprint import can_do_without
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.dry_run import training_bytes
 
@@ -407,6 +408,9 @@ def test_counting(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not can_do_without(torch.device("cuda")), reason="an older torch needs a card for it"
+)
 def test_counting_memory(monkeypatch, capsys) -> None:
     def of_two_frames(run: TrainConfig, stage: StageConfig, *more: object) -> int:
         return training_bytes(run, replace(stage, data=replace(stage.data, num_frames=2)), *more)

@@ -24,7 +24,7 @@ from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.variants import VARIANTS
 from stma.runtime import footprint
-from stma.runtime.footprint import backward, on_paper, put_on
+from stma.runtime.footprint import backward, can_do_without, on_paper, put_on
 from stma.training import learner as learner_module
 from stma.training.dry_run import random_batch
 from stma.training.learner import Learner
@@ -108,8 +108,11 @@ def lifted(config: ModelConfig) -> STMA:
     return model
 
 
-# The average is a deep copy, for which Python looks at where the tensors lie.
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+pytestmark = [
+    pytest.mark.skipif(not can_do_without(CUDA), reason="an older torch needs a card for it"),
+    # The average is a deep copy, for which Python looks at where the tensors lie.
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
+]
 
 
 def learner_on_card(monkeypatch, tmp_path: Path, **settings) -> Learner:

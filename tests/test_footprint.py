@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, make_batch, perturbed, procedural_data
+from torch.torch_version import TorchVersion
 
 from stma.compose import load_model_config
+from stma.errors import InputError
 from stma.inference.footprint import video_bytes
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.factory import build_model
@@ -19,7 +21,7 @@ from stma.training.config import StageConfig, TrainConfig
 from stma.training.dry_run import training_bytes
 from stma.training.losses import LossConfig, clip_loss
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+CPU = torch.device("cpu")
 MODEL = load_model_config(Path(__file__).parent.parent / "configs", "convvit_t")
 STAGE = StageConfig(data=procedural_data(192, 256, 3, max_objects=2))
 TRAIN = TrainConfig(output="unused", model=MODEL, precision="fp32")
@@ -40,6 +42,16 @@ def test_tensors_count_while_they_are_alive() -> None:
         assert (footprint.now, footprint.peak) == (4000, 7960)
         del a, b
         assert footprint.now == 0
+
+
+def test_an_old_torch_needs_the_card(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with on_paper(CPU):
+        pass
+    told = pytest.raises(InputError, match=r"torch is 2\.6\.0\+cu124; install 2\.15 or newer")
+    with told, on_paper(torch.device("cuda", 0)):
+        pass
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -535,6 +535,7 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
             for segmenter, object_id in itertools.product(runs, (1, 2)):
                 segmenter.remove(object_id)
     assert [graphs[t] for t in (0, 1, 35, 36, 60, 61, 79)] == [0, 1, 1, 2, 2, 3, 3]
+    assert torch._dynamo.config.cache_size_limit == compiled.MAX_GRAPHS  # beyond, it would fail
     usage = [segmenter.memory.temporal._usage for segmenter in runs]
     torch.testing.assert_close(*usage, rtol=0, atol=1e-3)
 

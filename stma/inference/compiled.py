@@ -11,6 +11,7 @@ from stma.model.backbone import FrameEmbedding
 from stma.model.stma import STMA, prepare_compiler
 
 BACKEND: str | Callable = "inductor"
+MAX_GRAPHS = 1000  # each size of frames and each set of objects has its own
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -34,5 +35,5 @@ def segment_frame(
 @lru_cache
 def compiled(backend: str | Callable, mode: str) -> Callable:
     """`segment_frame`, compiled once for all videos; each new shape is a graph of its own."""
-    prepare_compiler()
+    prepare_compiler(MAX_GRAPHS)
     return torch.compile(segment_frame, backend=backend, mode=mode, fullgraph=True, dynamic=False)

@@ -38,7 +38,7 @@ class SegmenterConfig:
         scale: of the network's frames, applied after ``short_side``; above 1 enlarges them.
         compile: null, or a mode of ``torch.compile``, in which a frame is one graph: ``default``,
             or ``reduce-overhead``, which CUDA replays. Each set of objects that entered together,
-            and each size of frame, is compiled anew, for a minute or so.
+            and each size of frame, is a graph: compiled for a minute or so, and kept in memory.
         precision: ``auto`` (bf16 on CUDA, fp32 elsewhere), ``fp32``, ``bf16`` or ``fp16``.
     """
 

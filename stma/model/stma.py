@@ -257,12 +257,13 @@ class STMA(nn.Module):
         )
 
 
-def prepare_compiler() -> None:
+def prepare_compiler(max_graphs: int = MAX_GRAPHS) -> None:
     """Allow as many graphs as a network needs; before anything is compiled."""
     from torch._dynamo import config  # slow to import, and few need it
 
-    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    setattr(config, limit, max(MAX_GRAPHS, getattr(config, limit)))
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        name = limit if hasattr(config, limit) else limit.replace("recompile", "cache_size")
+        setattr(config, name, max(max_graphs, getattr(config, name)))
     # DDP would split graphs at its buckets' ends, which torch 2.6 cannot do when activations are
     # recomputed. The compiled parts are smaller than buckets anyway.
     config.optimize_ddp = False

@@ -18,6 +18,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stma.errors import InputError
+
+# Torch 2.6 looks for the driver when it builds a graph of gradients, and ends the process without
+# one. Nobody has tried those between the two.
+FIRST_WITHOUT_CARD = "2.15"
+
 
 class Footprint(TorchDispatchMode):
     """Adds up the tensors that are alive.
@@ -80,9 +86,24 @@ class FusedAttention(TorchFunctionMode):
         )[0]
 
 
+def can_do_without(device: torch.device) -> bool:
+    """Whether this torch can imagine the device, if it is not there."""
+    is_there = device.type == "cpu" or torch.cuda.is_available()
+    return is_there or torch.__version__ >= FIRST_WITHOUT_CARD
+
+
 @contextmanager
 def on_paper(device: torch.device) -> Iterator[Footprint]:
-    """A context in which tensors hold no numbers and torch believes in a card with bf16."""
+    """A context in which tensors hold no numbers and torch believes in a card with bf16.
+
+    Raises:
+        InputError: there is no card, and torch is too old to do without.
+    """
+    if not can_do_without(device):
+        raise InputError(
+            f"memory of a card that is not here: torch is {torch.__version__}; install "
+            f"{FIRST_WITHOUT_CARD} or newer, or run this where the card is"
+        )
     with ExitStack() as stack:
         if device.type == "cuda":
             for owner, name, value in (
