@@ -118,6 +118,7 @@ TOY = replace(
     ),
     steps=1,
     tests=("tests/test_device.py",),
+    minutes=float("inf"),
     small=("experiment=debug", "stages.debug.iterations=2"),
 )
 

@@ -40,6 +40,7 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch, no_estimate) -
     monkeypatch.setattr("stma.training.dry_run._step", step)
     monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)
     monkeypatch.setattr("stma.training.dry_run.Learner", lambda *arguments, **more: None)
+    monkeypatch.setattr("stma.training.dry_run.training_bytes", lambda *arguments: 1)
     trainer.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert dry_run(trainer, None) == 5
