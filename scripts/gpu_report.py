@@ -119,6 +119,7 @@ TOY = replace(
     ),
     steps=1,
     tests=("tests/test_device.py",),
+    minutes=float("inf"),
     small=("experiment=debug", "stages.debug.iterations=2"),
 )
 
@@ -297,7 +298,7 @@ def time_video(
         on_meta = build_model(config).eval()
     with on_paper(device) as footprint:
         put_on(on_meta, device)
-        paper = Segmenter(on_meta, settings if mode is None else replace(settings, compile=None))
+        paper = Segmenter(on_meta, replace(settings, compile=None))
         for t in range(3):
             before = footprint.moved
             paper.predict(pictures[t], masks[0] if t == 0 else None)

@@ -39,12 +39,17 @@ def pytest_collection_finish() -> None:
     """Modules stay: training collects garbage often, and need not look at them each time."""
     gc.collect()
     gc.freeze()
-    if "forking" in sys.modules:
-        sys.modules["forking"].start_server()
 
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forking() -> None:
+    """Here, not above, since pytest captures what processes print only while tests run."""
+    if "forking" in sys.modules:
+        sys.modules["forking"].start_server()
 
 
 TINY = ModelConfig(

@@ -10,6 +10,12 @@ from stma.training.learner import Learner
 from stma.training.run import train
 
 
+@pytest.fixture
+def no_estimate(monkeypatch) -> None:
+    """The one on paper takes a second or two, and only the first test looks at it."""
+    monkeypatch.setattr("stma.training.dry_run.training_bytes", lambda *arguments: 0)
+
+
 def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
     settings = config(tmp_path / "run", batch_size=4, accumulate=2, dry_run=True)
     with caplog.at_level(logging.INFO):
@@ -20,7 +26,7 @@ def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
+def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch, no_estimate) -> None:
     """As on a GPU whose memory holds five clips; a process's share is two."""
     trainer = trainer_of(config(tmp_path, batch_size=2))
     tried = []
@@ -34,6 +40,7 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("stma.training.dry_run._step", step)
     monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)
     monkeypatch.setattr("stma.training.dry_run.Learner", lambda *arguments, **more: None)
+    monkeypatch.setattr("stma.training.dry_run.training_bytes", lambda *arguments: 1)
     trainer.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert dry_run(trainer, None) == 5
@@ -47,7 +54,7 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_that_was_cut_short_leaves_nothing_behind(
-    tmp_path, monkeypatch, precision: str
+    tmp_path, monkeypatch, no_estimate, precision: str
 ) -> None:
     """Memory runs out in the middle of a step, when the gradient exists and, in fp16, is already
     unscaled; a fresh network takes the steps after it."""
@@ -72,7 +79,9 @@ def test_a_step_that_was_cut_short_leaves_nothing_behind(
     assert [network() for network in networks] == [None] * len(networks)
 
 
-def test_parts_after_the_first_find_its_gradient_in_memory(tmp_path, monkeypatch) -> None:
+def test_parts_after_the_first_find_its_gradient_in_memory(
+    tmp_path, monkeypatch, no_estimate
+) -> None:
     trainer = trainer_of(config(tmp_path, batch_size=8, accumulate=4))
     taken = []
     step = Learner.step
@@ -86,7 +95,7 @@ def test_parts_after_the_first_find_its_gradient_in_memory(tmp_path, monkeypatch
     assert taken == [[2, 2]] * 2
 
 
-def test_a_finished_run_can_be_tried_again(tmp_path, caplog) -> None:
+def test_a_finished_run_can_be_tried_again(tmp_path, caplog, no_estimate) -> None:
     train(config(tmp_path, iterations=1))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
     before.pop(tmp_path / "train.log")  # this process writes its log there still

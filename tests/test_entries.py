@@ -27,6 +27,8 @@ from stma.model.factory import ModelConfig, build_backbone, build_model
 from stma.model.variants import VARIANTS
 from stma.model.weights import save_weights
 from stma.runtime.footprint import can_do_without
+from stma.training.config import StageConfig, TrainConfig
+from stma.training.dry_run import training_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -410,7 +412,11 @@ def test_counting(monkeypatch, capsys) -> None:
     not can_do_without(torch.device("cuda")), reason="an older torch needs a card for it"
 )
 def test_counting_memory(monkeypatch, capsys) -> None:
+    def of_two_frames(run: TrainConfig, stage: StageConfig, *more: object) -> int:
+        return training_bytes(run, replace(stage, data=replace(stage.data, num_frames=2)), *more)
+
     monkeypatch.setattr("stma.inference.footprint.MAX_UPDATES", 2)
+    monkeypatch.setattr("stma.training.dry_run.training_bytes", of_two_frames)
     script(monkeypatch, "count.py", "convvit_t", "--memory", "--objects", "1", "10")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     video, *training = (line for line in lines if line[:1] == ["convvit_t"])

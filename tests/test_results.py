@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +73,12 @@ def test_the_text_says_what_went_wrong(tmp_path) -> None:
         assert part in bad.text()
     empty = evaluation(scores=[], runs=[], speed=None)
     assert "FPS (" not in empty.text()
+
+
+def test_the_text_of_a_name_that_is_not_utf_8_can_be_printed() -> None:
+    odd = os.fsdecode(b"bad\xff")
+    text = evaluation(archive=Path(odd), faults={odd: odd}, problems=[odd]).text()
+    assert text.encode().count(b"bad\\udcff") == 4
 
 
 def test_files(tmp_path) -> None:

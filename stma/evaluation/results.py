@@ -155,7 +155,7 @@ class Evaluation:
         if self.speed is not None:
             parts.append(str(self.speed))
         if self.archive is not None:
-            parts.append(f"archive for the server: {self.archive}")
+            parts.append(f"archive for the server: {one_line(str(self.archive))}")
         if self.problems:
             parts.append(
                 "\n".join(["other problems:", *(f"- {one_line(p)}" for p in self.problems)])
@@ -210,9 +210,7 @@ def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -
             "f": [round(float(value), 4) for value in score.f.values],
         }
     writers: dict[str, Callable[[Path], object]] = {
-        "results.md": lambda path: path.write_text(
-            result.text() + "\n", encoding="utf-8", errors="backslashreplace"
-        ),
+        "results.md": lambda path: path.write_text(result.text() + "\n", encoding="utf-8"),
         "results.csv": result.table().write_csv,
         RESULTS: lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"),
     }

@@ -33,7 +33,9 @@ def video_bytes(
     mask = np.resize(np.arange(objects + 1, dtype=np.uint8), (height, width))
     with on_paper(device) as footprint:
         put_on(model, device)
-        segmenter = Segmenter(model, replace(config, precision=precision, memory_interval=1))
+        # Nothing is compiled on paper.
+        settings = replace(config, precision=precision, memory_interval=1, compile=None)
+        segmenter = Segmenter(model, settings)
         segmenter.predict(frame, mask)
         held = -1
         for _ in range(MAX_UPDATES):  # the last one evicts
