@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from stma.inference import compiled
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.mark.slow
 def test_the_rehearsal_takes_every_part_and_keeps_them(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("stma.inference.footprint.MAX_UPDATES", 4)  # toy frames never fill it
+    monkeypatch.setattr(compiled, "BACKEND", compiled.BACKEND)  # the rehearsal has its own
 
     def run() -> None:
         command = ["gpu_report.py", "--rehearse", "--output", str(tmp_path)]
