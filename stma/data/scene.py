@@ -179,7 +179,9 @@ def random_motion(
         ),
         angle=rng.uniform(-tilt, tilt),
         spin=rng.uniform(-config.spin, config.spin),
-        scale_wave=np.array([rng.uniform(0, config.growth), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
+        scale_wave=np.array(
+            [rng.uniform(0, config.growth), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]
+        ),
         shear_wave=np.array([rng.uniform(0, 0.25), rng.uniform(0.05, 0.3), rng.uniform(0, 6.3)]),
         excursion=excursion,
     )
