@@ -61,7 +61,7 @@ class Scale:
 
     Attributes:
         models: the most important first.
-        modes: of ``segmenter.compile``: compiled, and captured.
+        modes: of ``segmenter.compile``: captured, and compiled.
         size, frames: of the videos.
         stages, overrides, steps: of training.
         small: arguments of train.py for the last part, and its longest duration in minutes.
@@ -85,7 +85,7 @@ class Scale:
 FULL = Scale(
     models=("convvit_b", "convvit_s", "convvit_t", "convvit_xs", "vit_b"),
     objects=(1, 3, 10),
-    modes=("default", "reduce-overhead"),
+    modes=("reduce-overhead", "default"),
     size=(480, 854),
     frames=40,
     stages=("static", "bl30k", "video"),
@@ -265,7 +265,7 @@ def compare_with_cpu(kept: Kept, scale: Scale, device: torch.device) -> None:
 def time_videos(kept: Kept, scale: Scale, device: torch.device, models: Sequence[str]) -> None:
     """Frames/s, and memory compared with the estimate, with random weights; what takes minutes to
     compile comes last."""
-    for mode in (None, *reversed(scale.modes)):
+    for mode in (None, *scale.modes):
         for name in models:
             config = load_model_config(CONFIGS, name)
             for count in scale.objects:

@@ -16,7 +16,7 @@ import numpy as np
 
 from stma.data.images import almost_equal_sizes, image_size, interpolated_ids, read_mask
 from stma.errors import InputError
-from stma.inference.video import Video, read_ahead
+from stma.inference.video import Video, VideoFrameAt, read_ahead
 from stma.inference.writing import OUTPUTS, Background, MaskWriter, Writer
 from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials, replacing
 
@@ -119,6 +119,8 @@ def find_absent(
         InputError: there is no such frame, or the object is not known there.
     """
     found: dict[int, set[int]] = {}
+    if not arguments:
+        return found
     first = min(masks)
     ids = {n: set(np.unique(read_given(path, video)[0]).tolist()) for n, path in masks.items()}
     for argument in arguments:
@@ -325,11 +327,9 @@ class _Run:
         frames = self._video.frames_backward(self._first - segmenter.num_frames)
         with Background([self._mask_writer()]) as masks:
             for frame in read_ahead(frames):
-                given = self._given(frame.number) if frame.number == self._first else None
-                absent = self._order.absent.get(frame.number, set())
-                result = segmenter.step(frame.image, given, absent=absent, last=frame.number == 0)
+                mask = self._step(segmenter, frame, last=frame.number == 0)
                 if frame.number != self._first:
-                    masks.write(frame, result.mask)
+                    masks.write(frame, mask)
                     self._on_frame()
                 if self._saved(segmenter, BACKWARD_STATE, masks):
                     return False
@@ -362,12 +362,7 @@ class _Run:
                     break
                 mask: np.ndarray | None
                 if segmenter is not None and frame.number >= begin:
-                    given = self._given(frame.number)
-                    absent = self._order.absent.get(frame.number, set())
-                    result = segmenter.step(
-                        frame.image, given, absent=absent, last=frame.number == last
-                    )
-                    mask = result.mask
+                    mask = self._step(segmenter, frame, last=frame.number == last)
                     masks.write(frame, mask)
                 elif frame.number >= self._first or self._order.backward:
                     mask = self._written(frame.number) if writers else None
@@ -396,6 +391,12 @@ class _Run:
                 f"{count} frames"
             )
         return not stopped, count
+
+    def _step(self, segmenter: "Segmenter", frame: VideoFrameAt, *, last: bool) -> np.ndarray:
+        """The mask of the next frame, given what the user has said about it."""
+        given = self._given(frame.number)
+        absent = self._order.absent.get(frame.number, set())
+        return segmenter.step(frame.image, given, absent=absent, last=last).mask
 
     def _segmenter(self, state: str) -> "Segmenter":
         """One that continues from the saved state, or a new one."""
