@@ -126,6 +126,17 @@ def test_object_tokens_say_something_of_their_own_in_training_alone(tiny_model: 
     assert logits.shape == (2, 2, clip.valid_objects.shape[1], 3, 3)
 
 
+def test_top_k_of_training_is_for_training_alone(tiny_model: STMA) -> None:
+    clip = make_batch(num_frames=3)
+    everything = tiny_model(clip).logits
+    tiny_model.train_top_k = 1
+    assert torch.equal(tiny_model(clip).logits, everything)
+    tiny_model.train()
+    assert not torch.allclose(tiny_model(clip).logits, everything, atol=1e-6)
+    tiny_model.train_top_k = 10_000  # more than there are
+    assert torch.allclose(tiny_model(clip).logits, everything, atol=1e-9)
+
+
 def test_every_parameter_gets_a_gradient(tiny_model: STMA) -> None:
     tiny_model.train()
     tiny_model(make_batch(num_frames=3)).logits.sum().backward()

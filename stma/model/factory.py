@@ -38,6 +38,8 @@ class ModelConfig:
         similarity: ``dot`` or ``l2``.
         enhanced_keys: whether the memory keys of a frame that gives objects are recomputed once
             these are known (ours).
+        train_top_k: in training, each query reads only the k most similar elements of the memory;
+            null reads all (ours; inference has ``segmenter.top_k``).
         class_token: whether a ViT's frames carry one, as in pretraining (ours).
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
@@ -56,6 +58,7 @@ class ModelConfig:
     key_dim: int | None = None
     similarity: str = "dot"
     enhanced_keys: bool = False
+    train_top_k: int | None = None
     class_token: bool = False
     variant: str = "full"
 
@@ -86,8 +89,9 @@ class ModelConfig:
         if self.variant not in VARIANTS:
             raise InputError(f"model.variant is {self.variant!r}; choose one of {VARIANTS}")
         if self.variant == PER_OBJECT:
-            unused = {"key_dim": None, "value_dim": None, "similarity": "dot"}
-            for name, default in (unused | {"enhanced_keys": False}).items():
+            unused: dict[str, object] = {"key_dim": None, "value_dim": None, "similarity": "dot"}
+            unused |= {"enhanced_keys": False, "train_top_k": None}
+            for name, default in unused.items():
                 if getattr(self, name) != default:
                     raise InputError(
                         f"model.{name} is {getattr(self, name)!r}, but model.variant={PER_OBJECT} "
@@ -100,7 +104,7 @@ class ModelConfig:
             )
         if not 0 <= self.drop_path < 1:
             raise InputError(f"model.drop_path is {self.drop_path}; give 0 <= drop_path < 1")
-        for name in ("value_dim", "key_dim"):
+        for name in ("value_dim", "key_dim", "train_top_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; give 1 or more, or null")
         if self.value_depth < 1 or self.mlp_ratio <= 0:
@@ -154,6 +158,7 @@ def build_model(config: ModelConfig) -> STMA:
             decoder=build_decoder(),
             streams=streams,
             enhanced_keys=config.enhanced_keys,
+            train_top_k=config.train_top_k,
         )
         # Depthwise and pointwise convolutions of few channels are much faster this way everywhere.
     return model.to(memory_format=torch.channels_last)

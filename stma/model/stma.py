@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
 from stma.model.aggregation import soft_aggregate
 from stma.model.association import Association
@@ -61,6 +62,8 @@ class STMA(nn.Module):
         streams: which tokens read which; the paper's full model by default.
         enhanced_keys: whether the key of a frame that gives objects is recomputed once they are
             known: the frame reads itself and them (ours, off in the paper's model).
+        train_top_k: in training, each query reads only so many elements of the temporal memory;
+            None reads all, as in the paper.
 
     Attributes:
         segmenter_settings: segmenter settings that suit the weights, by name (such as
@@ -80,6 +83,7 @@ class STMA(nn.Module):
         decoder: Decoder,
         streams: Streams | None = None,
         enhanced_keys: bool = False,
+        train_top_k: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -89,6 +93,7 @@ class STMA(nn.Module):
         self.decoder = decoder
         self.streams = streams or FullStreams()
         self.enhanced_keys = enhanced_keys
+        self.train_top_k = train_top_k
         self.segmenter_settings = {}
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -234,7 +239,10 @@ class STMA(nn.Module):
             0, 3, 1, 2
         )
 
-        memory = VideoMemory(valid_objects=clip.valid_objects)
+        top_k = self.train_top_k if self.training else None
+        memory = VideoMemory(
+            temporal=TemporalMemory(top_k=top_k), valid_objects=clip.valid_objects
+        )
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
