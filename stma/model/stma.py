@@ -240,9 +240,7 @@ class STMA(nn.Module):
         )
 
         top_k = self.train_top_k if self.training else None
-        memory = VideoMemory(
-            temporal=TemporalMemory(top_k=top_k), valid_objects=clip.valid_objects
-        )
+        memory = VideoMemory(temporal=TemporalMemory(top_k=top_k), valid_objects=clip.valid_objects)
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
