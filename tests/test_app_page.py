@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,7 @@ from stma.model.stma import STMA
 
 gr = pytest.importorskip("gradio")
 from stma.app.page import (  # noqa: E402  # needs gradio
+    DOWNLOAD_NAMES,
     OBJECTS,
     Page,
     canvas_html,
@@ -273,12 +275,18 @@ class Tab:
         self.page.click("#segment")
         self.wait_for_status("All frames are segmented")
 
-    def masks(self) -> list[np.ndarray]:
-        """By downloading them."""
+    def download(self, kind: str) -> Path:
+        label = next(label for label, each in DOWNLOAD_NAMES.items() if each == kind)
+        self.page.click("#kind input")
+        self.page.get_by_role("option", name=label, exact=True).click()
         self.page.click("#prepare")
         with self.page.expect_download() as download:
-            self.page.click("#file a")
-        with zipfile.ZipFile(download.value.path()) as archive:
+            self.page.click(f'#file a[download*="_{kind}."]')
+        return download.value.path()
+
+    def masks(self) -> list[np.ndarray]:
+        """By downloading them."""
+        with zipfile.ZipFile(self.download("masks")) as archive:
             return [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
 
 
@@ -303,6 +311,10 @@ def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
     assert len(first) == FRAMES
     assert first[0][int(0.3 * 96), int(0.4 * 160)] == 1
     assert set(np.unique(first[0])) == {0, 1}
+    with av.open(tab.download("overlay")) as video:
+        assert len(list(video.decode(video=0))) == FRAMES
+    with zipfile.ZipFile(tab.download("cutout")) as archive:
+        assert len(archive.namelist()) == FRAMES
 
     tab.page.fill("#frame input[type=number]", "6")
     tab.page.keyboard.press("Enter")
