@@ -68,19 +68,23 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
         name = function.overloadpacket.__name__
-        if name in ("item", "_local_scalar_dense") and on_card(arguments[0]):
-            if arguments[0]._base is not self._last_read:  # of a list, all are read at once
+        if name in ("item", "is_nonzero", "_local_scalar_dense") and on_card(arguments[0]):
+            base = arguments[0]._base
+            if base is None or base is not self._last_read:  # of a list, all are read at once
                 self._note()
-                self._last_read = arguments[0]._base
+            self._last_read = base
             return 0
         result = function(*arguments, **keywords)
-        if name in ("to", "_to_copy") and on_card(arguments[0]) != on_card(result):
+        ends: tuple[object, ...] = ()
+        if name in ("to", "_to_copy"):
+            ends = (arguments[0], result)
+        elif name == "copy_":
+            ends = arguments[:2]
+        elif name in ("index", "index_put", "index_put_"):
+            ends = (arguments[0], *(x for x in arguments[1] if x is not None))
+        if len({on_card(end) for end in ends}) == 2:
             given = dict(zip((x.name for x in function._schema.arguments), arguments, strict=False))
             if not (given | keywords).get("non_blocking"):
-                self._note()
-        elif name in ("copy_", "index", "index_put", "index_put_") and on_card(arguments[0]):
-            others = [arguments[1]] if name == "copy_" else arguments[1]
-            if not all(on_card(x) for x in others if x is not None):
                 self._note()
         return result
 
@@ -97,6 +101,37 @@ def waits(monkeypatch) -> Iterator[Waits]:
     monkeypatch.setattr(Tensor, "numpy", lambda self: np.zeros(self.shape, np.uint8))
     with on_paper(CUDA), Waits() as waits:
         yield waits
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+def test_whatever_waits_is_noted(waits: Waits, mode) -> None:
+    card, host = torch.zeros(3, device=CUDA), torch.zeros(3)
+    waiting = (
+        lambda: card.sum().item(),
+        lambda: bool(card[0] > 0),
+        card.tolist,
+        card.cpu,
+        lambda: host.to(CUDA),
+        lambda: torch.tensor([1.0, 2.0], device=CUDA),
+        lambda: card.copy_(host),
+        lambda: host.copy_(card),
+        lambda: card[[0, 1]],
+        lambda: card.index_put_((torch.tensor([0]),), card[:1]),
+    )
+    free = (
+        lambda: host.to(CUDA, non_blocking=True),
+        lambda: host.copy_(card, True),
+        lambda: card[torch.zeros(1, dtype=torch.long, device=CUDA)],
+        lambda: card.fill_(1.0),
+        lambda: torch.full((), 2.0, device=CUDA),
+    )
+    waits._note = lambda: waits.places.append("here")  # not in the package
+    for functions, expected in ((waiting, ["here"]), (free, [])):
+        for number, function in enumerate(functions):
+            waits.places.clear()
+            with mode():
+                function()
+            assert set(waits.places) == set(expected), number
 
 
 def lifted(config: ModelConfig) -> STMA:
