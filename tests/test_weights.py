@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import runpy
 from pathlib import Path
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from stma import InputError, Segmenter, SegmenterConfig, build_model, load_model, save_weights
 from stma.model.weights import (
+    check_same_architecture,
     find_weights,
     load_state,
     read_segmenter_settings,
@@ -91,6 +93,13 @@ class Payload:
 
     def __reduce__(self) -> tuple:
         return (setattr, (Payload, "ran", True))
+
+
+def test_settings_of_training_alone_do_not_make_another_architecture(tiny_config) -> None:
+    trained = dataclasses.replace(tiny_config, train_top_k=4, drop_path=0.3)
+    check_same_architecture(trained, tiny_config, "weights")
+    with pytest.raises(InputError, match="similarity: l2 in the file, dot here"):
+        check_same_architecture(dataclasses.replace(trained, similarity="l2"), tiny_config, "w")
 
 
 @pytest.mark.parametrize("kind", ["torch zip", 2, 5])

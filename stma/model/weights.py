@@ -27,6 +27,8 @@ from stma.runtime.outputs import replacing
 log = logging.getLogger(__name__)
 
 FORMAT = "stma-weights-1"
+# Settings of the model that concern training alone: weights made with any of them fit all others.
+OF_TRAINING = ("drop_path", "train_top_k")
 SHIPPED = Path(__file__).parent.parent / "weights"  # in the package, by name
 
 
@@ -160,7 +162,7 @@ def check_same_architecture(config: ModelConfig, own: ModelConfig, source: str |
     differences = [
         f"model.{name}: {theirs[name]} in the file, {ours[name]} here"
         for name in theirs
-        if name != "drop_path" and theirs[name] != ours[name]
+        if name not in OF_TRAINING and theirs[name] != ours[name]
     ]
     if differences:
         raise InputError(
