@@ -326,6 +326,18 @@ def test_cuda_waits_once_a_frame(tiny_model: STMA) -> None:
 
 
 @pytest.mark.gpu
+def test_a_video_saved_on_cuda_goes_on_there(tiny_model: STMA, tmp_path) -> None:
+    model = tiny_model.float().cuda()
+    segmenter = Segmenter(model, SegmenterConfig(memory_interval=1))
+    rng = np.random.default_rng(0)
+    segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [1, 2]))
+    segmenter.save(tmp_path / "video")
+    frame = random_frame(rng, 32, 32)
+    loaded = Segmenter.load(tmp_path / "video", model)
+    assert torch.equal(loaded.predict(frame), segmenter.predict(frame))
+
+
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_what_cuda_replays_equals_eager(tiny_model: STMA) -> None:
     model = tiny_model.float().cuda()
