@@ -121,6 +121,14 @@ def test_an_erased_object_is_absent_there(session: Session, clip: Path, model: S
     assert np.array_equal(session.mask(number), object_mask())
 
 
+def test_a_drawing_that_is_undone_says_nothing(session: Session) -> None:
+    """Not that the object is absent from that frame."""
+    session.draw(0, object_mask())
+    session.draw(3, object_mask())
+    session.draw(3, np.zeros(SIZE, np.uint8))
+    assert session.drawn_frames == [0]
+
+
 def test_drawing_ends_a_run(session: Session) -> None:
     session.draw(0, object_mask())
     run = session.run()

@@ -46,6 +46,16 @@ def test_backward_nothing_is_decoded_from_the_start_again(tmp_path, monkeypatch)
     assert [number_of(f.image) for f in video.frames_backward(19)] == list(range(19, -1, -1))
 
 
+def test_a_single_frame_takes_no_others_along(tmp_path, monkeypatch) -> None:
+    """The page steps from frame to frame like this."""
+    video = open_video(write_clip_file(tmp_path / "a.mp4", map(gradient, range(20))))
+    converted = []
+    image = type(video)._image
+    monkeypatch.setattr(type(video), "_image", lambda *args: converted.append(1) or image(*args))
+    assert number_of(next(video.frames_backward(19)).image) == 19
+    assert len(converted) == 1
+
+
 def test_frames_are_turned_as_they_are_shown(tmp_path) -> None:
     clip = turned(write_clip_file(tmp_path / "a.mp4", map(gradient, range(3))))
     video = open_video(clip)
@@ -62,6 +72,23 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path) -> None:
     video = open_video(clip)
     seconds = [float(frame.pts * video.time_base) for frame in video.frames()]
     assert seconds == pytest.approx([0, 0.04, 0.05, 0.3, 1.0])
+
+
+def test_a_recording_may_begin_between_key_frames(tmp_path, monkeypatch) -> None:
+    """Its first frames cannot be decoded, so they are not counted, forward or backward."""
+    whole = write_clip_file(tmp_path / "whole.ts", map(gradient, range(20)))
+    path = tmp_path / "late.ts"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in list(source.demux(video=0))[1:-1]:  # not the key frame, nor the end
+            packet.stream = stream
+            target.mux(packet)
+    video = open_video(path)
+    assert len(video) == 16
+    assert [number_of(frame.image) for frame in video.frames()] == list(range(4, 20))
+    monkeypatch.setattr("stma.inference.video.BACKWARD_BYTES", 4 * 3 * 48 * 64)
+    backward = [(f.number, number_of(f.image)) for f in video.frames_backward(15)]
+    assert backward == [(n, n + 4) for n in range(15, -1, -1)]
 
 
 def test_odd_sizes_and_changing_sizes_come_out_as_the_first(tmp_path) -> None:

@@ -1,11 +1,12 @@
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
-from conftest import box, gradient, number_of, write_clip_file
+from conftest import box, gradient, number_of, turned, write_clip_file
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -63,6 +64,32 @@ def test_an_overlay_has_the_times_and_the_sound_of_the_original(tmp_path, clip) 
     red, green, _ = frames[0].image[10, 8]
     assert red > green + 50  # tinted
     assert sound(path) == sound(clip)
+
+
+def test_an_overlay_of_a_recording_starts_with_it(tmp_path) -> None:
+    """Although a camcorder's clock begins anywhere, here an hour before."""
+    frames = [gradient(t) for t in range(6)]
+    clip = write_clip_file(tmp_path / "a.ts", frames, sound=True, output_ts_offset="3601")
+    video = open_video(clip)
+    path, writer = output("overlay", tmp_path, video)
+    write(writer, video)
+    begin = sound(clip)[0][0]
+    assert begin > 3600
+    assert sound(path)[0][0] < 0.1
+    again = open_video(path)
+    picture = (
+        next(video.frames()).pts * video.time_base - next(again.frames()).pts * again.time_base
+    )
+    assert picture == pytest.approx(begin - sound(path)[0][0], abs=0.002)
+
+
+def test_pixels_that_are_not_square_stay_so(tmp_path, clip) -> None:
+    video = open_video(clip)
+    video.pixel_aspect = Fraction(4, 3)
+    path, writer = output("overlay", tmp_path, video)
+    write(writer, video)
+    assert open_video(path).pixel_aspect == Fraction(4, 3)
+    assert open_video(turned(path)).pixel_aspect == Fraction(3, 4)
 
 
 def test_an_overlay_has_the_colours_of_the_original(tmp_path, clip) -> None:

@@ -46,11 +46,16 @@ class Drawing:
 
     Attributes:
         mask: ``(H, W)`` uint8 IDs; 0 where nothing is said.
-        erased: objects that were shown there but are absent.
+        found: objects that were segmented there before.
     """
 
     mask: np.ndarray
-    erased: frozenset[int]
+    found: frozenset[int]
+
+    @property
+    def erased(self) -> frozenset[int]:
+        """Objects that were segmented there but are absent."""
+        return self.found - set(np.flatnonzero(count_ids(self.mask)).tolist())
 
 
 @dataclass
@@ -152,11 +157,10 @@ class Session:
             shown = self.mask(number)
             if np.array_equal(mask, shown):
                 return False
-            erased = set(np.unique(shown).tolist())
+            found = set(np.unique(shown).tolist()) - {0} if number < self.done else set()
             if number in self._drawings:
-                erased |= self._drawings[number].erased
-            erased -= {0, *np.unique(mask).tolist()}
-            self._drawings[number] = Drawing(mask.copy(), frozenset(erased))
+                found |= self._drawings[number].found
+            self._keep(number, Drawing(mask.copy(), frozenset(found)))
             self._forget_from(number)
             return True
 
@@ -233,10 +237,7 @@ class Session:
             self.stop()
             for number, drawing in list(self._drawings.items()):
                 rest = without(drawing.mask, {identity})
-                if rest.any() or drawing.erased - {identity}:
-                    self._drawings[number] = Drawing(rest, drawing.erased - {identity})
-                else:
-                    del self._drawings[number]
+                self._keep(number, Drawing(rest, drawing.found - {identity}))
             if not self.ids:
                 self._forget_from(0)
                 return
@@ -248,6 +249,13 @@ class Session:
                 state.removed.add(identity)
             if self._segmenter is not None and identity in self._segmenter.ids:
                 self._segmenter.remove(identity)
+
+    def _keep(self, number: int, drawing: Drawing) -> None:
+        """Keep a drawing if it says anything."""
+        if drawing.mask.any() or drawing.erased:
+            self._drawings[number] = drawing
+        else:
+            self._drawings.pop(number, None)
 
     def _forget_from(self, number: int) -> None:
         self.stop()

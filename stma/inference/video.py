@@ -110,6 +110,11 @@ class VideoFile:
 
     Frames are rotated as the file says, scaled to the first one's size if it changes, and converted
     to 8 bits.
+
+    Attributes:
+        has_sound: whether there is a sound track.
+        start: seconds, where the file's clock begins.
+        pixel_aspect: width of a pixel by its height, as shown.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,6 +126,9 @@ class VideoFile:
             assert stream.time_base is not None
             self.time_base = stream.time_base
             self.has_sound = bool(container.streams.audio)
+            # Broadcasts and camcorders count from anywhere, often hours.
+            self.start = max(Fraction(0), Fraction(container.start_time or 0, av.time_base))
+            self.pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
             packet = next(container.demux(stream), None)
             if packet is not None and packet.has_sidedata("encryption_info"):
                 raise InputError(f"{path}: the video is encrypted; give one without protection")
@@ -131,6 +139,9 @@ class VideoFile:
         self._stored_size = first.height, first.width
         turned = first.rotation % 180 != 0
         self.size = self._stored_size[::-1] if turned else self._stored_size
+        if turned:
+            self.pixel_aspect = 1 / self.pixel_aspect
+        self._first_time = first.pts
         _check_size(path, self.size)
 
     def __len__(self) -> int:
@@ -161,11 +172,12 @@ class VideoFile:
             )
 
     def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
-        count = max(1, BACKWARD_BYTES // (3 * self.size[0] * self.size[1]))
+        most = max(1, BACKWARD_BYTES // (3 * self.size[0] * self.size[1]))
+        count = 1  # the caller may want a single frame
         while start >= 0:
             first = max(0, start - count + 1)
             yield from reversed(list(self._between(first, start)))
-            start = first - 1
+            start, count = first - 1, min(2 * count, most)
 
     def _between(self, first: int, last: int) -> Iterator[VideoFrameAt]:
         """Frames from ``first`` to ``last``, without decoding much before them."""
@@ -209,7 +221,10 @@ class VideoFile:
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard:
                     times.append(packet.pts)
-        return times
+        if self._first_time is None:
+            return times
+        # A recording may begin between key frames: what is before the first is not shown.
+        return [time for time in times if time is None or time >= self._first_time]
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:

@@ -136,8 +136,14 @@ class VideoWriter:
         stream.codec_context.time_base = video.time_base
         self._stream = stream
         self._sound = None
+        self._start = Fraction(0)
+        if isinstance(video, VideoFile):
+            stream.codec_context.sample_aspect_ratio = video.pixel_aspect
+            self._start = video.start
         if isinstance(video, VideoFile) and video.has_sound:
-            self._sound = self._stack.enter_context(_Sound(video.path, self._container))
+            self._sound = self._stack.enter_context(
+                _Sound(video.path, self._container, video.start)
+            )
         self._end = Fraction(0)
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
@@ -147,7 +153,8 @@ class VideoWriter:
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         else:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn), format="rgba")
-        picture.pts, picture.time_base = frame.pts, self._video.time_base
+        picture.pts = frame.pts - round(self._start / self._video.time_base)
+        picture.time_base = self._video.time_base
         self._end = frame.pts * self._video.time_base + 1 / self._video.rate
         self._container.mux(self._stream.encode(picture))
         if self._sound is not None:
@@ -161,10 +168,14 @@ class VideoWriter:
 
 
 class _Sound:
-    """Copies the first sound track of a file into another, without re-encoding."""
+    """Copies the first sound track of a file into another, without re-encoding.
 
-    def __init__(self, path: Path, output: av.container.OutputContainer) -> None:
-        self._path, self._output = path, output
+    Args:
+        start: seconds; what is heard then comes at the output's beginning.
+    """
+
+    def __init__(self, path: Path, output: av.container.OutputContainer, start: Fraction) -> None:
+        self._path, self._output, self._start = path, output, start
         self._source = av.open(f"file:{path}")
         track = self._source.streams.audio[0]
         self._copy: AudioStream | None = None
@@ -190,6 +201,10 @@ class _Sound:
             if packet.pts is not None:
                 if end is not None and packet.pts * packet.time_base > end:
                     return
+                shift = round(self._start / packet.time_base)
+                packet.pts -= shift
+                if packet.dts is not None:
+                    packet.dts -= shift
                 packet.stream = self._copy
                 self._output.mux(packet)
             self._advance()
