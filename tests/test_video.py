@@ -220,10 +220,8 @@ def test_a_file_cut_anywhere_is_told_and_what_is_before_comes_out(tmp_path, capl
         told = caplog.text
     assert 0 < len(numbers) < 20
     assert numbers == list(range(len(numbers)))
-    assert (
-        f"unreadable from frame {len(numbers)} on" in told
-        and "a copy skips" in told
-        or (f"ends after {len(numbers)} of the 20 frames" in told)
+    assert (f"unreadable from frame {len(numbers)} on" in told and "a copy skips" in told) or (
+        f"ends after {len(numbers)} of the 20 frames" in told
     )
 
 
