@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_node_by_node_the_gradient_is_the_engines(recompute: bool) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name])
+
+
+@pytest.mark.parametrize("variant", ["full", "no_temporal_memory"])
+def test_a_video_on_paper_goes_on_until_all_references_are_there(variant: str) -> None:
+    """Although the temporal memory is full at once, or is not there."""
+    model = replace(TINY, variant=variant)
+    few, many = (
+        video_bytes(model, SegmenterConfig(capacity=16, queue_size=size), 64, 64, 1, CPU)
+        for size in (1, 31)
+    )
+    tokens = 4 * 16 * model.dims[2]  # of a frame
+    assert many - few > 30 * tokens
 
 
 MEASURE = """

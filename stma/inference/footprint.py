@@ -9,7 +9,7 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.runtime.footprint import on_paper, precision_on_paper, put_on
 
-MAX_UPDATES = 64  # after which a memory without a capacity is measured
+MAX_UPDATES = 64  # after which memories without a limit are measured
 
 
 def video_bytes(
@@ -20,7 +20,7 @@ def video_bytes(
     objects: int,
     device: torch.device,
 ) -> int:
-    """The peak memory on the device in a frame, once the temporal memory is full.
+    """The peak memory on the device in a frame, once both memories are full.
 
     Args:
         objects: given with the first frame.
@@ -37,9 +37,10 @@ def video_bytes(
         settings = replace(config, precision=precision, memory_interval=1, compile=None)
         segmenter = Segmenter(model, settings)
         segmenter.predict(frame, mask)
-        held = -1
+        memory = segmenter.memory
+        held = (-1, -1)
         for _ in range(MAX_UPDATES):  # the last one evicts
-            if held == (held := len(segmenter.memory.temporal)):  # full
+            if held == (held := (len(memory.temporal), len(memory.spatial))):  # both are full
                 break
             segmenter.predict(frame)
     return footprint.peak
