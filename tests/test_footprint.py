@@ -45,6 +45,12 @@ def test_tensors_count_while_they_are_alive() -> None:
         assert footprint.now == 0
 
 
+def test_what_an_operator_keeps_inside_counts_in_inference_too() -> None:
+    with on_paper(CPU) as footprint, torch.inference_mode():
+        torch.nn.functional.max_pool2d(torch.zeros(1, 1, 8, 8), 2)
+    assert footprint.peak == 4 * 64 + 4 * 16 + 8 * 16  # with indices
+
+
 def test_an_old_torch_needs_the_card(monkeypatch) -> None:
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cu124"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

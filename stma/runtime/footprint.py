@@ -45,7 +45,13 @@ class Footprint(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
-        result = function(*arguments, **(keywords or {}))
+        keywords = keywords or {}
+        if function is not torch.ops.prim.device.default:
+            with self:  # in inference mode, an operator may arrive whole that is several
+                result = function.decompose(*arguments, **keywords)
+            if result is not NotImplemented:
+                return result
+        result = function(*arguments, **keywords)
         new = [
             each
             for each in tree_leaves(result)
