@@ -66,7 +66,6 @@ what to write, separated by commas: masks (palette PNGs, always written), overla
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
 lengths as JSON, for pycocotools); default: masks,overlay"""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-KINDS = ("masks", "overlay", "cutout", "webm", "coco")
 
 
 @input_errors_end_the_program()
@@ -214,9 +213,12 @@ def _count(text: str) -> int:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
+    from stma.inference.writing import OUTPUTS
+
+    known = ("masks", *OUTPUTS)
     kinds = tuple(kind.strip() for kind in text.split(","))
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise argparse.ArgumentTypeError(f"no {unknown[0]!r}; choose from {', '.join(KINDS)}")
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise argparse.ArgumentTypeError(f"no {unknown[0]!r}; choose from {', '.join(known)}")
     return tuple(dict.fromkeys(kinds))
 
 
@@ -251,7 +253,13 @@ def _segment(arguments: argparse.Namespace) -> None:
         arguments.overwrite,
         find_absent(video, arguments.absent, masks, arguments.backward),
     )
-    with _interruptions() as stopped, tqdm(total=num_steps(order), unit=" frames") as bar:
+    bar = tqdm(
+        total=num_steps(order),
+        unit=" frames",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
+        delay=1e-6,  # shown with the first frame, and not above an error
+    )
+    with _interruptions() as stopped, bar:
         outcome = segment_video(order, stopped, bar.update)
     if not outcome.complete:
         raise KeyboardInterrupt

@@ -33,6 +33,7 @@ gr = pytest.importorskip("gradio")
 from stma.app.page import (  # noqa: E402  # needs gradio
     DOWNLOAD_NAMES,
     OBJECTS,
+    TEXT,
     Page,
     canvas_html,
     mask_of,
@@ -124,8 +125,9 @@ def test_a_refused_upload_leaves_the_video_and_no_file(
     page = Page(model, folder)
     tab = SimpleNamespace(session_hash="a")
     page.sessions["a"] = session
-    with pytest.warns(UserWarning, match=r"^notes.txt: cannot be read as a video"):
-        page.open(str(upload), tab)
+    text = page.open(str(upload), tab)[TEXT]
+    assert text.startswith("**Not opened:** notes.txt: cannot be read as a video")
+    assert text.endswith(status(session))
     assert list(page.sessions.values()) == [session]
     assert not session.closed
     assert list(folder.iterdir()) == []
@@ -302,6 +304,7 @@ def tab(chromium, address: str) -> Iterator[Tab]:
 @pytest.mark.browser
 @pytest.mark.slow
 def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
+    assert not tab.page.locator("#file").is_visible()
     tab.open(clip)
     tab.wait_for_frame(0)
     tab.draw((0.3, 0.3), (0.5, 0.3), number=1)
@@ -320,7 +323,7 @@ def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
     tab.page.keyboard.press("Enter")
     tab.wait_for_frame(6)
     tab.draw((0.6, 0.7), (0.8, 0.7), number=2)
-    tab.wait_for_status("Drawn on frame 0, 6")
+    tab.wait_for_status("Drawn on frames 0, 6")
     tab.segment()
     second = tab.masks()
     assert second[6][int(0.7 * 96), int(0.7 * 160)] == 2
@@ -355,6 +358,23 @@ def test_tools(tab: Tab, clip: Path) -> None:
     assert tab.colour(0.5, 0.5) == before
     tab.page.click('#canvas button[data-action="undo"]')
     assert tab.colour(0.5, 0.5) == blue
+    tab.page.click('#canvas button[data-tool="polygon"]')
+    tab.page.mouse.click(bounds["x"] + 5, bounds["y"] + 5)
+    tab.page.click('#canvas button[data-action="undo"]')  # the corner, not the stroke before
+    assert tab.colour(0.5, 0.5) == blue
+
+
+@in_browser
+@pytest.mark.browser
+@pytest.mark.slow
+def test_layout(tab: Tab, clip: Path) -> None:
+    """Tools stand in one line, and a narrow window is used up."""
+    tools = tab.page.locator("#canvas button").all()
+    assert len({tool.bounding_box()["y"] for tool in tools}) == 1
+    tab.page.set_viewport_size({"width": 900, "height": 900})
+    tab.open(clip)
+    tab.wait_for_frame(0)
+    assert tab.page.locator("#canvas canvas").bounding_box()["width"] > 480
 
 
 @in_browser

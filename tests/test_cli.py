@@ -14,6 +14,7 @@ from stma.cli import main
 from stma.data.images import read_mask
 from stma.data.pictures import save_mask, save_picture
 from stma.inference.segmenter import Segmenter
+from stma.inference.segmenting import Outcome
 from stma.inference.video import open_video
 
 SIZE = (48, 64)
@@ -317,6 +318,26 @@ def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> N
     assert "out/masks/00000.png: the mask is in the output" in told
     segment("--mask=2=late.png", "-o", "out", "--save=masks", "--overwrite")
     assert not same(masks("out"), before)
+
+
+def test_what_failed_at_once_is_in_nobodys_way(segment, capsys) -> None:
+    refused(segment, capsys, "--mask=first.png", "--device=tpu", "-o", "out")
+    assert "%" not in capsys.readouterr().err  # no progress above the error
+    segment("--mask=late.png", "-o", "out", "--save=masks")
+    assert len(masks("out")) == 8
+
+
+def test_progress_is_in_frames_a_second_however_slow(segment, capsys, monkeypatch) -> None:
+    def slowly(order, stopped, on_frame) -> Outcome:
+        time.sleep(1.2)
+        on_frame()
+        return Outcome(True, 1, [])
+
+    monkeypatch.setattr("stma.inference.segmenting.segment_video", slowly)
+    segment("--mask=first.png")
+    err = capsys.readouterr().err
+    assert " frames/s" in err
+    assert "s/ frames" not in err
 
 
 def test_two_runs_into_one_output(segment, capsys) -> None:

@@ -18,8 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import stma
 from stma.compose import load_model_config, model_names
+from stma.inference import compiled
+from stma.inference import segmenter as segmenter_module
 from stma.inference.augmentation import AugmentConfig, AugmentedSegmenter
 from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.inference.state import read_state
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.variants import VARIANTS
@@ -44,9 +47,14 @@ def shallow(name: str) -> ModelConfig:
     return dataclasses.replace(full, depths=depths)
 
 
+OPTIONS = dataclasses.replace(
+    TINY, drop_path=0.5, enhanced_keys=True, key_dim=8, similarity="l2", train_top_k=4
+)
+
 MODELS = {name: shallow(name) for name in model_names(CONFIGS)} | {
     variant: dataclasses.replace(TINY, variant=variant) for variant in VARIANTS
 }
+MODELS["options"] = OPTIONS
 
 # ConvViTs differ in sizes alone: one of them is enough.
 NAMES = [name for name in MODELS if name not in SIMILAR]
@@ -174,10 +182,16 @@ def test_a_training_step_stays_on_the_card_and_waits_once(
 
 
 def test_so_it_does_in_fp16_with_all_options(waits: Waits, monkeypatch, tmp_path) -> None:
-    """Recomputed blocks, an average, an auxiliary loss, bootstrapping."""
+    """Of the network; recomputed blocks, an average, an auxiliary loss, bootstrapping."""
     loss = LossConfig(objects=0.1, bootstrap_start=0, bootstrap_end=1)
     learner = learner_on_card(
-        monkeypatch, tmp_path, precision="fp16", ema=0.9, checkpoint_blocks=True, loss=loss
+        monkeypatch,
+        tmp_path,
+        model=OPTIONS,
+        precision="fp16",
+        ema=0.9,
+        checkpoint_blocks=True,
+        loss=loss,
     )
     assert learner.scaler.is_enabled()
     for iteration in (1, 2):  # the first one is copied to the average
@@ -205,6 +219,9 @@ def test_frames_stay_on_the_card_and_wait_once(waits: Waits, name: str) -> None:
     rng = np.random.default_rng(0)
     assert segmenter_steps(segmenter, rng, waits) == [["index_mask"]] * 5
     waits.places.clear()
+    segmenter.step(random_frame(rng, 48, 70), absent={9})
+    assert waits.places == ["index_mask"]
+    waits.places.clear()
     segmenter.remove(9)  # another one came with it
     segmenter.remove(5)  # came alone
     segmenter.step(random_frame(rng, 48, 70))
@@ -220,11 +237,37 @@ def test_what_remains_is_counted_when_all_that_came_first_is_removed(waits: Wait
         segmenter.remove(9)
 
 
-@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"top_k": 4}, {"capacity": None}])
-def test_so_they_do_with_other_settings(waits: Waits, settings: dict) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"precision": "fp16"}, {"top_k": 4}, {"capacity": None}, {"compile": "default"}]
+)
+def test_so_they_do_with_other_settings(waits: Waits, monkeypatch, settings: dict) -> None:
+    """And with all options of the network. What would be compiled runs as it is."""
+    monkeypatch.setattr(compiled, "compiled", lambda *_: compiled.segment_frame)
     config = SegmenterConfig(**{"precision": "bf16", "memory_interval": 2} | settings)
-    segmenter = Segmenter(lifted(TINY).eval(), config)
+    segmenter = Segmenter(lifted(OPTIONS).eval(), config)
     assert segmenter_steps(segmenter, np.random.default_rng(0), waits) == [["index_mask"]] * 5
+
+
+@pytest.fixture
+def saved_video(tmp_path, monkeypatch) -> None:
+    """One on the CPU; its file cannot be read without numbers, so it is read here."""
+    monkeypatch.setattr(segmenter_module, "fingerprint", lambda _: "of a network without numbers")
+    settings = SegmenterConfig(precision="bf16", memory_interval=1)
+    segmenter = Segmenter(build_model(TINY).eval(), settings)
+    segmenter.step(random_frame(np.random.default_rng(0), 48, 70), blob_mask(48, 70, [1, 9]))
+    segmenter.save(tmp_path / "video")
+    values, tensors = read_state(tmp_path / "video", torch.device("cpu"))
+
+    def moved(_: Path, device: torch.device) -> tuple[dict, dict]:
+        return values, {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    monkeypatch.setattr(segmenter_module, "read_state", moved)
+
+
+def test_a_saved_video_goes_on_on_the_card(saved_video: None, waits: Waits) -> None:
+    segmenter = Segmenter.load("video", lifted(TINY).eval())
+    rng = np.random.default_rng(0)
+    assert segmenter_steps(segmenter, rng, waits) == [["index_mask"]] * 5
 
 
 def test_augmented_views_wait_once_together(waits: Waits) -> None:

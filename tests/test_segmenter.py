@@ -326,6 +326,18 @@ def test_cuda_waits_once_a_frame(tiny_model: STMA) -> None:
 
 
 @pytest.mark.gpu
+def test_a_video_saved_on_cuda_goes_on_there(tiny_model: STMA, tmp_path) -> None:
+    model = tiny_model.float().cuda()
+    segmenter = Segmenter(model, SegmenterConfig(memory_interval=1))
+    rng = np.random.default_rng(0)
+    segmenter.step(random_frame(rng, 32, 32), blob_mask(32, 32, [1, 2]))
+    segmenter.save(tmp_path / "video")
+    frame = random_frame(rng, 32, 32)
+    loaded = Segmenter.load(tmp_path / "video", model)
+    assert torch.equal(loaded.predict(frame), segmenter.predict(frame))
+
+
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_what_cuda_replays_equals_eager(tiny_model: STMA) -> None:
     model = tiny_model.float().cuda()
@@ -511,8 +523,9 @@ def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("variant", "max_pinned"), [("full", None), ("no_temporal_memory", 1)])
 def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
-    tiny_model: STMA, monkeypatch
+    monkeypatch, variant: str, max_pinned: int | None
 ) -> None:
     """60 frames, an object that enters late, and two more updates, the first of which brings the
     second reference, and the second evicts; then the first objects are removed, and another update
@@ -520,9 +533,14 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     monkeypatch.setattr(compiled, "BACKEND", counter)
     torch._dynamo.reset()
-    settings = SegmenterConfig(memory_interval=25, capacity=14)  # 4 elements to a frame
-    runs = [Segmenter(tiny_model.float(), replace(settings, compile=mode))
-            for mode in (None, "default")]  # fmt: skip
+    torch.manual_seed(0)
+    model = perturbed(build_model(replace(TINY, variant=variant))).eval()
+    settings = SegmenterConfig(
+        memory_interval=25,
+        capacity=14,
+        max_pinned=max_pinned,  # 4 elements to a frame
+    )
+    runs = [Segmenter(model, replace(settings, compile=mode)) for mode in (None, "default")]
     rng = np.random.default_rng(0)
     graphs = []
     for t in range(80):
@@ -536,6 +554,8 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
                 segmenter.remove(object_id)
     assert [graphs[t] for t in (0, 1, 35, 36, 60, 61, 79)] == [0, 1, 1, 2, 2, 3, 3]
     assert torch._dynamo.config.cache_size_limit == compiled.MAX_GRAPHS  # beyond, it would fail
+    if variant == "no_temporal_memory":
+        return
     usage = [segmenter.memory.temporal._usage for segmenter in runs]
     torch.testing.assert_close(*usage, rtol=0, atol=1e-3)
 

@@ -194,16 +194,18 @@ element.addEventListener("click", (event) => {
   if (button.dataset.object) object = Number(button.dataset.object);
   if (button.dataset.object && tool === "eraser") tool = "brush";
   if (button.dataset.tool) tool = button.dataset.tool;
-  if (button.dataset.tool !== "polygon" && !button.dataset.object) corners = [];
+  if (tool !== "polygon" || button.dataset.action === "clear") corners = [];
   if (button.dataset.action && !locked && picture) {
-    if (button.dataset.action === "undo") {
-      if (!history.length) return;
-      ids = history.pop();
-    } else {
+    if (button.dataset.action === "clear") {
       remember();
       ids.fill(0);
+      publish();
+    } else if (corners.length) {
+      corners.pop();
+    } else if (history.length) {
+      ids = history.pop();
+      publish();
     }
-    publish();
   }
   for (const each of element.querySelectorAll("button"))
     each.classList.toggle(

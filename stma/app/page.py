@@ -31,6 +31,7 @@ OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
 SHOWN_EVERY = 0.1  # seconds; a GPU is faster than a browser
 SHOWN = 7  # components that show a video
+TEXT = 3  # among them, the line about its state
 STALE = 24 * 3600  # seconds after which a downloaded file is deleted
 
 DOWNLOAD_NAMES = {
@@ -65,7 +66,7 @@ def canvas_html() -> str:
     <button data-tool="eraser" title="remove paint">Eraser</button>
     <button data-tool="polygon" title="click its corners, the first again to end">Polygon</button>
     <label>Size <input type="range" min="1" max="60" value="12"></label>
-    <button data-action="undo" title="undo the last stroke">Undo</button>
+    <button data-action="undo" title="undo the last stroke or corner">Undo</button>
     <button data-action="clear" title="clear this frame">Clear</button>
   </div>
   <canvas width="854" height="480"></canvas>
@@ -122,7 +123,8 @@ def status(session: Session | None) -> str:
     line = f"**{session.video.path.name}**, {session.num_frames} frames. "
     if not session.ids:
         return line + "Nothing is drawn yet."
-    line += f"Drawn on frame {', '.join(map(str, session.drawn_frames))}. "
+    drawn = session.drawn_frames
+    line += f"Drawn on frame{'s' * (len(drawn) > 1)} {', '.join(map(str, drawn))}. "
     if session.done >= session.num_frames:
         return line + "All frames are segmented."
     if session.done:
@@ -161,7 +163,10 @@ class Page:
     def blocks(self) -> gr.Blocks:
         """The page."""
         with gr.Blocks(
-            title="stma", analytics_enabled=False, delete_cache=(STALE, STALE)
+            title="stma",
+            analytics_enabled=False,
+            delete_cache=(STALE, STALE),
+            fill_width=True,
         ) as blocks:
             session = gr.State(None)  # of the tab
             gr.Markdown("## Video object segmentation\n" + HOW_TO)
@@ -182,7 +187,7 @@ class Page:
                         )
                         forth = gr.Button("▶", min_width=40, scale=0, elem_id="forth")
                 with gr.Column(scale=1, min_width=260):
-                    upload = gr.File(label="Open a video", height=120, elem_id="upload")
+                    upload = gr.File(label="Open a video", height=140, elem_id="upload")
                     text = gr.Markdown(status(None), elem_id="status")
                     with gr.Row():
                         start = gr.Button(
@@ -201,7 +206,13 @@ class Page:
                         elem_id="kind",
                     )
                     prepare = gr.Button("Prepare the file", elem_id="prepare")
-                    file = gr.File(label="File", interactive=False, height=90, elem_id="file")
+                    file = gr.File(
+                        label="File",
+                        interactive=False,
+                        height=90,
+                        elem_id="file",
+                        visible="hidden",
+                    )
 
             shown = [session, canvas, slider, text, chosen, start, file]
             quiet: dict[str, Any] = {"show_progress": "hidden"}
@@ -248,8 +259,10 @@ class Page:
             new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
         except InputError as error:
             # Not a Gradio error: it would leave the file there, and no room for another.
-            gr.Warning(str(error), duration=None, title="Not opened")
-            return [gr.skip()] * SHOWN + [None]
+            shown = [gr.skip()] * SHOWN
+            before = status(self.sessions.get(request.session_hash))
+            shown[TEXT] = f"**Not opened:** {error}\n\n{before}"
+            return [*shown, None]
         return [*self._opened(new, request), None]
 
     def open_given(self, request: gr.Request) -> list[Any]:

@@ -251,7 +251,7 @@ def _is_done(order: Order, identity: dict[str, Any]) -> bool:
         differing = [key for key in identity if identity[key] != theirs.get(key)]
         if not differing:
             return done
-        if not order.overwrite:
+        if not order.overwrite and (order.output / MASKS).exists():
             raise InputError(
                 f"{order.output}: holds the result of another command (with different "
                 f"{', '.join(differing)}); choose another output, or give --overwrite"

@@ -122,6 +122,9 @@ class VideoFile:
         self.files = [path]
         with self._opened() as (container, stream):
             self._num_in_header = stream.frames
+            if stream.frames and "mp4" in container.format.name:
+                # All frames are in its index; phones leave those that were trimmed in the file.
+                self._num_in_header = sum(not entry.is_discard for entry in stream.index_entries)
             self.rate = stream.average_rate or Fraction(PICTURE_RATE)
             assert stream.time_base is not None
             self.time_base = stream.time_base
@@ -272,7 +275,8 @@ def _told(path: Path, number: int) -> Iterator[None]:
         reason = error.strerror or type(error).__name__
         if number:
             raise InputError(
-                f"{path}: damaged or truncated, unreadable from frame {number} on ({reason})"
+                f"{path}: damaged or truncated, unreadable from frame {number} on ({reason}); "
+                "a copy skips what is damaged (ffmpeg -i IN OUT.mp4)"
             ) from error
         raise InputError(
             f"{path}: cannot be read as a video: damaged, truncated or something else ({reason})"

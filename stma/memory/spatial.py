@@ -113,8 +113,9 @@ class SpatialMemory:
         )
 
     def object_groups(self) -> list[slice]:
-        """If frames hold tokens per object: ranges of objects that have the same frames."""
-        counts = sorted({tokens.shape[1] for tokens in self._chosen()})
+        """If frames hold tokens per object: ranges of objects that have the same frames, whether
+        these serve as references or not, so that only a new object makes a new range."""
+        counts = sorted({tokens.shape[1] for tokens, _ in self._frames})
         return [slice(start, stop) for start, stop in pairwise([0, *counts])]
 
     def _chosen(self) -> list[Tensor]:
