@@ -108,8 +108,8 @@ def open_video(path: str | Path) -> Video:
 class VideoFile:
     """A file that FFmpeg reads; see :class:`Video`.
 
-    Frames are rotated as the file says, scaled to the first one's size if it changes, and converted
-    to 8 bits.
+    Frames are rotated and mirrored as the file says, scaled to the first one's size if it changes,
+    and converted to 8 bits.
 
     Attributes:
         has_sound: whether there is a sound track.
@@ -144,6 +144,7 @@ class VideoFile:
         self.size = self._stored_size[::-1] if turned else self._stored_size
         if turned:
             self.pixel_aspect = 1 / self.pixel_aspect
+        self._mirrored = _is_mirrored(first)
         self._first_time = first.pts
         _check_size(path, self.size)
 
@@ -248,7 +249,18 @@ class VideoFile:
     def _image(self, frame: VideoFrame) -> np.ndarray:
         height, width = self._stored_size
         image = frame.to_ndarray(format="rgb24", width=width, height=height)
+        if self._mirrored:
+            image = image[::-1]
         return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Whether it is shown upside down and then rotated, as some front cameras have it."""
+    shown = frame.side_data.get("DISPLAYMATRIX")
+    if shown is None:
+        return False
+    matrix = np.frombuffer(bytes(shown), np.int32).reshape(3, 3)[:2, :2]
+    return bool(np.linalg.det(matrix.astype(float)) < 0)
 
 
 def _decoded(frames: Iterator[VideoFrame], path: Path, number: int) -> Iterator[VideoFrame]:
