@@ -259,7 +259,8 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     shown = frame.side_data.get("DISPLAYMATRIX")
     if shown is None:
         return False
-    matrix = np.frombuffer(bytes(shown), np.int32).reshape(3, 3)[:2, :2]
+    values = np.frombuffer(shown, np.int32)  # type: ignore[call-overload]  # it is a buffer
+    matrix = values.reshape(3, 3)[:2, :2]
     return bool(np.linalg.det(matrix.astype(float)) < 0)
 
 
