@@ -318,14 +318,14 @@ class Page:
         number = canvas["number"]
         start = shown = time.monotonic()
         count = 0
-        problem = None
+        problem = ""
         run = session.run()
         while True:
             try:
                 with self.turn:
                     following = next(run, None)
             except InputError as error:
-                problem = gr.Error(str(error), duration=None, print_exception=False)
+                problem = f"**Not segmented:** {error}\n\n"
                 break
             if following is None:
                 break
@@ -354,7 +354,7 @@ class Page:
         yield [
             canvas_value(session, number),
             gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
-            status(session),
+            problem + status(session),
             object_choices(session),
             free,
             busy,
@@ -363,8 +363,6 @@ class Page:
             free,
             gr.skip(),
         ]
-        if problem is not None:  # only now: what there is has been shown, for correction
-            raise problem
 
     def remove(
         self, session: Session | None, canvas: Any, number: int, chosen: int | None
