@@ -12,6 +12,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from stma.app.page import (  # noqa: E402  # needs gradio
     TEXT,
     Page,
     canvas_html,
+    canvas_value,
     mask_of,
     mask_url,
     serving,
@@ -93,6 +95,11 @@ def test_masks_go_to_the_canvas_and_back(session: Session) -> None:
     take(session, {"number": 3, "mask": mask_url(mask), "edited": False})
     take(None, canvas)
     assert session.drawn_frames == [2]
+
+
+def test_pixels_that_are_not_square_are_shown_so(session: Session) -> None:
+    session.video.pixel_aspect = Fraction(4, 3)
+    assert canvas_value(session, 0)["aspect"] == pytest.approx(160 / 96 * 4 / 3)
 
 
 def test_every_object_has_a_swatch() -> None:

@@ -93,8 +93,10 @@ def mask_of(url: str) -> np.ndarray:
 
 def canvas_value(session: Session, number: int, locked: bool = False) -> dict[str, Any]:
     """What the canvas shows."""
+    height, width = session.video.size
     return {
         "number": number,
+        "aspect": float(session.video.pixel_aspect * width / height),
         "frame": picture_url(session.frame(number)),
         "mask": mask_url(session.mask(number)),
         "locked": locked,

@@ -57,6 +57,8 @@ class Video(Protocol):
         size: ``(H, W)`` of the frames, upright.
         time_base: seconds per unit of the frames' ``pts``.
         rate: frames per second, on average.
+        start: seconds, where its clock begins.
+        pixel_aspect: width of a pixel by its height, as shown.
         files: all files it is read from.
     """
 
@@ -65,6 +67,8 @@ class Video(Protocol):
     size: tuple[int, int]
     time_base: Fraction
     rate: Fraction
+    start: Fraction
+    pixel_aspect: Fraction
 
     def __len__(self) -> int:
         """Number of frames, as far as known without decoding all."""
@@ -113,8 +117,6 @@ class VideoFile:
 
     Attributes:
         has_sound: whether there is a sound track.
-        start: seconds, where the file's clock begins.
-        pixel_aspect: width of a pixel by its height, as shown.
     """
 
     def __init__(self, path: Path) -> None:
@@ -323,6 +325,7 @@ class PictureFolder:
             raise InputError(f"{path}: two pictures have the same name except for the suffix")
         self.time_base = Fraction(1, PICTURE_RATE)
         self.rate = Fraction(PICTURE_RATE)
+        self.start, self.pixel_aspect = Fraction(0), Fraction(1)
         self.size = image_size(self.files[0])
         _check_size(self.files[0], self.size)
 
