@@ -177,6 +177,18 @@ def test_a_run_that_fails_gives_the_page_back(
     assert text.endswith(status(session))
 
 
+def test_a_video_that_is_damaged(
+    session: Session, model: STMA, tmp_path: Path, monkeypatch
+) -> None:
+    def run():
+        raise InputError(f"{session.video.path}: damaged")
+        yield
+
+    monkeypatch.setattr(session, "run", run)
+    ((_, _, text, *_),) = Page(model, tmp_path).run(session, {"number": 3})
+    assert text.startswith("**Not segmented:** clip.mp4: damaged")
+
+
 def test_a_port_that_is_taken(model: STMA) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -327,7 +327,9 @@ class Page:
                 with self.turn:
                     following = next(run, None)
             except InputError as error:
-                problem = f"**Not segmented:** {error}\n\n"
+                name = session.video.path.name  # without the folder, which is ours
+                problem = str(error).replace(str(session.video.path), name)
+                problem = f"**Not segmented:** {problem}\n\n"
                 break
             if following is None:
                 break
