@@ -13,6 +13,7 @@ import torch
 from conftest import procedural_data
 from test_trainer import config
 
+import stma.training.run
 import stma.training.trainer
 from stma.errors import input_errors_end_the_program
 from stma.model.stma import STMA
@@ -87,6 +88,14 @@ def main(what: str, output: str, accumulate: int) -> None:
     if what == "all":  # each draws masks of its own; average, recomputed and compiled blocks
         STMA.compile_parts = functools.partialmethod(STMA.compile_parts, backend="eager")
         world = int(os.environ["WORLD_SIZE"])
+        initialise = torch.distributed.init_process_group
+
+        def initialise_gloo(backend, **more):
+            assert backend == "nccl"
+            initialise("gloo", **more | {"device_id": None})
+
+        torch.distributed.init_process_group = initialise_gloo
+        stma.training.run.join_processes = functools.partial(join_processes, backend="nccl")
         # Few graphs: each number of objects and references is one.
         data = procedural_data(32, 48, 2, max_objects=1)
         stages = {"only": dataclasses.replace(settings.stages["only"], data=data)}
@@ -103,6 +112,7 @@ def main(what: str, output: str, accumulate: int) -> None:
         step = Trainer.step
 
         def recorded(self, *arguments):
+            assert (self.processes.host_group is None) == (world == 1)
             name = f"{output}.{self.iteration}.{world}.{self.processes.rank}"
             torch.save(torch.get_rng_state(), name)
             return step(self, *arguments)
@@ -113,6 +123,7 @@ def main(what: str, output: str, accumulate: int) -> None:
 
         def die(self, parts, iteration, *arguments, **more):
             if iteration == 1 and self.processes.rank == 1:
+                Path(output + ".died").touch()
                 os._exit(9)
             return step(self, parts, iteration, *arguments, **more)
 

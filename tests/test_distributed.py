@@ -136,7 +136,8 @@ def test_a_loss_that_is_not_finite_is_told_of_the_process_where_it_was(tmp_path)
 
 @pytest.mark.slow
 def test_all_options_together_and_another_number_of_processes(tmp_path) -> None:
-    """Two processes draw different stochastic depth; with one process it goes on from theirs."""
+    """Two processes draw different stochastic depth; with one process it goes on from theirs. They
+    have two groups, as between GPUs, of which gloo takes NCCL's part."""
     path = tmp_path / "run"
     ranks(2, "all", path)
     assert not torch.equal(*(torch.load(f"{path}.0.2.{rank}") for rank in range(2)))
@@ -167,8 +168,11 @@ def test_clocks_that_differ_change_no_collective(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_when_one_dies_the_others_end_and_say_so(tmp_path) -> None:
+def test_when_one_dies_the_others_end_within_a_minute_and_say_so(tmp_path) -> None:
     told = ranks(2, "die", tmp_path / "run", ends=(1, 9))
+    died, said = (Path(f"{tmp_path}/run.{each}").stat().st_mtime
+                  for each in ("died", "printed.0.err"))  # fmt: skip
+    assert said - died < 60
     assert "error: process 0 can no longer reach another one" in told
     assert "Traceback" not in told
 

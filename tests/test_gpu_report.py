@@ -1,9 +1,13 @@
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch.autograd import DeviceType
 
 from stma.inference import compiled
 
@@ -27,15 +31,15 @@ def test_the_rehearsal_takes_every_part_and_keeps_them(tmp_path, monkeypatch, ca
         "tests",
         "compare fp32",
         "compare bf16",
-        "video convvit_xs, 1 objects, eager",
-        "video convvit_xs, 1 objects, compiled",
+        "video convvit_xs, 1 object, eager",
+        "video convvit_xs, 1 object, compiled",
         "training video",
-        "video convvit_t, 1 objects, eager",
-        "video convvit_t, 1 objects, compiled",
+        "video convvit_t, 1 object, eager",
+        "video convvit_t, 1 object, compiled",
         "small",
     ]
     assert not any("failed" in row for row in rows.values())
-    assert rows["compare fp32"]["pixels_alike_percent"] == 100
+    assert rows["compare fp32"]["pixels_differ_percent"] == 0
     assert rows["tests"]["status"] in (0, 5)  # without a card all are skipped
     assert rows["small"]["status"] == 0
     page = (tmp_path / "gpu.md").read_text()
@@ -53,6 +57,85 @@ def test_the_rehearsal_takes_every_part_and_keeps_them(tmp_path, monkeypatch, ca
     told = capsys.readouterr().out.splitlines()
     assert [line for line in told if line.endswith("...")] == ["compare bf16 ..."]
     assert page_again.is_file()
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return runpy.run_path(str(SCRIPTS / "gpu_report.py"))
+
+
+def video_row(fps: float) -> dict[str, float]:
+    return {"fps": fps, "peak_gb": 1.5, "paper_gb": 1.25, "flops": 3e11, "bytes": 2e9}
+
+
+@pytest.fixture
+def kept(report, tmp_path) -> Any:
+    kept = report["Kept"](tmp_path / "rows.json", deadline=0)
+    kept.rows = {
+        "machine": {"card": "NVIDIA H100 80GB HBM3"},
+        "compare bf16": {"pixels_differ_percent": 0.04, "loss_differs_percent": 0.5},
+        "video convvit_b, 3 objects, eager": video_row(60),
+        "video convvit_b, 3 objects, captured": video_row(1234.5),
+        "video vit_b, 3 objects, eager": video_row(50),
+        "video vit_b, 3 objects, compiled": {"failed": "out of memory"},
+    }
+    return kept
+
+
+def test_the_page_has_a_row_for_a_model_and_tells_what_failed(report, kept) -> None:
+    lines = report["render"](kept, False).splitlines()
+    assert "| model, objects | eager, frames/s | compiled, frames/s | captured, frames/s |" in (
+        "\n".join(lines)
+    )
+    assert "| bf16 | 0.04 | 0.5 |" in lines
+    assert "| convvit_b, 3 objects | 60 |  | 1234 | 1.5 | 1.25 |" in lines
+    assert "| vit_b, 3 objects | 50 | failed |  | 1.5 | 1.25 |" in lines
+    assert "- vit_b, 3 objects, compiled failed: `out of memory`" in lines
+
+
+def test_the_roofline_names_models_modes_and_the_cards_limits(report, kept) -> None:
+    texts = re.findall(r"<text[^>]*>([^<]+)<", report["roofline"](kept))
+    expected = {"convvit_b", "vit_b", "eager", "compiled", "captured", "989 TFLOP/s, 3.35 TB/s"}
+    assert expected <= set(texts)
+
+
+def test_tests_that_fail_are_named(report, kept, tmp_path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\n@pytest.mark.gpu\ndef test_of_it():\n    assert 1 > 2\n"
+    )
+    kept.rows["tests"] = report["run_tests"]((str(tmp_path),))
+    assert kept.rows["tests"]["status"] == 1
+    failed = [line for line in report["render"](kept, False).splitlines() if "FAILED" in line]
+    assert len(failed) == 1
+    assert "test_it.py::test_of_it" in failed[0]
+
+
+def test_a_kernel_does_not_count_beside_the_operator_that_starts_it(report) -> None:
+    events = [
+        SimpleNamespace(key=key, device_type=kind, time=time)
+        for key, kind, time in (
+            ("aten::add", DeviceType.CPU, 25),
+            ("gemm_kernel", DeviceType.CUDA, 75),
+            ("aten::mm", DeviceType.CPU, 75),
+        )
+    ]
+    assert report["busiest"](events, "time") == [["aten::mm", 75.0], ["aten::add", 25.0]]
+
+
+def test_figures_of_another_card_are_not_mixed_with_these(
+    report, kept, monkeypatch, capsys
+) -> None:
+    kept.path.write_text(json.dumps(kept.rows))
+    command = ["gpu_report.py", "--rehearse", "--output", str(kept.path.parent)]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(compiled, "BACKEND", compiled.BACKEND)
+    with pytest.raises(SystemExit, match="holds figures of NVIDIA H100 80GB HBM3; give another"):
+        report["main"]()
+
+
+def test_a_driver_that_nothing_tells_is_unknown(report, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert report["driver"]() == "unknown"
 
 
 def test_a_machine_is_told_what_it_lacks(monkeypatch, capsys) -> None:
