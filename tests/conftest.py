@@ -185,10 +185,12 @@ def write_clip_file(
     return path
 
 
-def turned(path: Path) -> Path:
-    """Mark an mp4 file as to be shown rotated by 90 degrees clockwise."""
+def turned(path: Path, a: int = 0, b: int = 1, c: int = -1, d: int = 0) -> Path:
+    """Mark an mp4 file as to be shown turned: the axes to the right and down go to (a, b) and
+    (c, d). By default rotated by 90 degrees clockwise."""
     content = bytearray(path.read_bytes())
     matrix = content.find(b"tkhd") + 44
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    a, b, c, d = (value << 16 for value in (a, b, c, d))
+    content[matrix : matrix + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path

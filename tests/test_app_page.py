@@ -12,6 +12,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from stma.app.page import (  # noqa: E402  # needs gradio
     TEXT,
     Page,
     canvas_html,
+    canvas_value,
     mask_of,
     mask_url,
     serving,
@@ -93,6 +95,11 @@ def test_masks_go_to_the_canvas_and_back(session: Session) -> None:
     take(session, {"number": 3, "mask": mask_url(mask), "edited": False})
     take(None, canvas)
     assert session.drawn_frames == [2]
+
+
+def test_pixels_that_are_not_square_are_shown_so(session: Session) -> None:
+    session.video.pixel_aspect = Fraction(4, 3)
+    assert canvas_value(session, 0)["aspect"] == pytest.approx(160 / 96 * 4 / 3)
 
 
 def test_every_object_has_a_swatch() -> None:
@@ -163,11 +170,23 @@ def test_handlers_without_a_video(model: STMA, tmp_path: Path) -> None:
 def test_a_run_that_fails_gives_the_page_back(
     session: Session, model: STMA, tmp_path: Path
 ) -> None:
-    """Nothing is drawn: an error, after the buttons are free again."""
-    run = Page(model, tmp_path).run(session, {"number": 3})
-    assert next(run)[0]["number"] == 3
-    with pytest.raises(gr.Error, match="nothing is drawn yet"):
-        next(run)
+    """Nothing is drawn: it says so where it says what to do, and the buttons are free again."""
+    ((canvas, _, text, *_),) = Page(model, tmp_path).run(session, {"number": 3})
+    assert canvas["number"] == 3
+    assert text.startswith("**Not segmented:** nothing is drawn yet")
+    assert text.endswith(status(session))
+
+
+def test_a_video_that_is_damaged(
+    session: Session, model: STMA, tmp_path: Path, monkeypatch
+) -> None:
+    def run():
+        raise InputError(f"{session.video.path}: damaged")
+        yield
+
+    monkeypatch.setattr(session, "run", run)
+    ((_, _, text, *_),) = Page(model, tmp_path).run(session, {"number": 3})
+    assert text.startswith("**Not segmented:** clip.mp4: damaged")
 
 
 def test_a_port_that_is_taken(model: STMA) -> None:

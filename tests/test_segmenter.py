@@ -400,8 +400,8 @@ def test_a_saved_video_goes_on_to_the_bit(tmp_path, variant: str, capacity: int 
 def test_a_video_saved_before_its_first_mask_goes_on(tmp_path, tiny_model: STMA) -> None:
     segmenter = Segmenter(tiny_model)
     segmenter.step(FRAME)
-    segmenter.save(tmp_path / "video")
-    loaded = Segmenter.load(tmp_path / "video", tiny_model)
+    segmenter.save(tmp_path / "new folder" / "video")
+    loaded = Segmenter.load(tmp_path / "new folder" / "video", tiny_model)
     assert loaded.step(FRAME, MASK).ids == [1]
     assert loaded.num_frames == 2
 

@@ -66,6 +66,21 @@ def test_frames_are_turned_as_they_are_shown(tmp_path) -> None:
     assert np.abs(image.astype(int) - expected).mean() < 12
 
 
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda image: image.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda image: np.rot90(image, 2).swapaxes(0, 1)),
+    ],
+)
+def test_frames_are_mirrored_as_they_are_shown(tmp_path, matrix, shown) -> None:
+    clip = turned(write_clip_file(tmp_path / "a.mp4", [gradient(0)]), *matrix)
+    image = next(open_video(clip).frames()).image
+    assert np.abs(image.astype(int) - shown(gradient(0))).mean() < 12
+
+
 def test_a_variable_frame_rate_keeps_its_times(tmp_path) -> None:
     times = [0, 4, 5, 30, 100]
     clip = write_clip_file(tmp_path / "a.mp4", map(gradient, range(5)), times=times)

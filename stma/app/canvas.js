@@ -36,7 +36,8 @@ async function show() {
   number = value.number;
   width = canvas.width = layer.width = frame.naturalWidth;
   height = canvas.height = layer.height = frame.naturalHeight;
-  canvas.style.width = `min(100%, calc(66vh * ${width / height}))`; // small videos are enlarged
+  canvas.style.width = `min(100%, calc(66vh * ${value.aspect}))`; // small videos are enlarged
+  canvas.style.aspectRatio = value.aspect;
   layerContext.drawImage(mask, 0, 0);
   const grey = layerContext.getImageData(0, 0, width, height).data;
   ids = new Uint8Array(width * height);

@@ -93,8 +93,10 @@ def mask_of(url: str) -> np.ndarray:
 
 def canvas_value(session: Session, number: int, locked: bool = False) -> dict[str, Any]:
     """What the canvas shows."""
+    height, width = session.video.size
     return {
         "number": number,
+        "aspect": float(session.video.pixel_aspect * width / height),
         "frame": picture_url(session.frame(number)),
         "mask": mask_url(session.mask(number)),
         "locked": locked,
@@ -318,14 +320,16 @@ class Page:
         number = canvas["number"]
         start = shown = time.monotonic()
         count = 0
-        problem = None
+        problem = ""
         run = session.run()
         while True:
             try:
                 with self.turn:
                     following = next(run, None)
             except InputError as error:
-                problem = gr.Error(str(error), duration=None, print_exception=False)
+                name = session.video.path.name  # without the folder, which is ours
+                problem = str(error).replace(str(session.video.path), name)
+                problem = f"**Not segmented:** {problem}\n\n"
                 break
             if following is None:
                 break
@@ -354,7 +358,7 @@ class Page:
         yield [
             canvas_value(session, number),
             gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
-            status(session),
+            problem + status(session),
             object_choices(session),
             free,
             busy,
@@ -363,8 +367,6 @@ class Page:
             free,
             gr.skip(),
         ]
-        if problem is not None:  # only now: what there is has been shown, for correction
-            raise problem
 
     def remove(
         self, session: Session | None, canvas: Any, number: int, chosen: int | None

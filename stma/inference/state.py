@@ -28,6 +28,7 @@ def write_state(path: Path, values: dict[str, Any], tensors: dict[str, Tensor]) 
         InputError: the disk is full or cannot be written to.
     """
     metadata = {"format": FORMAT, "values": json.dumps(values)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with full_disks_told(path.parent), replacing(path) as partial:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         partial.write_bytes(save(contiguous, metadata))

@@ -57,6 +57,8 @@ class Video(Protocol):
         size: ``(H, W)`` of the frames, upright.
         time_base: seconds per unit of the frames' ``pts``.
         rate: frames per second, on average.
+        start: seconds, where its clock begins.
+        pixel_aspect: width of a pixel by its height, as shown.
         files: all files it is read from.
     """
 
@@ -65,6 +67,8 @@ class Video(Protocol):
     size: tuple[int, int]
     time_base: Fraction
     rate: Fraction
+    start: Fraction
+    pixel_aspect: Fraction
 
     def __len__(self) -> int:
         """Number of frames, as far as known without decoding all."""
@@ -108,13 +112,11 @@ def open_video(path: str | Path) -> Video:
 class VideoFile:
     """A file that FFmpeg reads; see :class:`Video`.
 
-    Frames are rotated as the file says, scaled to the first one's size if it changes, and converted
-    to 8 bits.
+    Frames are rotated and mirrored as the file says, scaled to the first one's size if it changes,
+    and converted to 8 bits.
 
     Attributes:
         has_sound: whether there is a sound track.
-        start: seconds, where the file's clock begins.
-        pixel_aspect: width of a pixel by its height, as shown.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,6 +146,7 @@ class VideoFile:
         self.size = self._stored_size[::-1] if turned else self._stored_size
         if turned:
             self.pixel_aspect = 1 / self.pixel_aspect
+        self._mirrored = _is_mirrored(first)
         self._first_time = first.pts
         _check_size(path, self.size)
 
@@ -248,7 +251,19 @@ class VideoFile:
     def _image(self, frame: VideoFrame) -> np.ndarray:
         height, width = self._stored_size
         image = frame.to_ndarray(format="rgb24", width=width, height=height)
+        if self._mirrored:
+            image = image[::-1]
         return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Whether it is shown upside down and then rotated, as some front cameras have it."""
+    shown = frame.side_data.get("DISPLAYMATRIX")
+    if shown is None:
+        return False
+    values = np.frombuffer(shown, np.int32)  # type: ignore[call-overload]  # it is a buffer
+    matrix = values.reshape(3, 3)[:2, :2]
+    return bool(np.linalg.det(matrix.astype(float)) < 0)
 
 
 def _decoded(frames: Iterator[VideoFrame], path: Path, number: int) -> Iterator[VideoFrame]:
@@ -310,6 +325,7 @@ class PictureFolder:
             raise InputError(f"{path}: two pictures have the same name except for the suffix")
         self.time_base = Fraction(1, PICTURE_RATE)
         self.rate = Fraction(PICTURE_RATE)
+        self.start, self.pixel_aspect = Fraction(0), Fraction(1)
         self.size = image_size(self.files[0])
         _check_size(self.files[0], self.size)
 

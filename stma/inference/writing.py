@@ -130,16 +130,13 @@ class VideoWriter:
             stream.pix_fmt = "yuva420p"
             stream.metadata["alpha_mode"] = "1"
         stream.height, stream.width = self._height, self._width
+        stream.codec_context.sample_aspect_ratio = video.pixel_aspect
         # Players would assume BT.709 for large videos.
         stream.codec_context.colorspace = Colorspace.ITU601
         stream.codec_context.color_range = ColorRange.MPEG
         stream.codec_context.time_base = video.time_base
         self._stream = stream
         self._sound = None
-        self._start = Fraction(0)
-        if isinstance(video, VideoFile):
-            stream.codec_context.sample_aspect_ratio = video.pixel_aspect
-            self._start = video.start
         if isinstance(video, VideoFile) and video.has_sound:
             self._sound = self._stack.enter_context(
                 _Sound(video.path, self._container, video.start)
@@ -153,7 +150,7 @@ class VideoWriter:
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         else:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn), format="rgba")
-        picture.pts = frame.pts - round(self._start / self._video.time_base)
+        picture.pts = frame.pts - round(self._video.start / self._video.time_base)
         picture.time_base = self._video.time_base
         self._end = frame.pts * self._video.time_base + 1 / self._video.rate
         self._container.mux(self._stream.encode(picture))
