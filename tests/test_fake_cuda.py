@@ -27,7 +27,7 @@ from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.variants import VARIANTS
 from stma.runtime import footprint
-from stma.runtime.footprint import backward, can_do_without, on_paper, put_on
+from stma.runtime.footprint import backward, can_do_without, put_on, without_numbers
 from stma.training import learner as learner_module
 from stma.training.dry_run import random_batch
 from stma.training.learner import Learner
@@ -107,7 +107,7 @@ class Waits(TorchDispatchMode):
 @pytest.fixture
 def waits(monkeypatch) -> Iterator[Waits]:
     monkeypatch.setattr(Tensor, "numpy", lambda self: np.zeros(self.shape, np.uint8))
-    with on_paper(CUDA), Waits() as waits:
+    with without_numbers(CUDA), Waits() as waits:
         yield waits
 
 

@@ -99,7 +99,7 @@ def can_do_without(device: torch.device) -> bool:
 
 
 @contextmanager
-def on_paper(device: torch.device) -> Iterator[Footprint]:
+def without_numbers(device: torch.device) -> Iterator[None]:
     """A context in which tensors hold no numbers and torch believes in a card with bf16.
 
     Raises:
@@ -120,7 +120,14 @@ def on_paper(device: torch.device) -> Iterator[Footprint]:
                 stack.enter_context(mock.patch.object(owner, name, value))
             stack.enter_context(FusedAttention())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        yield stack.enter_context(Footprint())
+        yield
+
+
+@contextmanager
+def on_paper(device: torch.device) -> Iterator[Footprint]:
+    """As :func:`without_numbers`, where the memory of all tensors is added up."""
+    with without_numbers(device), Footprint() as footprint:
+        yield footprint
 
 
 def precision_on_paper(device: torch.device, precision: str) -> str:
