@@ -5,7 +5,8 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -253,14 +254,15 @@ def _segment(arguments: argparse.Namespace) -> None:
         arguments.overwrite,
         find_absent(video, arguments.absent, masks, arguments.backward),
     )
-    bar = tqdm(
-        total=num_steps(order),
-        unit=" frames",
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
-        delay=1e-6,  # shown with the first frame, and not above an error
-    )
-    with _interruptions() as stopped, bar:
-        outcome = segment_video(order, stopped, bar.update)
+    with _interruptions() as stopped, ExitStack() as stack:
+
+        @cache
+        def bar() -> tqdm:  # shown with the first frame, and not above an error
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+            total = num_steps(order)
+            return stack.enter_context(tqdm(total=total, unit=" frames", bar_format=form))
+
+        outcome = segment_video(order, stopped, lambda: bar().update())
     if not outcome.complete:
         raise KeyboardInterrupt
     print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
