@@ -31,8 +31,7 @@ class Video:
         return part.run(None, {x.name: y for x, y in zip(part.get_inputs(), inputs, strict=True)})
 
     def step(self, frame: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """Segment the next frame (H, W, 3), the first one by its mask (H, W); returns
-        probabilities (N+1, H, W) of the background and of `ids`."""
+        """Probabilities (N+1, H, W) of background and `ids` in the next frame (H, W, 3)."""
         full, memory, settings = frame.shape[:2], self.memory, self.settings
         scale = settings["scale"] * min(1, (settings["short_side"] or min(full)) / min(full))
         size = max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
@@ -78,8 +77,7 @@ class Video:
             self.memory["keys"] = self.run("encode", image, *self.cache)[1][0]
 
     def pad(self, x: np.ndarray) -> np.ndarray:
-        below, right = (-side % self.about["stride"] for side in x.shape[1:])
-        return np.pad(x, ((0, 0), (0, below), (0, right)))[None]
+        return np.pad(x, [(0, 0), *((0, -n % self.about["stride"]) for n in x.shape[1:])])[None]
 
 
 def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -89,6 +87,8 @@ def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     export, frames, first_mask, output = map(Path, sys.argv[1:])
     video, first = Video(export), Image.open(first_mask)
     output.mkdir(parents=True, exist_ok=True)

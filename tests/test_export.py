@@ -167,6 +167,10 @@ def test_example_as_a_program(onnx: tuple[Path, Path], tmp_path: Path, monkeypat
             str(tmp_path / "masks"),
         ],
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPT)])
+        with pytest.raises(SystemExit, match="EXPORT FRAMES FIRST_MASK.png OUT"):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
     runpy.run_path(str(SCRIPT), run_name="__main__")
     first, _ = read_mask(tmp_path / "masks" / "00000.png")
     assert np.array_equal(first, box(4, 4, 20, 30, value=3))
