@@ -140,6 +140,13 @@ def test_missing_values_are_named() -> None:
         parse_eval_config(composed("eval", "method=copy"))
 
 
+def test_a_missing_value_is_not_its_default() -> None:
+    config = composed("train")
+    config.ema = "???"
+    with pytest.raises(InputError, match=r"ema is missing; give ema=\.\.\."):
+        parse_config(TrainConfig, config)
+
+
 def test_an_unknown_model_is_named_beside_those_there_are() -> None:
     with pytest.raises(InputError, match="no model resnet; there are convvit_b, convvit_s"):
         load_model_config(CONFIGS, "resnet")

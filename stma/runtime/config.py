@@ -33,6 +33,8 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
     _refuse_numbers_among_names(OmegaConf.to_container(config), source)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), config)
+        for key in OmegaConf.missing_keys(config):  # merging has taken their defaults
+            OmegaConf.update(merged, key, "???")
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_explained(error, kind, config)}") from error
