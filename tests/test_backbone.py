@@ -9,6 +9,7 @@ from stma.model.backbone import (
     FrameEmbedding,
     ResampledPositions,
     map_to_tokens,
+    pool_tokens,
     resample_positions,
     sinusoidal_position_embedding,
     tokens_to_map,
@@ -59,6 +60,13 @@ def test_kept_positions_are_the_resampled_ones_and_follow_what_is_loaded() -> No
 def test_tokens_and_maps_are_inverse() -> None:
     x = torch.randn(2, 3, 5, 4, 6)
     assert torch.equal(tokens_to_map(map_to_tokens(x), (4, 6)), x)
+
+
+def test_pooled_tokens_are_means_of_squares() -> None:
+    tokens = torch.arange(16.0).view(1, 16, 1)  # a prefix, then 0 + 1 .. 15 in rows of five
+    pooled = pool_tokens(tokens, (3, 5), 2, num_prefix=1)
+    assert pooled.flatten().tolist() == [0, 4.0, 6.0, 7.5, 11.5, 13.5, 15]
+    assert pool_tokens(tokens, (3, 5), 1, num_prefix=1) is tokens
 
 
 def test_an_embedding_of_clips_splits_into_frames() -> None:

@@ -38,6 +38,7 @@ VIT = replace(
     similarity="l2",
     class_token=True,
     enhanced_keys=True,
+    reference_pooling=2,
 )
 
 

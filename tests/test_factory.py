@@ -28,6 +28,8 @@ def test_stml_adds_no_parameter_to_a_block() -> None:
         ({"num_heads": 5}, "768.*num_heads"),
         ({"similarity": "cosine"}, "cosine.*dot"),
         ({"value_widths": [1]}, "model.value_widths"),
+        ({"reference_pooling": 0}, "model.reference_pooling is 0"),
+        ({"reference_pooling": 2, "variant": "no_spatial_memory"}, "cannot be pooled"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> None:

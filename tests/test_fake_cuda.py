@@ -48,7 +48,13 @@ def shallow(name: str) -> ModelConfig:
 
 
 OPTIONS = dataclasses.replace(
-    TINY, drop_path=0.5, enhanced_keys=True, key_dim=8, similarity="l2", train_top_k=4
+    TINY,
+    drop_path=0.5,
+    enhanced_keys=True,
+    reference_pooling=2,
+    key_dim=8,
+    similarity="l2",
+    train_top_k=4,
 )
 
 MODELS = {name: shallow(name) for name in model_names(CONFIGS)} | {

@@ -119,6 +119,20 @@ def test_enhanced_keys_know_the_objects_that_a_frame_gives(tiny_model: STMA) -> 
     assert not torch.allclose(first_keys(clip), first_keys(other), atol=1e-6)
 
 
+def test_references_are_pooled_and_the_frame_is_not(tiny_model: STMA) -> None:
+    clip = make_batch(num_frames=3, size=64)
+    everything = tiny_model(clip).logits
+    tiny_model.reference_pooling = 2
+    memory, frames = memory_of_one_frame(tiny_model, clip)
+    (held, _), *_ = memory.spatial.frames
+    assert held.shape[1] * 4 == frames[0].tokens.shape[1] == memory.temporal.keys.shape[1]
+    first_square = frames[0].tokens[:, [0, 1, 4, 5]].mean(dim=1)
+    torch.testing.assert_close(held[:, 0], first_square)
+    pooled = tiny_model(clip).logits
+    assert pooled.shape == everything.shape
+    assert not torch.allclose(pooled, everything, atol=1e-6)
+
+
 def test_object_tokens_say_something_of_their_own_in_training_alone(tiny_model: STMA) -> None:
     clip = make_batch(batch=2, num_frames=3, size=41)
     assert tiny_model(clip).object_logits is None

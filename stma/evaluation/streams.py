@@ -108,7 +108,7 @@ class ReferencesForeign(Cut):
     """Every reference is a frame of another clip.
 
     Args:
-        tokens: ``(1, L, C)`` of that frame, at this clip's size.
+        tokens: ``(1, L', C)`` of that frame, at this clip's size.
     """
 
     def __init__(self, inner: Streams, tokens: Tensor) -> None:
@@ -176,12 +176,12 @@ def probe_streams(
 
 
 def frame_tokens(model: STMA, config: SegmenterConfig, clip: EvalClip, like: EvalClip) -> Tensor:
-    """Tokens ``(1, L, C)`` of a clip's first frame, at the size of another clip's frames."""
+    """A clip's first frame as a reference ``(1, L', C)``, at the size of another clip's frames."""
     height, width = read_image(like.frames[0]).shape[:2]
     frame = cv2.resize(read_image(clip.frames[0]), (width, height), interpolation=cv2.INTER_AREA)
     with torch.inference_mode():
         image, _ = Segmenter(model, config).network_input(frame)
-        return model.embed(image).tokens
+        return model.reference_tokens(model.embed(image))
 
 
 def object_tokens(model: STMA, config: SegmenterConfig, clip: EvalClip) -> Tensor:

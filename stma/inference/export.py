@@ -32,7 +32,7 @@ from stma.errors import InputError
 from stma.inference.segmenter import SegmenterConfig, network_size
 from stma.model.aggregation import soft_aggregate
 from stma.model.association import affinity_scores
-from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, tokens_to_map
+from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, pool_tokens, tokens_to_map
 from stma.model.factory import ModelConfig
 from stma.model.stma import STMA
 from stma.model.stml import encode_references, encode_test
@@ -53,13 +53,14 @@ class Encode(nn.Module):
         super().__init__()
         self.backbone = model.backbone
         self.association = model.association
+        self.reference_pooling = model.reference_pooling
 
     def forward(
         self, image: Tensor, cache_keys: Tensor, cache_values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``image (1, 3, H, W)``, normalised and padded, and the cache ``(blocks, heads, S, d)``,
         ``S = 0`` with no references, to ``F_t (1, C, h, w)``, key ``(1, h * w, C')``, the features
-        at strides 8 and 4, and tokens ``(1, L, C)``."""
+        at strides 8 and 4, and the frame's tokens as a reference ``(1, L', C)``."""
         frame = self.backbone.embed(image)
         pairs = zip(cache_keys, cache_values, strict=True)
         cache = [KeyValue(key[None], value[None]) for key, value in pairs]
@@ -67,7 +68,9 @@ class Encode(nn.Module):
         features = self.backbone.finish(tokens)
         stride8, stride4 = self.backbone.fine_features(frame, features)
         key = self.association.key(features)
-        return tokens_to_map(features, frame.grid), key, stride8, stride4, frame.tokens
+        prefix = self.backbone.num_prefix
+        reference = pool_tokens(frame.tokens, frame.grid, self.reference_pooling, prefix)
+        return tokens_to_map(features, frame.grid), key, stride8, stride4, reference
 
 
 class Readout(nn.Module):

@@ -148,6 +148,18 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(-1, -2).unflatten(-1, grid)
 
 
+def pool_tokens(tokens: Tensor, grid: tuple[int, int], side: int, num_prefix: int = 0) -> Tensor:
+    """The mean of every ``side x side`` tokens, fewer at the edges: ``(B, L, C)`` to
+    ``(B, L', C)``. Prefix tokens stay as they are."""
+    if side == 1:
+        return tokens
+    prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]
+    pooled = F.avg_pool2d(
+        tokens_to_map(patches, grid), side, ceil_mode=True, count_include_pad=False
+    )
+    return torch.cat([prefix, map_to_tokens(pooled)], dim=1)
+
+
 def map_to_tokens(x: Tensor) -> Tensor:
     """``(..., C, h, w)`` to ``(..., L, C)``."""
     return torch.transpose(x.flatten(-2), -1, -2)

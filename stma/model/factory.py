@@ -40,6 +40,8 @@ class ModelConfig:
             these are known (ours).
         train_top_k: in training, each query reads only the k most similar elements of the memory;
             null reads all (ours; inference has ``segmenter.top_k``).
+        reference_pooling: references keep the means of squares of so many tokens a side, which
+            saves time (ours); 1 keeps all tokens.
         class_token: whether a ViT's frames carry one, as in pretraining (ours).
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
@@ -59,6 +61,7 @@ class ModelConfig:
     similarity: str = "dot"
     enhanced_keys: bool = False
     train_top_k: int | None = None
+    reference_pooling: int = 1
     class_token: bool = False
     variant: str = "full"
 
@@ -97,6 +100,11 @@ class ModelConfig:
                         f"model.{name} is {getattr(self, name)!r}, but model.variant={PER_OBJECT} "
                         "has no temporal memory to read; leave it out"
                     )
+        if self.reference_pooling != 1 and self.variant in (PER_OBJECT, "no_spatial_memory"):
+            raise InputError(
+                f"model.reference_pooling is {self.reference_pooling}, but with model.variant="
+                f"{self.variant} references cannot be pooled; leave it out"
+            )
         if self.num_heads < 1 or self.dims[2] % self.num_heads or self.dims[2] % 4:
             raise InputError(
                 f"model.dims[2] is {self.dims[2]}; it must be divisible by "
@@ -107,11 +115,9 @@ class ModelConfig:
         for name in ("value_dim", "key_dim", "train_top_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; give 1 or more, or null")
-        if self.value_depth < 1 or self.mlp_ratio <= 0:
-            raise InputError(
-                f"model.value_depth is {self.value_depth} and model.mlp_ratio {self.mlp_ratio}; "
-                "give positive numbers"
-            )
+        for name in ("value_depth", "mlp_ratio", "reference_pooling"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; give a positive number")
 
 
 def build_backbone(config: ModelConfig) -> Backbone:
@@ -159,6 +165,7 @@ def build_model(config: ModelConfig) -> STMA:
             streams=streams,
             enhanced_keys=config.enhanced_keys,
             train_top_k=config.train_top_k,
+            reference_pooling=config.reference_pooling,
         )
         # Depthwise and pointwise convolutions of few channels are much faster this way everywhere.
     return model.to(memory_format=torch.channels_last)

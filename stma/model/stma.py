@@ -21,6 +21,7 @@ from stma.model.backbone import (
     FrameEmbedding,
     map_to_tokens,
     pad_to_stride,
+    pool_tokens,
     tokens_to_map,
 )
 from stma.model.decoder import Decoder
@@ -64,6 +65,8 @@ class STMA(nn.Module):
             known: the frame reads itself and them (ours, off in the paper's model).
         train_top_k: in training, each query reads only so many elements of the temporal memory;
             None reads all, as in the paper.
+        reference_pooling: a reference keeps the means of squares of so many tokens a side (ours, 1
+            in the paper's model).
 
     Attributes:
         segmenter_settings: segmenter settings that suit the weights, by name (such as
@@ -84,6 +87,7 @@ class STMA(nn.Module):
         streams: Streams | None = None,
         enhanced_keys: bool = False,
         train_top_k: int | None = None,
+        reference_pooling: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -94,6 +98,7 @@ class STMA(nn.Module):
         self.streams = streams or FullStreams()
         self.enhanced_keys = enhanced_keys
         self.train_top_k = train_top_k
+        self.reference_pooling = reference_pooling
         self.segmenter_settings = {}
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -132,6 +137,11 @@ class STMA(nn.Module):
             images: ``(B, 3, H, W)`` normalised, H and W multiples of 16.
         """
         return self.backbone.embed(images)
+
+    def reference_tokens(self, frame: FrameEmbedding) -> Tensor:
+        """What a frame is as a reference: ``(B, L', C)``."""
+        prefix = self.backbone.num_prefix
+        return pool_tokens(frame.tokens, frame.grid, self.reference_pooling, prefix)
 
     def encode(self, frame: FrameEmbedding, memory: VideoMemory) -> Tensor:
         """STML: ``F_t (B, L, C)`` of a frame, given the references and the objects (Eq. 2-4).
@@ -220,7 +230,7 @@ class STMA(nn.Module):
         values = self.value_encoder(images, masks)
         pooled = self.object_features.pool(values, masks)
         if self.streams.reads_references:
-            memory.write_references(frame.tokens, pinned=pinned)
+            memory.write_references(self.reference_tokens(frame), pinned=pinned)
         if pinned and self.enhanced_keys:
             features = self._enhance(frame, memory, pooled)
         memory.write_values(
