@@ -64,6 +64,15 @@ def test_run_gives_what_the_segmenter_gives(session: Session, clip: Path, model:
         assert np.array_equal(found, mask)
 
 
+def test_a_drawing_beyond_the_real_end(session: Session) -> None:
+    session.num_frames = 40  # says a header that is wrong
+    session.draw(3, object_mask())
+    session.draw(35, object_mask())
+    with pytest.raises(InputError, match="ends after 30 frames; what was drawn on frame 35"):
+        list(session.run())
+    assert (session.done, session.num_frames, session.drawn_frames) == (30, 30, [3])
+
+
 def test_a_correction_goes_on_from_there(session: Session, clip: Path, model: STMA) -> None:
     """From a state that was kept, not from the start; the result is that of one long run."""
     session.draw(0, object_mask())

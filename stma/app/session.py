@@ -172,7 +172,8 @@ class Session:
             The number of every frame, as soon as it has a mask.
 
         Raises:
-            InputError: nothing is drawn, or a frame cannot be read; earlier masks are kept.
+            InputError: nothing is drawn, a frame cannot be read, or one that was drawn on does not
+                exist; earlier masks are kept.
         """
         self._check_open()
         if not self.ids:
@@ -191,6 +192,12 @@ class Session:
             yield frame.number
             read = frame.number + 1
         self.num_frames = read  # headers are sometimes wrong
+        if late := [number for number in self.drawn_frames if number >= read]:
+            for number in late:
+                del self._drawings[number]
+            raise InputError(
+                f"the video ends after {read} frames; what was drawn on frame {late[0]} is dropped"
+            )
 
     def _step(self, segmenter: Segmenter, frame: VideoFrameAt) -> None:
         drawing = self._drawings.get(frame.number)
