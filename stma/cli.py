@@ -163,7 +163,7 @@ def _add_segment(commands: Commands) -> None:
         type=_count,
         metavar="FRAMES",
         help="frames from one memorised frame to the next; fewer for fast motion; default: what "
-        "suits the weights, 3 for small",
+        "suits the weights, 5 for small",
     )
     _add_device(parser)
     parser.add_argument(
