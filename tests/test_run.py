@@ -184,6 +184,15 @@ def test_a_stage_does_not_outlive_the_one_it_came_from(tmp_path) -> None:
         train(two_stages(tmp_path))
 
 
+def test_a_run_starts_from_the_folder_of_another(tmp_path) -> None:
+    first = train(config(tmp_path / "first"))
+    after = train(config(tmp_path / "folder", weights=str(first.parent), iterations=1))
+    same = train(config(tmp_path / "file", weights=str(first), iterations=1))
+    assert equal_weights(load_model(after), load_model(same))
+    with pytest.raises(InputError, match=r"first/\.\.: a folder without a weights.safetensors"):
+        train(config(tmp_path / "none", weights=str(first.parent / "..")))
+
+
 def test_weights_to_start_from_may_move_but_not_change(tmp_path, monkeypatch) -> None:
     start = train(config(tmp_path / "start"))
     other = train(config(tmp_path / "other", seed=3))

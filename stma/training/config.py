@@ -79,7 +79,8 @@ class TrainConfig:
         output: folder for all results, with a subfolder for each stage.
         datasets: folder of the datasets, to which their blocks refer.
         stages: by name, run in order, each from the previous one's weights.
-        weights: the first stage starts from this file of the same architecture; null starts fresh.
+        weights: the first stage starts from these, of the same architecture: a file, the folder of
+            another run, or the name of shipped ones (``small``); null starts fresh.
         pretrained: the first stage starts from this public checkpoint of the backbone, of ConvMAE,
             MAE, MoCo v3 or DINOv2; null for none, or with ``weights``.
         strict_weights: every tensor of ``weights`` must fit; false loads those that do, and logs

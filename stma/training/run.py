@@ -58,8 +58,9 @@ def train(
         full_disks_told(Path(config.output)),
         ExitStack() as until_the_end,
     ):
-        if config.weights in shipped_weights():
-            config = replace(config, weights=str(find_weights(config.weights)))
+        given = config.weights
+        if given in shipped_weights() or (given and Path(given).is_dir()):
+            config = replace(config, weights=str(find_weights(given)))
         if config.dry_run:  # whatever the output contains
             config = replace(config, resume=False)
         leave = until_the_end.enter_context(signals_noted())
