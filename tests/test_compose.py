@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from stma.compose import (
 from stma.data.config import DatasetConfig
 from stma.data.published import PUBLISHED
 from stma.errors import InputError
+from stma.model.weights import OF_TRAINING, read_segmenter_settings, read_weights
 from stma.runtime.config import parse_config
 from stma.training.config import TrainConfig
 
@@ -83,10 +85,15 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
 
 
 def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
-    small = load_config(CONFIGS, "train", ["experiment=small", "datasets=/data"])
+    recipe = load_config(CONFIGS, "train", ["experiment=small_pooled", "datasets=/data"])
     finetune = load_config(CONFIGS, "train", ["experiment=finetune"])
     assert finetune.weights == "small"
-    assert finetune.model == small.model
+    shipped = read_weights("small")[0]
+    for config in (recipe, finetune):
+        assert config.model == replace(
+            shipped, **{k: getattr(config.model, k) for k in OF_TRAINING}
+        )
+        assert config.segmenter == read_segmenter_settings("small")
     assert list(finetune.stages) == ["finetune"]
 
 
