@@ -99,7 +99,7 @@ def test_two_processes_train_to_the_end_and_one_of_them_writes(tmp_path) -> None
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("an epoch is") == 1
-    assert run.stderr.count("only: 100%") <= 1
+    assert run.stderr.count("00:00<?\n") == 1  # a bar when it appears; the end may be drawn twice
     _, _, two = read_weights(tmp_path / "run" / "weights.safetensors")
     one = trained(config(tmp_path / "one", iterations=3, batch_size=4)).learner.model.state_dict()
     for name, tensor in one.items():
