@@ -64,6 +64,12 @@ def test_an_unknown_key_is_named() -> None:
     [
         ("stages.procedural.batch_size=many", "batch_size"),
         ("stages.procedural.batch_size=0", r"stages\.procedural: batch_size is 0"),
+        ("stages.procedural=3", r"stages\.procedural is 3; give its settings, such as"),
+        ("validation=3", r"^configuration: validation is 3; give .* validation\.root=\.\.\.$"),
+        (
+            "stages.procedural.data.sources.procedural.transform.colour=brightness:0.3",
+            r"transform\.colour is 'brightness:0.3'; give .*\.colour\.brightness=\.\.\.$",
+        ),
         ("accumulate=0", "accumulate is 0"),
         ("ema=1", "ema is 1"),
         ("validation.every=0", "validation: every is 0"),

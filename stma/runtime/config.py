@@ -47,19 +47,31 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
 
 def _explained(error: OmegaConfBaseException, kind: type, config: DictConfig) -> str:
     """The error in one line that names the setting."""
-    key = error.full_key or ""
+    key = error.full_key or _plain_section(kind, OmegaConf.to_container(config)) or ""
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing; give {key}=..."
     if isinstance(error, ConfigKeyError):
         return unknown_key(kind, key)
-    hint, _ = _described(kind, key)
+    hint, names = _described(kind, key)
     if hint is None:
         return f"{key}: {str(error).splitlines()[0]}"
     value = OmegaConf.select(config, key)
+    if names:
+        return f"{key} is {value!r}; give its settings, such as {key}.{names[0]}=..."
     example = (
         f": {key}=[{value}]" if list in [get_origin(option) for option in _options(hint)] else ""
     )
     return f"{key} is {value!r}; give {_in_words(hint)}{example}"
+
+
+def _plain_section(kind: type, values: object, key: str = "") -> str | None:
+    """The first section that is no mapping; OmegaConf does not name it."""
+    if not isinstance(values, dict):
+        return key if _described(kind, key)[1] else None
+    for name, value in values.items():
+        if found := _plain_section(kind, value, f"{key}.{name}" if key else name):
+            return found
+    return None
 
 
 def unknown_key(kind: type, key: str) -> str:
