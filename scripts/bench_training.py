@@ -16,7 +16,7 @@ import torch
 
 from stma.compose import check_choices, load_resolved
 from stma.data.config import DatasetConfig
-from stma.errors import InputError, input_errors_end_the_program
+from stma.errors import input_errors_end_the_program
 from stma.model.factory import build_model
 from stma.runtime.cards import PEAKS, peak_rate
 from stma.runtime.config import parse_config
@@ -48,9 +48,7 @@ def main() -> None:
     check_choices(CONFIGS, arguments.overrides)
     shown = ", ".join(arguments.overrides)
     config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, shown))
-    if len(config.stages) != 1:
-        raise InputError(f"stages are {', '.join(config.stages)}; give one")
-    name, stage = next(iter(config.stages.items()))
+    name, stage = config.only_stage()
     if not arguments.data:  # nothing is read then, so nothing need exist
         data = replace(stage.data, sources={"noise": DatasetConfig(kind="procedural")})
         stage = replace(stage, data=data)

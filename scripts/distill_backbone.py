@@ -41,9 +41,7 @@ def main() -> None:
     check_choices(CONFIGS, arguments.overrides)
     shown = ", ".join(arguments.overrides)
     config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, shown))
-    if len(config.stages) != 1:
-        raise InputError(f"stages are {', '.join(config.stages)}; give one")
-    name, stage = next(iter(config.stages.items()))
+    name, stage = config.only_stage()
     device = resolve_device(config.device)
     teacher = Teacher(arguments.network, arguments.teacher).to(device)
     model = Learner(config, stage, device, weights=config.weights).model
@@ -66,7 +64,7 @@ def main() -> None:
         )
     provenance = {"teacher": arguments.network, "iterations": stage.iterations, "loss": loss}
     save_weights(arguments.out, model, config.model, provenance)
-    print(f"{arguments.out}: loss {loss:.3f} (about 0.43 before)")
+    print(f"{arguments.out}: loss {loss:.3f}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import timm
 import torch
 from conftest import TINY, box, gradient, write_clip, write_clip_file
 from forking import run_program
@@ -587,6 +588,19 @@ def test_timing_training(monkeypatch, capsys, threads) -> None:
         script(monkeypatch, "bench_training.py", "stage=[static,video]")
     script(monkeypatch, "bench_training.py", "stage=video", "model=convvit_t", "--count")
     assert "video: 0.08 TFLOPs a clip" in capsys.readouterr().out
+
+
+def test_a_distilled_backbone_starts_training(tmp_path, monkeypatch, capsys) -> None:
+    teacher, start = tmp_path / "teacher.pth", tmp_path / "start.safetensors"
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), teacher)
+    settings = ["experiment=debug", "device=cpu", "stages.debug.iterations=2"]
+    script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)
+    assert f"{start}: loss " in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [start.name, teacher.name]
+    training = run("train.py", *settings, f"weights={start}", f"output={tmp_path / 'run'}")
+    assert training.returncode == 0, training.stderr
+    with pytest.raises(SystemExit, match="exists; delete it"):
+        script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)
 
 
 def test_peak_rates_are_those_of_the_precision_in_use() -> None:

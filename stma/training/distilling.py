@@ -4,7 +4,6 @@ The paper's backbone starts from ImageNet. Where no such weights exist for a bac
 public network can pass on what it learned there, on the pictures at hand, without labels (ours).
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from stma.errors import InputError
 from stma.model.backbone import STRIDE
-from stma.model.pretrained import DAMAGED
+from stma.model.pretrained import read_public_checkpoint
 from stma.model.stma import STMA
 from stma.runtime.device import autocast
 from stma.structures import ClipBatch
@@ -27,12 +26,12 @@ from stma.training.optimizer import (
     set_learning_rate,
 )
 
-log = logging.getLogger(__name__)
-
 STRIDES = (16, 32)  # of the teacher's features
 CALIBRATION = 50  # batches from which the teacher's statistics are taken
 LARGEST = 5.0  # standard deviations of a target
-STATISTICS = "num_batches_tracked"  # counts of batch norms, which some files lack
+BATCH_COUNT = (
+    "num_batches_tracked"  # of batch norms; only training needs it, and some files lack it
+)
 
 
 class Teacher(nn.Module):
@@ -104,12 +103,10 @@ def load_by_name_or_order(network: nn.Module, path: str | Path) -> None:
     Raises:
         InputError: the file cannot be read, or does not fit.
     """
-    try:
-        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-    except DAMAGED as error:
-        raise InputError(f"{path}: not readable as a state dict ({error})") from error
-    own = {k: v for k, v in network.state_dict().items() if not k.endswith(STATISTICS)}
-    theirs = {k: v for k, v in state.items() if not k.endswith(STATISTICS)}
+    own, theirs = (
+        {name: tensor for name, tensor in state.items() if not name.endswith(BATCH_COUNT)}
+        for state in (network.state_dict(), read_public_checkpoint(path))
+    )
     if not own.keys() & theirs.keys():
         theirs = dict(zip(own, theirs.values(), strict=False))
     for name, tensor in own.items():
