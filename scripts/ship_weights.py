@@ -1,6 +1,7 @@
 """Put a trained network into the package: ship_weights.py RUN NAME [KEY=VALUE ...]
 
-Writes stma/weights/NAME.safetensors in half precision (inference converts to fp32). Segmenter
+Writes stma/weights/NAME.safetensors in half precision (inference converts to fp32). With
+--average-with OTHER, it holds the mean of both runs' weights, as if they were one. Segmenter
 settings given here, such as short_side=288, are stored with the weights and replace those there.
 Describe the network in docs/model_card.md.
 """
@@ -13,21 +14,39 @@ from omegaconf import OmegaConf
 
 from stma.errors import InputError, input_errors_end_the_program
 from stma.inference.segmenter import SegmenterConfig
-from stma.model.weights import SHIPPED, find_weights, load_model, read_weights, save_weights
+from stma.model.weights import (
+    SHIPPED,
+    check_same_architecture,
+    find_weights,
+    load_model,
+    read_weights,
+    save_weights,
+)
 from stma.runtime.config import parse_config
 
 
-def ship(weights: str | Path, path: Path, settings: list[str]) -> None:
+def ship(
+    weights: str | Path, path: Path, settings: list[str], other: str | Path | None = None
+) -> None:
     """Write weights in half precision, with their settings and where they come from.
 
     Args:
         settings: for the segmenter, each ``key=value``.
+        other: weights to average with; the two runs should have parted late.
 
     Raises:
-        InputError: no such setting, or a weight does not fit into half precision.
+        InputError: no such setting, another architecture, or a weight does not fit into half
+            precision.
     """
     config, provenance, _ = read_weights(weights)
     model = load_model(weights)
+    if other is not None:
+        other_config, other_provenance, tensors = read_weights(other)
+        check_same_architecture(other_config, config, other)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_((tensor + tensors[name].to(tensor.dtype)) / 2)
+        provenance = {**provenance, "averaged_with": other_provenance}
     given = OmegaConf.from_dotlist(settings)
     parse_config(SegmenterConfig, given)
     model.segmenter_settings |= {str(name): given[name] for name in given}
@@ -44,9 +63,11 @@ def main() -> None:
     parser.add_argument("weights", help="a weights file, or a folder of train.py")
     parser.add_argument("name", help="its name for load_model and eval.py")
     parser.add_argument("settings", nargs="*", help="for the segmenter: short_side=288 ...")
-    arguments = parser.parse_args()
+    parser.add_argument("--average-with", metavar="OTHER", help="weights of another run")
+    arguments = parser.parse_intermixed_args()
     path = SHIPPED / f"{arguments.name}.safetensors"
-    ship(find_weights(arguments.weights), path, arguments.settings)
+    other = arguments.average_with and find_weights(arguments.average_with)
+    ship(find_weights(arguments.weights), path, arguments.settings, other)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
