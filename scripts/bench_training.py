@@ -44,10 +44,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.steps < 1:
         parser.error("give 1 step or more")
-    overrides = ["output=runs/bench", *arguments.overrides]
     check_choices(CONFIGS, arguments.overrides)
-    shown = ", ".join(arguments.overrides)
-    config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, shown))
+    config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", arguments.overrides))
     name, stage = config.only_stage()
     if not arguments.data:  # nothing is read then, so nothing need exist
         data = replace(stage.data, sources={"noise": DatasetConfig(kind="procedural")})

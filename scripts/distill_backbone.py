@@ -8,6 +8,7 @@ stage's clips. All other arguments are settings of train.py.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,15 +38,13 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.out.exists():
         raise InputError(f"{arguments.out} exists; delete it or give another name")
-    overrides = [f"output={arguments.out}.unused", *arguments.overrides]
     check_choices(CONFIGS, arguments.overrides)
-    shown = ", ".join(arguments.overrides)
-    config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", overrides, shown))
+    config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", arguments.overrides))
     name, stage = config.only_stage()
     device = resolve_device(config.device)
     teacher = Teacher(arguments.network, arguments.teacher).to(device)
     model = Learner(config, stage, device, weights=config.weights).model
-    trainer = Trainer(config, name, device)
+    trainer = Trainer(replace(config, resume=False), name, device)
     with tqdm(total=stage.iterations, desc=name) as bar:
 
         def each(iteration: int, loss: float) -> None:

@@ -41,11 +41,10 @@ def ship(
     config, provenance, _ = read_weights(weights)
     model = load_model(weights)
     if other is not None:
-        other_config, other_provenance, tensors = read_weights(other)
+        other_config, other_provenance, _ = read_weights(other)
         check_same_architecture(other_config, config, other)
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                tensor.copy_((tensor + tensors[name].to(tensor.dtype)) / 2)
+        own, theirs = model.state_dict(), load_model(other).state_dict()
+        model.load_state_dict({name: (own[name] + theirs[name]) / 2 for name in own})
         provenance = {**provenance, "averaged_with": other_provenance}
     given = OmegaConf.from_dotlist(settings)
     parse_config(SegmenterConfig, given)

@@ -594,10 +594,11 @@ def test_a_distilled_backbone_starts_training(tmp_path, monkeypatch, capsys) -> 
     teacher, start = tmp_path / "teacher.pth", tmp_path / "start.safetensors"
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), teacher)
     settings = ["experiment=debug", "device=cpu", "stages.debug.iterations=2"]
-    script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)
+    output = f"output={tmp_path / 'run'}"
+    script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings, output)
     assert f"{start}: loss " in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == [start.name, teacher.name]
-    training = run("train.py", *settings, f"weights={start}", f"output={tmp_path / 'run'}")
+    training = run("train.py", *settings, f"weights={start}", output)
     assert training.returncode == 0, training.stderr
     with pytest.raises(SystemExit, match="exists; delete it"):
         script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)

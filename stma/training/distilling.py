@@ -29,9 +29,8 @@ from stma.training.optimizer import (
 STRIDES = (16, 32)  # of the teacher's features
 CALIBRATION = 50  # batches from which the teacher's statistics are taken
 LARGEST = 5.0  # standard deviations of a target
-BATCH_COUNT = (
-    "num_batches_tracked"  # of batch norms; only training needs it, and some files lack it
-)
+# Of batch norms: only training needs it, and some files lack it.
+BATCH_COUNT = "num_batches_tracked"
 
 
 class Teacher(nn.Module):
