@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from stma.compose import check_choices, load_resolved, quoted
+from stma.compose import load_resolved, quoted
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.benchmarks import list_clips
 from stma.evaluation.config import EvalConfig, parse_eval_config
@@ -125,7 +125,6 @@ def main() -> None:
     own = ("output", "weights", "fps_only")
     if others := [x for x in arguments.overrides if x.lstrip("+").partition("=")[0] in own]:
         parser.error(f"{', '.join(others)}: the table itself sets {', '.join(own)}")
-    check_choices(CONFIGS, arguments.overrides)
     rows = find_rows(arguments.runs, arguments.ignore)
     configs = {
         run.folder: evaluation_of(run, arguments.overrides) for row in rows for run in row.runs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from stma.compose import check_choices, load_resolved
+from stma.compose import load_resolved
 from stma.data.config import DatasetConfig
 from stma.errors import input_errors_end_the_program
 from stma.model.factory import build_model
@@ -44,7 +44,6 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.steps < 1:
         parser.error("give 1 step or more")
-    check_choices(CONFIGS, arguments.overrides)
     config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", arguments.overrides))
     name, stage = config.only_stage()
     if not arguments.data:  # nothing is read then, so nothing need exist

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stma.compose import check_choices, load_resolved
+from stma.compose import load_resolved
 from stma.errors import InputError, input_errors_end_the_program
 from stma.model.weights import save_weights
 from stma.runtime.config import parse_config
@@ -38,7 +38,12 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.out.exists():
         raise InputError(f"{arguments.out} exists; delete it or give another name")
-    check_choices(CONFIGS, arguments.overrides)
+    try:  # now rather than after training
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.open("xb").close()
+        arguments.out.unlink()
+    except OSError as error:
+        raise InputError(f"{arguments.out}: cannot be written ({error})") from error
     config = parse_config(TrainConfig, load_resolved(CONFIGS, "train", arguments.overrides))
     name, stage = config.only_stage()
     device = resolve_device(config.device)

@@ -36,6 +36,7 @@ def load_resolved(
     Raises:
         InputError: an override is wrong; the message shows them.
     """
+    check_choices(config_dir, overrides)
     try:
         config = load_config(config_dir, name, overrides)
         OmegaConf.resolve(config)

@@ -166,6 +166,11 @@ def test_a_variant_that_does_not_exist_is_told_before_a_sweep_begins() -> None:
         check_choices(CONFIGS, ["model.variant=no-object"])
 
 
+def test_a_script_checks_choices_too() -> None:
+    with pytest.raises(InputError, match=r"^stage=nope: no stage nope; there are "):
+        load_resolved(CONFIGS, "train", ["stage=nope"])
+
+
 def test_a_wrong_override_is_shown_as_it_was_written() -> None:
     for override in ("nothing=1", "benchmark=null", "segmenter.[=2"):
         with pytest.raises(InputError, match=r"^mine: "):

@@ -96,6 +96,7 @@ def test_processes_and_parts_see_the_same_samples_and_give_the_same_gradient(tmp
 def test_two_processes_train_to_the_end_and_one_of_them_writes(tmp_path) -> None:
     run = torchrun("train", tmp_path / "run")
     assert run.returncode == 0, run.stderr[-4000:]
+    assert "deprecated" not in run.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("an epoch is") == 1

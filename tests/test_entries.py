@@ -602,6 +602,8 @@ def test_a_distilled_backbone_starts_training(tmp_path, monkeypatch, capsys) -> 
     assert training.returncode == 0, training.stderr
     with pytest.raises(SystemExit, match="exists; delete it"):
         script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)
+    with pytest.raises(SystemExit, match="cannot be written"):
+        script(monkeypatch, "distill_backbone.py", str(teacher), str(start / "x"), *settings)
 
 
 def test_peak_rates_are_those_of_the_precision_in_use() -> None:

@@ -1,6 +1,7 @@
 """The network in training with all that belongs to it, and one optimiser step."""
 
 import gc
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -102,11 +103,16 @@ class Learner:
     def connect(self) -> None:
         """Synchronise with the networks of the other processes."""
         if self.processes.world_size > 1:
+            # All processes compute the same buffers, so none are sent.
+            sending = "forward_sync_buffers"
+            if sending not in inspect.signature(DistributedDataParallel).parameters:
+                sending = "broadcast_buffers"  # its name before torch 2.15
+            options: dict[str, Any] = {sending: False}
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                broadcast_buffers=False,  # all processes compute the same ones
+                **options,
             )
 
     @property
