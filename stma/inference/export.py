@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from stma.errors import InputError
 from stma.inference.segmenter import SegmenterConfig, network_size
 from stma.model.aggregation import soft_aggregate
-from stma.model.association import affinity_scores
+from stma.model.association import affinity_scores, kernelize
 from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, pool_tokens, tokens_to_map
 from stma.model.factory import ModelConfig
 from stma.model.stma import STMA
@@ -59,7 +59,7 @@ class Encode(nn.Module):
         self, image: Tensor, cache_keys: Tensor, cache_values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``image (1, 3, H, W)``, normalised and padded, and the cache ``(blocks, heads, S, d)``,
-        ``S = 0`` with no references, to ``F_t (1, C, h, w)``, key ``(1, h * w, C')``, the features
+        ``S = 0`` with no references, to ``F_t (1, C, h, w)``, key ``(1, C', h, w)``, the features
         at strides 8 and 4, and the frame's tokens as a reference ``(1, L', C)``."""
         frame = self.backbone.embed(image)
         pairs = zip(cache_keys, cache_values, strict=True)
@@ -70,21 +70,26 @@ class Encode(nn.Module):
         key = self.association.key(features)
         prefix = self.backbone.num_prefix
         reference = pool_tokens(frame.tokens, frame.grid, self.reference_pooling, prefix)
-        return tokens_to_map(features, frame.grid), key, stride8, stride4, reference
+        features, key = (tokens_to_map(each, frame.grid) for each in (features, key))
+        return features, key, stride8, stride4, reference
 
 
 class Readout(nn.Module):
     """The ID association of objects that entered at the same frame."""
 
-    def __init__(self, model: STMA, top_k: int | None) -> None:
+    def __init__(self, model: STMA, top_k: int | None, kernel: float | None) -> None:
         super().__init__()
         self.similarity = model.association.similarity
         self.top_k = top_k
+        self.kernel = kernel
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """``query (1, L, C')`` reads ``keys (1, M, C')`` and ``values (1, M, N, C)``: ``(1, N, L,
-        C)``, and the weight that each element received from all queries, ``(1, M)``."""
-        scores = affinity_scores(query, keys, self.similarity)
+        """The frame's key ``(1, C', h, w)`` reads ``keys (1, M, C')`` and ``values (1, M, N, C)``:
+        ``(1, N, h * w, C)``, and the weight that each element received from all queries, ``(1,
+        M)``."""
+        scores = affinity_scores(map_to_tokens(query), keys, self.similarity)
+        if self.kernel is not None:
+            kernelize([scores], (query.shape[2], query.shape[3]), self.kernel)
         if self.top_k is not None:
             count = torch.sym_min(self.top_k, scores.shape[2])
             least = scores.topk(count, dim=2).values[..., -1:]
@@ -170,7 +175,7 @@ class Sizes:
     references: int = 2
 
 
-def parts(model: STMA, top_k: int | None, sizes: Sizes) -> Iterator[Part]:
+def parts(model: STMA, settings: SegmenterConfig, sizes: Sizes) -> Iterator[Part]:
     """All parts of a network, in the order of the table above, with random inputs."""
     blocks = model.backbone.last_stage
     heads = blocks[0].attn.num_heads
@@ -197,12 +202,12 @@ def parts(model: STMA, top_k: int | None, sizes: Sizes) -> Iterator[Part]:
         ["features", "key", "stride8", "stride4", "tokens"],
     )
     elements = sizes.frames * tokens
-    memory = (random(1, elements, key.shape[2]), random(1, elements, *values.shape[2:]))
+    memory = (random(1, elements, key.shape[1]), random(1, elements, *values.shape[2:]))
     yield Part(
         "readout",
-        Readout(model, top_k),
+        Readout(model, settings.top_k, settings.kernel),
         (key, *memory),
-        ({1: ANY}, {1: ANY}, {1: ANY, 2: ANY}),
+        ({2: ANY, 3: ANY}, {1: ANY}, {1: ANY, 2: ANY}),
         ["readout", "received"],
     )
     yield Part(
@@ -255,14 +260,14 @@ def export(weights: str | Path, output: str | Path, format: str = "onnx") -> lis
         raise InputError(f"output: {output} cannot be made ({error})") from error
     written = []
     with full_disks_told(output), positions_of_any_grid(model):
-        for part in parts(model, settings.top_k, Sizes()):
+        for part in parts(model, settings, Sizes()):
             path = output / f"{part.name}{FORMATS[format]}"
             with replacing(path) as partial:
                 _write(part, partial, format)
             written.append(path)
         blocks = model.backbone.last_stage
         manifest = {
-            "format": "stma-export-1",
+            "format": "stma-export-2",
             "parts": [path.name for path in written],
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
@@ -379,7 +384,7 @@ def compare(
     settings = SegmenterConfig(**model.segmenter_settings)
     height, width = network_size(1080, 1920, settings.short_side or 480)
     sizes = Sizes(-(-height // STRIDE), -(-width // STRIDE), objects=2, frames=6)
-    for part in parts(model, settings.top_k, sizes):
+    for part in parts(model, settings, sizes):
         run = load_part(Path(output) / f"{part.name}{FORMATS[format]}")
         with torch.inference_mode():
             expected, own = _timed(part.module.eval(), part.inputs, rounds)

@@ -34,6 +34,8 @@ class SegmenterConfig:
         max_pinned: pinned frames that serve as references; null for all of them.
         capacity: elements of the temporal memory, ``h * w`` per frame; null for no eviction.
         top_k: each query reads only the k most similar elements; null reads all.
+        kernel: each element is read around the query most similar to it, weighted by a Gaussian of
+            this standard deviation, in shorter sides of the frame (KMN); null reads it everywhere.
         short_side: larger frames are scaled down to this for the network; null never scales.
         scale: of the network's frames, applied after ``short_side``; above 1 enlarges them.
         compile: null, or a mode of ``torch.compile``, in which a frame is one graph: ``default``,
@@ -47,6 +49,7 @@ class SegmenterConfig:
     max_pinned: int | None = None
     capacity: int | None = 10_000
     top_k: int | None = None
+    kernel: float | None = None
     short_side: int | None = 480
     scale: float = 1.0
     compile: str | None = None
@@ -71,7 +74,7 @@ class SegmenterConfig:
         check_precision(self.precision)
         # The memories check their own settings; do so before the first video is read.
         SpatialMemory(self.queue_size, self.max_pinned)
-        TemporalMemory(self.capacity, self.top_k)
+        TemporalMemory(self.capacity, self.top_k, self.kernel)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Segmenter:
         self._read: WholeBuffer | None = None  # of the temporal memory, until the next update
         self.memory = VideoMemory(
             spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
-            temporal=TemporalMemory(self.config.capacity, self.config.top_k),
+            temporal=TemporalMemory(self.config.capacity, self.config.top_k, self.config.kernel),
         )
 
     @torch.inference_mode()

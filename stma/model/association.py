@@ -1,6 +1,7 @@
 """ID association ``P_mem`` (Eq. 1): what each object's memory says about the test frame."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,41 @@ def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
             norms = scale * keys.square().sum(dim=2)[:, None]
             return (2 * scale * query) @ keys.transpose(1, 2) - norms
         return (scale * query) @ keys.transpose(1, 2)
+
+
+def places(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Where the tokens of a frame are: ``(L, 2)``, row and column in shorter sides of the frame."""
+    rows, columns = (torch.arange(length, device=device) for length in grid)
+    side: int = torch.sym_min(*grid)  # type: ignore[assignment]  # symbolic in export
+    at = (rows[:, None].expand(grid), columns.expand(grid))
+    return torch.stack(at, dim=-1).flatten(0, 1) / side
+
+
+def kernelize(scores: Sequence[Tensor], grid: tuple[int, int], sigma: float) -> None:
+    """Lower, in place, the scores of an element for queries far from the one that it resembles
+    most, by the logarithm of a Gaussian kernel there (KMN, Seong et al., ECCV 2020). So an element
+    is read in one place of the frame, and not also by a look-alike elsewhere.
+
+    Args:
+        scores: ``(B, l, M)`` of successive queries, L together.
+        sigma: standard deviation, in shorter sides of the frame.
+    """
+    where = places(grid, scores[0].device)
+    largest = [each.detach().max(dim=1) for each in scores]
+    part = torch.stack([each.values for each in largest]).argmax(dim=0)
+    starts = torch.tensor([0, *(each.shape[1] for each in scores[:-1])]).cumsum(0).to(part.device)
+    inside = torch.stack([each.indices for each in largest]).gather(0, part[None])[0]
+    centre = where[inside + starts[part]]  # (B, M, 2)
+    # |p - c|^2 without |p|^2, which softmax and top-k cancel: a product of three columns.
+    offset = -0.5 * centre.square().sum(dim=2, keepdim=True)
+    element = torch.cat([centre, offset], dim=2).mT / sigma**2
+    query = torch.cat([where, torch.ones_like(where[:, :1])], dim=1)
+    query = query.expand(element.shape[0], -1, -1)
+    start = 0
+    with without_autocast(where.device):
+        for each in scores:
+            each.baddbmm_(query[:, start : start + each.shape[1]], element)
+            start += each.shape[1]
 
 
 def queries_at_once(batch: int, elements: int, device: torch.device) -> int:
@@ -104,7 +140,7 @@ class Association(nn.Module):
         """``F_t (B, L, C)`` to keys or queries ``(B, L, C')``, never in half precision."""
         return at_least_fp32(self.project(features))
 
-    def forward(self, features: Tensor, memory: TemporalMemory) -> Tensor:
+    def forward(self, features: Tensor, memory: TemporalMemory, grid: tuple[int, int]) -> Tensor:
         """Read the memory.
 
         Objects that entered at the same frame share their memory elements and thus one softmax; an
@@ -113,6 +149,7 @@ class Association(nn.Module):
         Args:
             features: ``F_t (B, L, C)``.
             memory: holds at least one frame.
+            grid: ``h, w``.
 
         Returns:
             ``(B, N, L, C)``.
@@ -122,8 +159,13 @@ class Association(nn.Module):
         readouts: list[Tensor] = []
         received: list[list[Tensor]] = []
         at_once = queries_at_once(keys.shape[0], keys.shape[1], keys.device)
-        for some in query.split(at_once, dim=1):
-            scores = affinity_scores(some, keys, self.similarity)
+        parts: Iterable[Tensor] = (
+            affinity_scores(some, keys, self.similarity) for some in query.split(at_once, dim=1)
+        )
+        if memory.kernel is not None:
+            parts = list(parts)
+            kernelize(parts, grid, memory.kernel)
+        for scores in parts:
             reads = []
             for group in groups:
                 visible = scores

@@ -40,6 +40,8 @@ class ModelConfig:
             these are known (ours).
         train_top_k: in training, each query reads only the k most similar elements of the memory;
             null reads all (ours; inference has ``segmenter.top_k``).
+        train_kernel: in training, each element is read around the query most similar to it; null
+            reads it everywhere (ours; inference has ``segmenter.kernel``, which says more).
         reference_pooling: references keep the means of squares of so many tokens a side, which
             saves time (ours); 1 keeps all tokens.
         class_token: whether a ViT's frames carry one, as in pretraining (ours).
@@ -61,6 +63,7 @@ class ModelConfig:
     similarity: str = "dot"
     enhanced_keys: bool = False
     train_top_k: int | None = None
+    train_kernel: float | None = None
     reference_pooling: int = 1
     class_token: bool = False
     variant: str = "full"
@@ -93,7 +96,7 @@ class ModelConfig:
             raise InputError(f"model.variant is {self.variant!r}; choose one of {VARIANTS}")
         if self.variant == PER_OBJECT:
             unused: dict[str, object] = {"key_dim": None, "value_dim": None, "similarity": "dot"}
-            unused |= {"enhanced_keys": False, "train_top_k": None}
+            unused |= {"enhanced_keys": False, "train_top_k": None, "train_kernel": None}
             for name, default in unused.items():
                 if getattr(self, name) != default:
                     raise InputError(
@@ -115,8 +118,8 @@ class ModelConfig:
         for name in ("value_dim", "key_dim", "train_top_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; give 1 or more, or null")
-        for name in ("value_depth", "mlp_ratio", "reference_pooling"):
-            if getattr(self, name) <= 0:
+        for name in ("value_depth", "mlp_ratio", "reference_pooling", "train_kernel"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; give a positive number")
 
 
@@ -165,6 +168,7 @@ def build_model(config: ModelConfig) -> STMA:
             streams=streams,
             enhanced_keys=config.enhanced_keys,
             train_top_k=config.train_top_k,
+            train_kernel=config.train_kernel,
             reference_pooling=config.reference_pooling,
         )
         # Depthwise and pointwise convolutions of few channels are much faster this way everywhere.

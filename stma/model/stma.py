@@ -65,6 +65,8 @@ class STMA(nn.Module):
             known: the frame reads itself and them (ours, off in the paper's model).
         train_top_k: in training, each query reads only so many elements of the temporal memory;
             None reads all, as in the paper.
+        train_kernel: in training, the width of the Gaussian around each element's best query; None
+            reads elements everywhere, as in the paper.
         reference_pooling: a reference keeps the means of squares of so many tokens a side (ours, 1
             in the paper's model).
 
@@ -87,6 +89,7 @@ class STMA(nn.Module):
         streams: Streams | None = None,
         enhanced_keys: bool = False,
         train_top_k: int | None = None,
+        train_kernel: float | None = None,
         reference_pooling: int = 1,
     ) -> None:
         super().__init__()
@@ -98,6 +101,7 @@ class STMA(nn.Module):
         self.streams = streams or FullStreams()
         self.enhanced_keys = enhanced_keys
         self.train_top_k = train_top_k
+        self.train_kernel = train_kernel
         self.reference_pooling = reference_pooling
         self.segmenter_settings = {}
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
@@ -194,7 +198,7 @@ class STMA(nn.Module):
     def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
         """Eq. 1: ``M_t = decoder(P_mem(STML(F_t, F_r, F_o), memory), F_t^{1/8}, F_t^{1/4})``."""
         features = self.encode(frame, memory)
-        readout = self.association(features, memory.temporal)  # (B, N, L, C)
+        readout = self.association(features, memory.temporal, frame.grid)  # (B, N, L, C)
         logits = self.decoder(
             tokens_to_map(readout, frame.grid),
             tokens_to_map(features, frame.grid),
@@ -249,8 +253,11 @@ class STMA(nn.Module):
             0, 3, 1, 2
         )
 
-        top_k = self.train_top_k if self.training else None
-        memory = VideoMemory(temporal=TemporalMemory(top_k=top_k), valid_objects=clip.valid_objects)
+        reading = {"top_k": self.train_top_k, "kernel": self.train_kernel} if self.training else {}
+        memory = VideoMemory(
+            temporal=TemporalMemory(**reading),  # type: ignore[arg-type]
+            valid_objects=clip.valid_objects,
+        )
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "stma-weights-1"
 # Settings of the model that concern training alone: weights made with any of them fit all others.
-OF_TRAINING = ("drop_path", "train_top_k")
+OF_TRAINING = ("drop_path", "train_top_k", "train_kernel")
 SHIPPED = Path(__file__).parent.parent / "weights"  # in the package, by name
 
 
