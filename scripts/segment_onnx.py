@@ -58,8 +58,8 @@ class Video:
     def memorize(self, image, key, tokens, masks) -> None:  # type: ignore[no-untyped-def]
         """When the memory is full, over its least used elements after the first frame's."""
         values, pooled = self.run("value_encoder", image, masks)
-        count, zero = key.shape[1], np.zeros(key.shape[1], np.float32)
-        new = {"keys": key[0], "values": values[0], "usage": zero, "age": zero}
+        count, zero = values.shape[1], np.zeros(values.shape[1], np.float32)
+        new = {"keys": key[0].reshape(-1, count).T, "values": values[0], "usage": zero, "age": zero}
         new["frame"] = np.full(count, len(self.pooled))
         held = self.memory or {name: array[:0] for name, array in new.items()}
         frequency = held["usage"] / np.maximum(held["age"], 1)
@@ -74,7 +74,7 @@ class Video:
         objects = np.max([self.pooled[n] for n in np.unique(self.memory["frame"])], axis=0)
         self.cache = self.run("references", np.stack(self.references, axis=1), objects)
         if len(self.pooled) == 1 and self.about["enhanced_keys"]:
-            self.memory["keys"] = self.run("encode", image, *self.cache)[1][0]
+            self.memory["keys"] = self.run("encode", image, *self.cache)[1][0].reshape(-1, count).T
 
     def pad(self, x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, 0), *((0, -n % self.about["stride"]) for n in x.shape[1:])])[None]

@@ -5,7 +5,7 @@ import torch
 
 from stma.memory.temporal import TemporalMemory
 from stma.model import association as module
-from stma.model.association import Association, affinity_scores, read_all, read_top_k
+from stma.model.association import Association, affinity_scores, kernelize, read_all, read_top_k
 
 
 def test_dot_and_l2_scores_by_hand() -> None:
@@ -45,10 +45,50 @@ def test_top_k_reads_what_a_softmax_over_the_k_largest_would(k: int) -> None:
         assert torch.allclose(a, b, atol=1e-12)
 
 
+def test_a_kernel_lowers_scores_by_the_distance_from_the_best_query() -> None:
+    # Four queries, two elements.
+    scores = torch.tensor([[[3.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 0.0]]])
+    kernelize([scores], (2, 2), sigma=0.5)
+    # The next token is half the shorter side away, one sigma: 1/2 less, or 1 less aslant.
+    expected = torch.tensor([[[3.0, -0.5], [1.5, -1.0], [1.5, 1.0], [-1.0, -0.5]]])
+    # Up to a constant for each query, which a softmax does not see.
+    torch.testing.assert_close(scores.softmax(dim=2), expected.softmax(dim=2))
+
+
+def test_what_looks_alike_elsewhere_no_longer_reads_the_object() -> None:
+    association = Association(dim=4)
+    memory = TemporalMemory(kernel=0.1)
+    keys = torch.tensor([[[8.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]])
+    values = torch.tensor([[[[1.0], [0.0]]]])  # the object is the first element
+    memory.write(keys, values, torch.zeros(1, 1, 4), pinned=True)
+    query = torch.zeros(1, 6, 4)
+    query[0, :, 0] = torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0, 1.9])  # the object, and its like
+    query[0, 4, 1] = 1.0  # the background, beside it
+    object_, like = association(query, memory, (1, 6))[0, 0, [0, 5], 0]
+    assert object_ > 0.99
+    assert like < 0.01
+    memory.kernel = 1e4
+    wide = association(query, memory, (1, 6))
+    memory.kernel = None
+    torch.testing.assert_close(wide, association(query, memory, (1, 6)))
+
+
+def test_gradients_pass_a_kernel() -> None:
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(2, 6, 3).double().requires_grad_() for _ in range(3))
+
+    def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        scores = query @ keys.mT
+        kernelize([scores], (2, 3), sigma=0.7)
+        return read_all(scores, values[:, :, None])[0]
+
+    assert torch.autograd.gradcheck(read, (query, keys, values))
+
+
 @pytest.mark.parametrize("similarity", ["dot", "l2"])
-@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize(("top_k", "kernel"), [(None, None), (4, None), (4, 0.3)])
 def test_queries_read_a_few_at_a_time_read_the_same(
-    similarity: str, top_k: int | None, monkeypatch: pytest.MonkeyPatch
+    similarity: str, top_k: int | None, kernel: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two groups of objects, the second of which knows only the second frame."""
     torch.manual_seed(0)
@@ -58,10 +98,10 @@ def test_queries_read_a_few_at_a_time_read_the_same(
     readouts, uses = [], []
     for at_once in (9, 4, 1):
         monkeypatch.setattr(module, "CPU_QUERIES", at_once)
-        memory = TemporalMemory(capacity=10, top_k=top_k)
+        memory = TemporalMemory(capacity=10, top_k=top_k, kernel=kernel)
         for keys, values in frames:
             memory.write(keys, values, torch.zeros(2, values.shape[1], 4), pinned=True)
-        readouts.append(association(query, memory))
+        readouts.append(association(query, memory, (3, 3)))
         uses.append((memory._usage, memory._age))
     for readout, (usage, age) in zip(readouts[1:], uses[1:], strict=True):
         assert torch.allclose(readout, readouts[0], atol=1e-6)
@@ -84,7 +124,7 @@ def test_readout_is_the_affinity_weighted_mean_of_values() -> None:
     values = torch.tensor([[[[1.0], [3.0]], [[10.0], [20.0]]]])  # two objects
     memory.write(keys, values, torch.zeros(1, 2, 4), pinned=True)
     query = torch.tensor([[[math.log(3), 0.0, 0.0, 0.0]]])  # weights 3/4 and 1/4
-    readout = association(query, memory)
+    readout = association(query, memory, (1, 1))
     assert readout.shape == (1, 2, 1, 1)
     assert readout.flatten().tolist() == pytest.approx([1.5, 12.5])
 
@@ -99,16 +139,16 @@ def test_late_objects_read_as_if_older_elements_did_not_exist() -> None:
     memory = TemporalMemory(capacity=20)
     memory.write(early, early_values, torch.zeros(1, 1, 4), pinned=True)
     memory.write(late, late_values, torch.zeros(1, 2, 4), pinned=True)
-    readout = association(query, memory)
+    readout = association(query, memory, (2, 3))
 
     only_late = TemporalMemory(capacity=20)
     only_late.write(late, late_values, torch.zeros(1, 2, 4), pinned=True)
-    assert torch.allclose(readout[:, 1], association(query, only_late)[:, 1])
+    assert torch.allclose(readout[:, 1], association(query, only_late, (2, 3))[:, 1])
 
     only_first = TemporalMemory(capacity=20)
     only_first.write(early, early_values, torch.zeros(1, 1, 4), pinned=True)
     only_first.write(late, late_values[:, :1], torch.zeros(1, 1, 4), pinned=True)
-    assert torch.allclose(readout[:, 0], association(query, only_first)[:, 0])
+    assert torch.allclose(readout[:, 0], association(query, only_first, (2, 3))[:, 0])
 
 
 def test_a_key_projection_sets_the_width_of_keys() -> None:

@@ -25,7 +25,7 @@ from stma.inference.export import (
     positions_of_any_grid,
 )
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.model.backbone import PRETRAINING_GRID, resample_positions
+from stma.model.backbone import PRETRAINING_GRID, resample_positions, tokens_to_map
 from stma.model.factory import ModelConfig, build_model
 from stma.model.weights import load_model, read_weights, save_weights
 
@@ -89,18 +89,21 @@ def test_an_output_that_is_a_file(weights: Path) -> None:
         export(weights, weights)
 
 
-def test_top_k_is_in_the_readout() -> None:
+def test_top_k_and_kernel_are_in_the_readout() -> None:
     """Against the network's own association, which gathers."""
     model = perturbed(build_model(TINY)).eval()
-    segmenter = Segmenter(model, SegmenterConfig(memory_interval=1, top_k=5))
+    settings = SegmenterConfig(memory_interval=1, top_k=5, kernel=0.3)
+    segmenter = Segmenter(model, settings)
     rng = np.random.default_rng(0)
     segmenter.step(random_frame(rng, 40, 56), box(4, 4, 20, 30))
     memory = segmenter.memory.temporal
     features = torch.randn(1, 12, 16)
-    readout = next(each for each in parts(model, 5, Sizes()) if each.name == "readout").module
+    by_name = {part.name: part.module for part in parts(model, settings, Sizes())}
     with torch.inference_mode():
-        expected = model.association(features, memory)
-        found, _ = readout(model.association.key(features), memory.keys, memory.values)
+        expected = model.association(features, memory, (3, 4))
+        key = model.association.key(features)
+        query = tokens_to_map(key, (3, 4))
+        found, _ = by_name["readout"](query, memory.keys, memory.values)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -109,7 +112,7 @@ def onnx(request, tmp_path_factory) -> tuple[Path, Path]:
     """Weights, and their parts. The shipped network gets settings that make it scale and evict."""
     folder = tmp_path_factory.mktemp(request.param)
     weights = folder / "w.safetensors"
-    settings = {"memory_interval": 2, "capacity": 40, "short_side": 48}
+    settings = {"memory_interval": 2, "capacity": 40, "short_side": 48, "kernel": 0.2}
     if request.param == "shipped":
         config, _, state = read_weights("small")
         model = build_model(config)

@@ -55,6 +55,7 @@ OPTIONS = dataclasses.replace(
     key_dim=8,
     similarity="l2",
     train_top_k=4,
+    train_kernel=0.2,
 )
 
 MODELS = {name: shallow(name) for name in model_names(CONFIGS)} | {
@@ -244,7 +245,13 @@ def test_what_remains_is_counted_when_all_that_came_first_is_removed(waits: Wait
 
 
 @pytest.mark.parametrize(
-    "settings", [{"precision": "fp16"}, {"top_k": 4}, {"capacity": None}, {"compile": "default"}]
+    "settings",
+    [
+        {"precision": "fp16"},
+        {"top_k": 4, "kernel": 0.2},
+        {"capacity": None},
+        {"compile": "default"},
+    ],
 )
 def test_so_they_do_with_other_settings(waits: Waits, monkeypatch, settings: dict) -> None:
     """And with all options of the network. What would be compiled runs as it is."""

@@ -270,6 +270,7 @@ def test_a_network_in_training_mode_is_refused(tiny_config) -> None:
         {"capacity": 0},
         {"queue_size": -1},
         {"top_k": 0},
+        {"kernel": 0.0},
         {"precision": "fp8"},
         {"compile": "fast"},
         {"compile": "default", "capacity": None},

@@ -140,7 +140,7 @@ def test_object_tokens_say_something_of_their_own_in_training_alone(tiny_model: 
     assert logits.shape == (2, 2, clip.valid_objects.shape[1], 3, 3)
 
 
-def test_top_k_of_training_is_for_training_alone(tiny_model: STMA) -> None:
+def test_top_k_and_kernel_of_training_are_for_training_alone(tiny_model: STMA) -> None:
     clip = make_batch(num_frames=3)
     everything = tiny_model(clip).logits
     tiny_model.train_top_k = 1
@@ -149,6 +149,9 @@ def test_top_k_of_training_is_for_training_alone(tiny_model: STMA) -> None:
     assert not torch.allclose(tiny_model(clip).logits, everything, atol=1e-6)
     tiny_model.train_top_k = 10_000  # more than there are
     assert torch.allclose(tiny_model(clip).logits, everything, atol=1e-9)
+    tiny_model.train_kernel = 0.1
+    assert not torch.allclose(tiny_model(clip).logits, everything, atol=1e-6)
+    assert torch.equal(tiny_model.eval()(clip).logits, everything)
 
 
 def test_every_parameter_gets_a_gradient(tiny_model: STMA) -> None:

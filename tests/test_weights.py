@@ -121,7 +121,7 @@ class Payload:
 
 
 def test_settings_of_training_alone_do_not_make_another_architecture(tiny_config) -> None:
-    trained = dataclasses.replace(tiny_config, train_top_k=4, drop_path=0.3)
+    trained = dataclasses.replace(tiny_config, train_top_k=4, train_kernel=0.2, drop_path=0.3)
     check_same_architecture(trained, tiny_config, "weights")
     with pytest.raises(InputError, match="similarity: l2 in the file, dot here"):
         check_same_architecture(dataclasses.replace(trained, similarity="l2"), tiny_config, "w")

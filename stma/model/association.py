@@ -41,9 +41,9 @@ def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
         return (scale * query) @ keys.transpose(1, 2)
 
 
-def places(grid: tuple[int, int], device: torch.device) -> Tensor:
+def places(grid: tuple[int, int], like: Tensor) -> Tensor:
     """Where the tokens of a frame are: ``(L, 2)``, row and column in shorter sides of the frame."""
-    rows, columns = (torch.arange(length, device=device) for length in grid)
+    rows, columns = (torch.arange(length, device=like.device, dtype=like.dtype) for length in grid)
     side: int = torch.sym_min(*grid)  # type: ignore[assignment]  # symbolic in export
     at = (rows[:, None].expand(grid), columns.expand(grid))
     return torch.stack(at, dim=-1).flatten(0, 1) / side
@@ -58,12 +58,19 @@ def kernelize(scores: Sequence[Tensor], grid: tuple[int, int], sigma: float) -> 
         scores: ``(B, l, M)`` of successive queries, L together.
         sigma: standard deviation, in shorter sides of the frame.
     """
-    where = places(grid, scores[0].device)
-    largest = [each.detach().max(dim=1) for each in scores]
-    part = torch.stack([each.values for each in largest]).argmax(dim=0)
-    starts = torch.tensor([0, *(each.shape[1] for each in scores[:-1])]).cumsum(0).to(part.device)
-    inside = torch.stack([each.indices for each in largest]).gather(0, part[None])[0]
-    centre = where[inside + starts[part]]  # (B, M, 2)
+    where = places(grid, scores[0])
+    best = centre = None
+    start = 0
+    for each in scores:
+        value, index = each.detach().max(dim=1)
+        here = where[start + index]  # (B, M, 2)
+        if best is None or centre is None:
+            best, centre = value, here
+        else:
+            centre = torch.where((value > best)[..., None], here, centre)
+            best = value.maximum(best)
+        start += each.shape[1]
+    assert centre is not None
     # |p - c|^2 without |p|^2, which softmax and top-k cancel: a product of three columns.
     offset = -0.5 * centre.square().sum(dim=2, keepdim=True)
     element = torch.cat([centre, offset], dim=2).mT / sigma**2
