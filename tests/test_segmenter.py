@@ -538,8 +538,9 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     model = perturbed(build_model(replace(TINY, variant=variant))).eval()
     settings = SegmenterConfig(
         memory_interval=25,
-        capacity=14,
-        max_pinned=max_pinned,  # 4 elements to a frame
+        capacity=14,  # 4 elements to a frame
+        max_pinned=max_pinned,
+        kernel=0.3,
     )
     runs = [Segmenter(model, replace(settings, compile=mode)) for mode in (None, "default")]
     rng = np.random.default_rng(0)
