@@ -31,7 +31,7 @@ examples:
   stma segment dog.mp4 --mask 50=middle.png --backward --save cutout,webm
       from a frame in the middle in both directions; the objects alone, with alpha
 
-  stma segment frames/ --mask masks/ --short-side 360 --device cpu
+  stma segment frames/ --mask masks/ --short-side 240 --device cpu
       pictures, and a folder of masks named like their frames; smaller for the network, so faster
 
 Ctrl-C keeps what is done; the same command continues from there. More in docs/own_video.md.
