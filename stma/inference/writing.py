@@ -62,7 +62,7 @@ class MaskWriter:
         self._folder, self._video, self._palette = folder, video, palette
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
-        save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette, 1)
+        save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette)
 
     def close(self, *, complete: bool = True) -> None:
         """Every file is already complete."""
