@@ -36,6 +36,7 @@ class SegmenterConfig:
         top_k: each query reads only the k most similar elements; null reads all.
         kernel: each element is read around the query most similar to it, weighted by a Gaussian of
             this standard deviation, in shorter sides of the frame (KMN); null reads it everywhere.
+            It holds the scores of all queries at once, 4 bytes for each query and element.
         short_side: larger frames are scaled down to this for the network; null never scales.
         scale: of the network's frames, applied after ``short_side``; above 1 enlarges them.
         compile: null, or a mode of ``torch.compile``, in which a frame is one graph: ``default``,

@@ -170,7 +170,7 @@ class Association(nn.Module):
             affinity_scores(some, keys, self.similarity) for some in query.split(at_once, dim=1)
         )
         if memory.kernel is not None:
-            parts = list(parts)
+            parts = list(parts)  # an element's best query may be any of them
             kernelize(parts, grid, memory.kernel)
         for scores in parts:
             reads = []
