@@ -59,18 +59,14 @@ def kernelize(scores: Sequence[Tensor], grid: tuple[int, int], sigma: float) -> 
         sigma: standard deviation, in shorter sides of the frame.
     """
     where = places(grid, scores[0])
-    best = centre = None
+    best = torch.full_like(scores[0][:, 0], -math.inf)  # (B, M)
+    centre = where.new_zeros(*best.shape, 2)
     start = 0
     for each in scores:
         value, index = each.detach().max(dim=1)
-        here = where[start + index]  # (B, M, 2)
-        if best is None or centre is None:
-            best, centre = value, here
-        else:
-            centre = torch.where((value > best)[..., None], here, centre)
-            best = value.maximum(best)
+        centre = torch.where((value > best)[..., None], where[start + index], centre)
+        best = value.maximum(best)
         start += each.shape[1]
-    assert centre is not None
     # |p - c|^2 without |p|^2, which softmax and top-k cancel: a product of three columns.
     offset = -0.5 * centre.square().sum(dim=2, keepdim=True)
     element = torch.cat([centre, offset], dim=2).mT / sigma**2

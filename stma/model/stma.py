@@ -253,11 +253,10 @@ class STMA(nn.Module):
             0, 3, 1, 2
         )
 
-        reading = {"top_k": self.train_top_k, "kernel": self.train_kernel} if self.training else {}
-        memory = VideoMemory(
-            temporal=TemporalMemory(**reading),  # type: ignore[arg-type]
-            valid_objects=clip.valid_objects,
-        )
+        temporal = TemporalMemory()
+        if self.training:
+            temporal = TemporalMemory(top_k=self.train_top_k, kernel=self.train_kernel)
+        memory = VideoMemory(temporal=temporal, valid_objects=clip.valid_objects)
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
