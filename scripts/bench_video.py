@@ -1,6 +1,7 @@
 """What `stma segment` costs besides the network, measuring both sides alternately in one run.
 
-overlap   masks and overlay of a video, against the network alone on the same frames in memory
+overlap   masks and overlay of a video, against the network alone on the same frames in memory, and
+          each part of that by itself
 start     time from typing the command to the first mask on disk
 memory    memory of the command along procedural videos of several lengths, with a tiny network
 """
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,8 @@ from stma.data.pictures import save_mask, save_picture, write_video
 from stma.errors import input_errors_end_the_program
 from stma.inference.segmenter import Segmenter
 from stma.inference.segmenting import Order, find_masks, segment_video
-from stma.inference.video import open_video
+from stma.inference.video import Video, VideoFrameAt, open_video
+from stma.inference.writing import OUTPUTS, MaskWriter, Writer
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.weights import load_model, save_weights
@@ -81,12 +85,13 @@ def bench_overlap(folder: Path, arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     model = load_model(arguments.weights, device)
     masks = find_masks(video, [arguments.mask])
-    images = [frame.image for frame in video.frames()]
+    frames = list(video.frames())
+    images = [frame.image for frame in frames]
     print(f"{device_name(device)}, {torch.get_num_threads()} threads; {len(images)} frames of "
           f"{video.size[1]} x {video.size[0]}")  # fmt: skip
     rows = []
     for number in range(arguments.rounds):
-        alone = network_alone(model, images, arguments.mask)
+        alone, predicted = network_alone(model, images, arguments.mask)
         order = Order(
             video,
             masks,
@@ -107,17 +112,51 @@ def bench_overlap(folder: Path, arguments: argparse.Namespace) -> None:
             f"{per_frame[1, kind]:7.1f}: {middle:+.1f} % "
             f"({', '.join(f'{share[kind]:+.1f}' for share in shares)})"
         )
+    kinds = ["masks", *(kind for kind in arguments.save.split(",") if kind != "masks")]
+    parts: dict[str, Callable[[], object]] = {"reading": lambda: sum(1 for _ in video.frames())}
+    for kind in kinds:
+        parts[f"writing {kind}"] = partial(
+            write_all, kind, folder / "parts", frames, predicted, video
+        )
+    total = 0.0
+    for name, part in parts.items():
+        taken = min(cpu_seconds(part) for _ in range(arguments.rounds)) / len(frames) * 1000
+        total += 100 * taken / per_frame[0, 0]
+        print(f"{name:16s} by itself {taken:5.1f} ms of CPU time a frame; so far "
+              f"{total:.1f} % of the network's")  # fmt: skip
 
 
-def network_alone(model: STMA, images: list[np.ndarray], path: str) -> np.ndarray:
-    """See :class:`Laps`."""
+def write_all(
+    kind: str, folder: Path, frames: list[VideoFrameAt], masks: list[np.ndarray], video: Video
+) -> None:
+    if kind == "masks":
+        writer: Writer = MaskWriter(folder / kind, video)
+    else:
+        name, new = OUTPUTS[kind]
+        writer = new(folder / name, video)
+    for frame, mask in zip(frames, masks, strict=True):
+        writer.write(frame, mask)
+    writer.close()
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def network_alone(
+    model: STMA, images: list[np.ndarray], path: str
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """See :class:`Laps`; and the masks."""
     segmenter = Segmenter(model)
+    masks = []
     laps = Laps()
     for number, image in enumerate(images):
         given = read_mask(Path(path))[0] if number == 0 else None
-        segmenter.step(image, given, last=number + 1 == len(images))
+        masks.append(segmenter.step(image, given, last=number + 1 == len(images)).mask)
         laps()
-    return laps.taken()
+    return laps.taken(), masks
 
 
 def bench_start(folder: Path, arguments: argparse.Namespace) -> None:
