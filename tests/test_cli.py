@@ -423,3 +423,22 @@ def test_the_first_mask_waits_for_no_library_without_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("load", "given", "expected"),
+    [(99.0, None, "1000"), (0.0, None, None), (99.0, "7", "7")],
+    ids=["crowded", "idle", "the user's own"],
+)
+def test_threads_wait_without_the_core_on_a_crowded_machine(load, given, expected) -> None:
+    code = (
+        f"import os; os.getloadavg = lambda: ({load}, 0, 0); os.cpu_count = lambda: 2\n"
+        "import stma; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    if given is not None:
+        environment["GOMP_SPINCOUNT"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(expected)
