@@ -112,12 +112,15 @@ def bench_overlap(folder: Path, arguments: argparse.Namespace) -> None:
             f"{per_frame[1, kind]:7.1f}: {middle:+.1f} % "
             f"({', '.join(f'{share[kind]:+.1f}' for share in shares)})"
         )
-    kinds = ["masks", *(kind for kind in arguments.save.split(",") if kind != "masks")]
     parts: dict[str, Callable[[], object]] = {"reading": lambda: sum(1 for _ in video.frames())}
-    for kind in kinds:
-        parts[f"writing {kind}"] = partial(
-            write_all, kind, folder / "parts", frames, predicted, video
-        )
+    outputs: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
+        "masks": ("masks", MaskWriter),
+        **OUTPUTS,
+    }
+    for output in dict.fromkeys(("masks", *order.save)):  # masks are always written
+        name, make = outputs[output]
+        new = partial(make, folder / "parts" / name, video)
+        parts[f"writing {output}"] = partial(write_all, new, frames, predicted)
     total = 0.0
     for name, part in parts.items():
         taken = min(cpu_seconds(part) for _ in range(arguments.rounds)) / len(frames) * 1000
@@ -127,13 +130,9 @@ def bench_overlap(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def write_all(
-    kind: str, folder: Path, frames: list[VideoFrameAt], masks: list[np.ndarray], video: Video
+    new: Callable[[], Writer], frames: list[VideoFrameAt], masks: list[np.ndarray]
 ) -> None:
-    if kind == "masks":
-        writer: Writer = MaskWriter(folder / kind, video)
-    else:
-        name, new = OUTPUTS[kind]
-        writer = new(folder / name, video)
+    writer = new()
     for frame, mask in zip(frames, masks, strict=True):
         writer.write(frame, mask)
     writer.close()
