@@ -158,8 +158,9 @@ def test_recomputed_blocks_give_the_same_gradient(tmp_path) -> None:
 
 
 def test_the_average_of_weights_is_what_is_saved(tmp_path) -> None:
-    """By hand: the first step's weights, then 0.75 of the average and 0.25 of the new ones."""
-    trainer = trainer_of(config(tmp_path, ema=0.75, iterations=3))
+    """By hand: the first step's weights, then 1/10 of the average and 9/10 of the new ones; the
+    third would keep 2/11, which is more than 0.15."""
+    trainer = trainer_of(config(tmp_path, ema=0.15, iterations=3))
     step, seen, centers = trainer.step, [], []
 
     def recorded(*arguments):
@@ -171,13 +172,13 @@ def test_the_average_of_weights_is_what_is_saved(tmp_path) -> None:
     trainer.step = recorded  # type: ignore[method-assign]
     trainer.run()
     expected = seen[0]
-    for weights in seen[1:]:
-        expected = 0.75 * expected + 0.25 * weights
+    for keep, weights in zip((0.1, 0.15), seen[1:], strict=True):
+        expected = keep * expected + (1 - keep) * weights
     saved = load_model(trainer.weights_path)
     torch.testing.assert_close(saved.decoder.head.weight, expected)
     center = centers[0]
-    for other in centers[1:]:
-        center = 0.75 * center + 0.25 * other
+    for keep, other in zip((0.1, 0.15), centers[1:], strict=True):
+        center = keep * center + (1 - keep) * other
     torch.testing.assert_close(saved.object_features.center, center)
     assert not torch.equal(saved.decoder.head.weight, trainer.learner.model.decoder.head.weight)
 
