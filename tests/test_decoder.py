@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from stma.model.decoder import Decoder
@@ -36,3 +37,10 @@ def test_split_input_is_one_convolution_of_the_concatenation() -> None:
     expected = torch.nn.functional.conv2d(joined, weight, model.from_readout.bias, padding=1)
     split = model.from_readout(readout[:, 0]) + model.from_features(features)
     assert torch.allclose(split, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [(32, 16), (256, 128)])
+def test_untrained_it_is_unsure(widths: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = Decoder(value_dim=12, dim=16, fine_dims=(10, 8), widths=widths)
+    assert model(*inputs(3)).abs().max() < 3

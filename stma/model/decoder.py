@@ -49,6 +49,8 @@ class Decoder(nn.Module):
         self.to_stride4 = UpsampleBlock(fine, fine_dims[1], fine)
         self.head = nn.Conv2d(fine, 1, 3, padding=1)
         self.apply(init_convolutions)
+        # Kaiming's fan-out of one channel would begin with logits of +-10: sure, and wrong.
+        nn.init.normal_(self.head.weight, std=0.01)
 
     def forward(self, readout: Tensor, features: Tensor, fine: tuple[Tensor, Tensor]) -> Tensor:
         """Decode.
