@@ -84,7 +84,7 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
 
 
 def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
-    recipe = load_config(CONFIGS, "train", ["experiment=small_all", "datasets=/data"])
+    recipe = load_config(CONFIGS, "train", ["experiment=small_larger", "datasets=/data"])
     finetune = load_config(CONFIGS, "train", ["experiment=finetune"])
     assert finetune.weights == "small"
     assert finetune.model == recipe.model == read_weights("small")[0]
