@@ -57,7 +57,7 @@ frame to frame. scripts/segment_onnx.py does so, with only onnxruntime, NumPy an
 Only the full model can be exported, in fp32; the other rows of Table 1 cannot.
 
 Afterwards, every part is compared with PyTorch's on this CPU, at the size that suits the weights:
-milliseconds, and the largest difference. More in docs/export.md.
+milliseconds, and the largest difference as a share of the largest value. More in docs/export.md.
 
 example:
   stma export --weights small --format onnx -o small-onnx
