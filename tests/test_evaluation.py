@@ -193,6 +193,7 @@ def test_measuring_speed_writes_nothing(root, weights, tmp_path) -> None:
     assert result.speed.median_ms > 0
     assert result.method == f"ours ({tmp_path.name}/weights, 2 views)"
     assert not (tmp_path / "out").exists()
+    assert "only the speed was measured\n\n" in result.text()
     assert "FPS" in result.text()
 
 

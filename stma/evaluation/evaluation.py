@@ -154,7 +154,7 @@ def _measure(
             faults[clip.name] = _tell(clip.name, outcome)
         else:
             runs.append(outcome)
-    return _evaluation(config, runs, faults, processes)
+    return _evaluation(config, runs, faults, processes, speed_only=True)
 
 
 def _segment(

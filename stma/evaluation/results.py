@@ -75,6 +75,7 @@ class Evaluation:
         speed: None if no clip was segmented.
         archive: for the server; None if none was written.
         problems: with the archive, the pictures and the page, which leave the scores valid.
+        speed_only: nothing was to be scored.
     """
 
     benchmark: str
@@ -86,6 +87,7 @@ class Evaluation:
     speed: Speed | None
     archive: Path | None = None
     problems: list[str] = field(default_factory=list)
+    speed_only: bool = False
 
     @property
     def ok(self) -> bool:
@@ -100,6 +102,8 @@ class Evaluation:
         """For a result without scores."""
         if not self.runs:
             return "nothing to score: no clip was segmented"
+        if self.speed_only:
+            return "only the speed was measured"
         if self.archive is not None:
             return "nothing to score here: the benchmark's server scores the archive"
         return "nothing to score: no clip has at least 3 frames and a mask for each"
