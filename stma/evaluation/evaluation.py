@@ -154,7 +154,7 @@ def _measure(
             faults[clip.name] = _tell(clip.name, outcome)
         else:
             runs.append(outcome)
-    return _evaluation(config, runs, faults, processes, speed_only=True)
+    return _evaluation(config, runs, faults, processes)
 
 
 def _segment(
@@ -280,7 +280,14 @@ def _evaluation(
     rules = config.benchmark
     more.setdefault("scores", [])
     return Evaluation(
-        rules.name, rules.frames, _title(config), runs, faults=faults, speed=speed, **more
+        rules.name,
+        rules.frames,
+        _title(config),
+        runs,
+        faults=faults,
+        speed=speed,
+        speed_only=config.fps_only,
+        **more,
     )
 
 

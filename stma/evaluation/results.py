@@ -75,7 +75,7 @@ class Evaluation:
         speed: None if no clip was segmented.
         archive: for the server; None if none was written.
         problems: with the archive, the pictures and the page, which leave the scores valid.
-        speed_only: nothing was to be scored.
+        speed_only: nothing else was to be measured.
     """
 
     benchmark: str
