@@ -25,13 +25,13 @@ from stma.data.images import read_mask
 from stma.data.pictures import save_mask, save_picture, write_video
 from stma.errors import input_errors_end_the_program
 from stma.inference.segmenter import Segmenter
-from stma.inference.segmenting import Order, find_masks, segment_video
-from stma.inference.video import Video, VideoFrameAt, open_video
-from stma.inference.writing import OUTPUTS, MaskWriter, Writer
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.weights import load_model, save_weights
 from stma.runtime.device import device_name, resolve_device
+from stma.video.reading import Video, VideoFrameAt, open_video
+from stma.video.segmenting import Order, find_masks, segment_video
+from stma.video.writing import OUTPUTS, MaskWriter, Writer
 
 TINY = ModelConfig(dims=[8, 12, 16], depths=[1, 1, 3], num_heads=2, value_widths=[8, 8, 16],
                    value_depth=1, decoder_widths=[16, 8])  # fmt: skip

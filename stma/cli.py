@@ -214,7 +214,7 @@ def _count(text: str) -> int:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    from stma.inference.writing import OUTPUTS
+    from stma.video.writing import OUTPUTS
 
     known = ("masks", *OUTPUTS)
     kinds = tuple(kind.strip() for kind in text.split(","))
@@ -226,14 +226,14 @@ def _kinds(text: str) -> tuple[str, ...]:
 def _segment(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from stma.inference.segmenting import (
+    from stma.video.reading import open_video
+    from stma.video.segmenting import (
         Order,
         find_absent,
         find_masks,
         num_steps,
         segment_video,
     )
-    from stma.inference.video import open_video
 
     video = open_video(arguments.video)
     settings = {}

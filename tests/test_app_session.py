@@ -11,9 +11,9 @@ from stma.app.session import DOWNLOADS, Limits, Session
 from stma.data.images import read_mask
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.inference.video import open_video
 from stma.model.factory import build_model
 from stma.model.stma import STMA
+from stma.video.reading import open_video
 
 SIZE = (48, 64)
 CONFIG = SegmenterConfig(memory_interval=2)

@@ -14,8 +14,8 @@ from stma.cli import main
 from stma.data.images import read_mask
 from stma.data.pictures import save_mask, save_picture
 from stma.inference.segmenter import Segmenter
-from stma.inference.segmenting import Outcome
-from stma.inference.video import open_video
+from stma.video.reading import open_video
+from stma.video.segmenting import Outcome
 
 SIZE = (48, 64)
 FIRST = box(8, 8, 24, 24, size=SIZE)
@@ -206,7 +206,7 @@ def test_what_is_done_when_interrupted_can_be_looked_at(segment, monkeypatch) ->
 
 def test_killed_at_any_moment_it_goes_on_from_the_last_state(segment, monkeypatch) -> None:
     segment("--mask=first.png", "-o", "whole")
-    monkeypatch.setattr("stma.inference.segmenting.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("stma.video.segmenting.SAVE_EVERY", 0.0)
     step = Segmenter.step
 
     def dying(segmenter, *arguments, **keywords):
@@ -333,7 +333,7 @@ def test_progress_is_in_frames_a_second_however_slow(segment, capsys, monkeypatc
         on_frame()
         return Outcome(True, 1, [])
 
-    monkeypatch.setattr("stma.inference.segmenting.segment_video", slowly)
+    monkeypatch.setattr("stma.video.segmenting.segment_video", slowly)
     segment("--mask=first.png")
     err = capsys.readouterr().err
     assert " frames/s" in err
@@ -351,7 +351,7 @@ def test_two_runs_into_one_output(segment, capsys) -> None:
 def test_a_full_disk_is_told_and_the_same_command_goes_on(segment, capsys, monkeypatch) -> None:
     import errno
 
-    from stma.inference import writing
+    from stma.video import writing
 
     def full(path, *arguments) -> None:
         if path.name == "00003.png":
@@ -368,7 +368,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(segment, capsys, monke
 
 def test_a_damaged_video_keeps_what_is_before(segment, capsys, clip, monkeypatch) -> None:
     from stma.errors import InputError
-    from stma.inference.video import VideoFile
+    from stma.video.reading import VideoFile
 
     frames = VideoFile.frames
 
@@ -386,7 +386,7 @@ def test_a_damaged_video_keeps_what_is_before(segment, capsys, clip, monkeypatch
 
 
 def test_a_video_that_ends_before_a_mask(segment, capsys, monkeypatch) -> None:
-    from stma.inference.video import VideoFile
+    from stma.video.reading import VideoFile
 
     monkeypatch.setattr(VideoFile, "__len__", lambda video: 100)
     told = refused(segment, capsys, "--mask=first.png", "--mask=50=late.png", "-o", "out")
@@ -418,7 +418,7 @@ def test_the_program_starts_without_torch() -> None:
 def test_the_first_mask_waits_for_no_library_without_need() -> None:
     """timm imports torchvision, and that PyTorch's compiler: more than all the rest together."""
     code = (
-        "import sys, stma.inference.segmenting, stma.inference.segmenter, stma.model.weights\n"
+        "import sys, stma.video.segmenting, stma.inference.segmenter, stma.model.weights\n"
         "print(sorted({'timm', 'torchvision', 'torch._dynamo', 'hydra', 'scipy'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

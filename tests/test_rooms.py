@@ -21,12 +21,13 @@ MAY_KNOW = {
     "memory": {"runtime"},
     "model": {"runtime", "memory"},
     "training": {"runtime", "data", "memory", "model"},
-    "inference": {"runtime", "data", "memory", "model"},
-    "app": {"runtime", "data", "model", "inference"},
+    "inference": {"runtime", "memory", "model"},
+    "video": {"runtime", "data", "model", "inference"},
+    "app": {"runtime", "data", "model", "inference", "video"},
     "evaluation": {"runtime", "data", "memory", "model", "inference", "training"},
     "compose": {"runtime", "data", "model"},
     "__init__": {"model", "inference"},
-    "cli": {"runtime", "inference", "app"},
+    "cli": {"runtime", "inference", "video", "app"},
     "__main__": {"cli"},
 }
 

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from stma.data.images import read_mask
-from stma.inference.video import Video, VideoFrameAt, open_video
-from stma.inference.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
+from stma.video.reading import Video, VideoFrameAt, open_video
+from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
 
 MASKS = [box(4, 2 * t, 20, 16, 1 + t % 2, size=(48, 64)) for t in range(6)]
 

@@ -22,10 +22,10 @@ from PIL import Image
 from stma.app.session import Limits, Session
 from stma.data.pictures import bright_palette
 from stma.errors import InputError
-from stma.inference.video import open_video
 from stma.model.stma import STMA
 from stma.model.weights import load_model
 from stma.runtime.device import resolve_device
+from stma.video.reading import open_video
 
 OBJECTS = 8  # colours to draw with
 COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")

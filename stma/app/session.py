@@ -18,10 +18,10 @@ from stma.data.images import count_ids, read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.inference.video import Video, VideoFrameAt, open_video, read_ahead
-from stma.inference.writing import OUTPUTS, Writer
 from stma.model.stma import STMA
 from stma.runtime.outputs import full_disks_told
+from stma.video.reading import Video, VideoFrameAt, open_video, read_ahead
+from stma.video.writing import OUTPUTS, Writer
 
 STATES = 12  # of the segmenter, kept along the video to continue from; at most twice as many
 DOWNLOADS = ("masks", *OUTPUTS)

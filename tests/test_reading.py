@@ -7,7 +7,7 @@ from conftest import gradient, number_of, turned, write_clip_file
 
 from stma.data.pictures import save_picture
 from stma.errors import InputError
-from stma.inference.video import open_video, read_ahead
+from stma.video.reading import open_video, read_ahead
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_common_formats_are_read_forward_and_backward(
     assert [frame.number for frame in forward] == list(range(12))
     assert [number_of(frame.image) for frame in forward] == list(range(12))
     assert forward[0].image.dtype == np.uint8
-    monkeypatch.setattr("stma.inference.video.BACKWARD_BYTES", 4 * 3 * 48 * 64)
+    monkeypatch.setattr("stma.video.reading.BACKWARD_BYTES", 4 * 3 * 48 * 64)
     backward = list(video.frames_backward(9))
     assert [frame.number for frame in backward] == list(range(9, -1, -1))
     assert all(np.array_equal(b.image, forward[b.number].image) for b in backward)
@@ -41,7 +41,7 @@ def test_common_formats_are_read_forward_and_backward(
 def test_backward_nothing_is_decoded_from_the_start_again(tmp_path, monkeypatch) -> None:
     clip = write_clip_file(tmp_path / "a.mp4", map(gradient, range(20)))
     video = open_video(clip)
-    monkeypatch.setattr("stma.inference.video.BACKWARD_BYTES", 5 * 3 * 48 * 64)
+    monkeypatch.setattr("stma.video.reading.BACKWARD_BYTES", 5 * 3 * 48 * 64)
     monkeypatch.setattr(type(video), "frames", None)
     assert [number_of(f.image) for f in video.frames_backward(19)] == list(range(19, -1, -1))
 
@@ -120,7 +120,7 @@ def test_a_recording_may_begin_between_key_frames(tmp_path, monkeypatch) -> None
     video = open_video(path)
     assert len(video) == 16
     assert [number_of(frame.image) for frame in video.frames()] == list(range(4, 20))
-    monkeypatch.setattr("stma.inference.video.BACKWARD_BYTES", 4 * 3 * 48 * 64)
+    monkeypatch.setattr("stma.video.reading.BACKWARD_BYTES", 4 * 3 * 48 * 64)
     backward = [(f.number, number_of(f.image)) for f in video.frames_backward(15)]
     assert backward == [(n, n + 4) for n in range(15, -1, -1)]
 

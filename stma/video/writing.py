@@ -24,9 +24,9 @@ from pycocotools import mask as run_lengths
 
 from stma.data.images import count_ids
 from stma.data.pictures import draw_overlay, save_mask
-from stma.inference.video import Video, VideoFile, VideoFrameAt
 from stma.runtime.outputs import replacing
 from stma.version import __version__
+from stma.video.reading import Video, VideoFile, VideoFrameAt
 
 log = logging.getLogger(__name__)
 

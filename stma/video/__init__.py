@@ -1,0 +1,1 @@
+"""A person's own video: reading it, segmenting it, writing the results."""
