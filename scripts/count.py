@@ -18,7 +18,7 @@ from stma.inference.footprint import video_bytes
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.backbone import STRIDE
 from stma.model.cost import count_cost
-from stma.model.variants import VARIANTS
+from stma.model.streams import VARIANTS
 from stma.runtime.config import parse_config
 from stma.training.config import TrainConfig
 from stma.training.dry_run import training_bytes

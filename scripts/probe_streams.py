@@ -9,7 +9,7 @@ import math
 from stma.data.video_folder import find_videos
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.benchmarks import EvalClip
-from stma.evaluation.streams import probe_streams
+from stma.evaluation.probes import probe_streams
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.weights import load_model
 from stma.runtime.device import resolve_device

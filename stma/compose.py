@@ -15,7 +15,7 @@ from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
-from stma.model.variants import VARIANTS
+from stma.model.streams import VARIANTS
 from stma.runtime.config import parse_config, unknown_key
 
 

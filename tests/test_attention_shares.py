@@ -10,7 +10,7 @@ from stma.model.attention_shares import (
     share_of_groups,
     spread_of,
 )
-from stma.model.variants import FullStreams, JointSelfAttention, Others, WithoutReferences
+from stma.model.streams import FullStreams, JointSelfAttention, Others, WithoutReferences
 
 
 @pytest.fixture

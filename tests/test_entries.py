@@ -25,7 +25,7 @@ from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.evaluation.config import EvalConfig
 from stma.evaluation.evaluation import evaluate
 from stma.model.factory import ModelConfig, build_backbone, build_model
-from stma.model.variants import VARIANTS
+from stma.model.streams import VARIANTS
 from stma.model.weights import save_weights
 from stma.runtime.footprint import can_do_without
 from stma.training.config import StageConfig, TrainConfig

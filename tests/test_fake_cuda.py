@@ -25,7 +25,7 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.inference.state import read_state
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
-from stma.model.variants import VARIANTS
+from stma.model.streams import VARIANTS
 from stma.runtime import footprint
 from stma.runtime.footprint import backward, can_do_without, put_on, without_numbers
 from stma.training import learner as learner_module

@@ -6,7 +6,7 @@ import pytest
 
 from stma.compose import benchmark_names
 from stma.evaluation.reported import REPORTED, TABLE_1, columns, reported
-from stma.model.variants import VARIANTS
+from stma.model.streams import VARIANTS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -13,7 +13,7 @@ from stma.inference import compiled
 from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
 from stma.model.factory import build_model
 from stma.model.stma import STMA
-from stma.model.variants import VARIANTS
+from stma.model.streams import VARIANTS
 from stma.model.weights import save_weights
 
 
@@ -73,7 +73,7 @@ def test_cached_references_equal_recomputed_ones(tiny_model: STMA) -> None:
 
 
 def test_references_are_encoded_once_per_update(tiny_model: STMA, monkeypatch) -> None:
-    import stma.model.variants as module
+    import stma.model.streams as module
 
     calls = []
     encode = module.encode_references

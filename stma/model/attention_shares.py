@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stma.model.stma import STMA
-from stma.model.variants import Blocks, JointTokens, Others, Prepared, Streams
+from stma.model.streams import Blocks, JointTokens, Others, Prepared, Streams
 from stma.structures import KeyValue
 
 
@@ -24,7 +24,7 @@ def attention_weights(
 
     Args:
         tokens: ``(B, L, C)`` of the test frame as they enter the blocks.
-        prepared: what it reads besides its own tokens, see :mod:`stma.model.variants`.
+        prepared: what it reads besides its own tokens, see :mod:`stma.model.streams`.
 
     Yields:
         ``(B, heads, L, S)``, over the frame's own tokens first, then over the prepared keys.
@@ -93,7 +93,7 @@ def object_shares(
     """Run the object and the reference streams (Eq. 2, 3), and add up the references' attention.
 
     Args:
-        references, objects, valid_objects: as :meth:`stma.model.variants.Streams.prepare` has them.
+        references, objects, valid_objects: as :meth:`stma.model.streams.Streams.prepare` has them.
 
     Returns:
         ``(blocks - 1,)``: the share that all objects together receive, a mean over clips,

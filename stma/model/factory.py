@@ -12,8 +12,8 @@ from stma.model.decoder import Decoder
 from stma.model.object_features import NoObjectFeatures, ObjectFeatures
 from stma.model.per_object import PerObjectSTMA
 from stma.model.stma import STMA
+from stma.model.streams import PER_OBJECT, STREAMS, VARIANTS
 from stma.model.value_encoder import ValueEncoder
-from stma.model.variants import PER_OBJECT, STREAMS, VARIANTS
 from stma.model.vit import ViT
 from stma.runtime.config import check_types
 

@@ -24,7 +24,7 @@ from stma.model.backbone import (
 from stma.model.decoder import Decoder
 from stma.model.object_features import NoObjectFeatures
 from stma.model.stma import STMA, Segmentation
-from stma.model.variants import WithoutObjects
+from stma.model.streams import WithoutObjects
 from stma.structures import at_least_fp32
 
 

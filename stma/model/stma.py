@@ -26,7 +26,7 @@ from stma.model.backbone import (
 )
 from stma.model.decoder import Decoder
 from stma.model.object_features import NoObjectFeatures, ObjectFeatures
-from stma.model.variants import FullStreams, Prepared, Streams
+from stma.model.streams import FullStreams, Prepared, Streams
 from stma.structures import ClipBatch, Prediction, at_least_fp32
 
 # All blocks run the same code, on three streams of several shapes, with and without gradient: about

@@ -12,7 +12,7 @@ test-reference correlation     ``F_t``         ``[F_t ; F_r^1 .. F_r^m]``  4
 
 Information flows objects -> references -> test and never back, so the keys and values of the
 references do not depend on the test frame: `encode_references` computes them once per memory
-update and `encode_test` reads them. :mod:`stma.model.variants` has the ablations of Table 1.
+update and `encode_test` reads them. :mod:`stma.model.streams` has the ablations of Table 1.
 """
 
 from collections.abc import Sequence

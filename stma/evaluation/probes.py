@@ -22,7 +22,7 @@ from stma.memory.video import VideoMemory
 from stma.model.attention_shares import Cut, Look, Watched, mean_look, mean_shares, with_streams
 from stma.model.per_object import PerObjectSTMA
 from stma.model.stma import STMA
-from stma.model.variants import Blocks, JointSelfAttention, JointTokens, Prepared, Streams
+from stma.model.streams import Blocks, JointSelfAttention, JointTokens, Prepared, Streams
 
 
 @dataclass(frozen=True)
