@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from stma.compose import check_choices, hydra_errors_told
 from stma.errors import input_errors_end_the_program
-from stma.evaluation.config import EvalConfig, parse_eval_config
+from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.runtime.distributed import told_once
 

@@ -30,7 +30,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from stma.compose import load_resolved, quoted
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.benchmarks import list_clips
-from stma.evaluation.config import EvalConfig, parse_eval_config
+from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.evaluation.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
 from stma.evaluation.results import RESULTS, Evaluation

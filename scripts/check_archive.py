@@ -12,7 +12,7 @@ from stma.compose import benchmark_names, load_resolved
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.archive import check_archive
 from stma.evaluation.benchmarks import list_clips
-from stma.evaluation.config import parse_eval_config
+from stma.evaluation.eval_config import parse_eval_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -15,7 +15,7 @@ from stma.evaluation.benchmarks import (
     list_clips,
     only_new_objects,
 )
-from stma.evaluation.config import EvalConfig, parse_eval_config
+from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BOX = box(10, 10, 12, 12)

@@ -10,7 +10,7 @@ from stma.compose import load_config, load_model_config, model_names, quoted
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
-from stma.evaluation.config import EvalConfig, parse_eval_config
+from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.inference.augmentation import AugmentConfig
 from stma.model.factory import build_model
 from stma.runtime.config import parse_config

@@ -22,7 +22,7 @@ from forking import run_program
 from stma.data.images import read_image
 from stma.data.pictures import save_mask
 from stma.evaluation.benchmarks import BenchmarkConfig
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.evaluation import evaluate
 from stma.model.factory import ModelConfig, build_backbone, build_model
 from stma.model.streams import VARIANTS

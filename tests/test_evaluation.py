@@ -23,7 +23,7 @@ from stma.errors import InputError
 from stma.evaluation import spreading
 from stma.evaluation.archive import check_archive
 from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
-from stma.evaluation.config import EvalConfig, parse_eval_config
+from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stma.errors import InputError
 from stma.evaluation import report
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.evaluation import evaluate
 from stma.evaluation.report import PLOT_HEIGHT, PLOT_WIDTH, Result, plot
 

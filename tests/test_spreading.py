@@ -12,7 +12,7 @@ from conftest import box, write_clip
 
 from stma.evaluation import spreading
 from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.running import ClipRun
 from stma.evaluation.spreading import ClipWorker, Failure, own_share, run_clips
 from stma.runtime.distributed import Processes

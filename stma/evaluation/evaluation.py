@@ -20,7 +20,7 @@ from stma.data.pictures import contact_sheet, draw_overlay, save_picture, write_
 from stma.errors import InputError
 from stma.evaluation.archive import check_archive, write_archive
 from stma.evaluation.benchmarks import EvalClip, Listing, identity, list_clips
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.report import Result, spaced, write_report
 from stma.evaluation.results import FRAME_SCORES, RESULTS, Evaluation, Speed, write_results
 from stma.evaluation.running import ClipRun

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
-from stma.evaluation.config import EvalConfig
+from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.running import ClipRun, run_clip
 from stma.evaluation.tables import one_line
 from stma.inference.augmentation import AugmentedSegmenter
