@@ -42,7 +42,7 @@ def test_a_vit_has_blocks_at_stride_16_only() -> None:
         ModelConfig(backbone="vit", dims=[8, 8, 16], num_heads=2)
     with pytest.raises(ValueError, match="the last needs 2 or more"):
         ModelConfig(backbone="vit", dims=[8, 8, 16], num_heads=2, depths=[0, 0, 1])
-    with pytest.raises(ValueError, match="class_token is true, but a convvit has none"):
+    with pytest.raises(ValueError, match="class_token is true, but only a vit"):
         ModelConfig(class_token=True)
 
 

@@ -57,6 +57,14 @@ def test_the_backbone_can_learn_at_a_rate_of_its_own(tiny_model: STMA) -> None:
         assert rates[id(parameter)] == pytest.approx(0.05 if name.startswith("backbone.") else 0.5)
 
 
+def test_parts_that_no_pretrained_weights_fill_learn_at_the_full_rate() -> None:
+    vit = replace(TINY, backbone="vit", depths=[1, 1, 2], conv_stem=True)
+    groups = parameter_groups(model := build_model(vit), 0.05, backbone_rate=0.1)
+    rates = {id(p): group["rate"] for group in groups for p in group["params"]}
+    assert {rates[id(p)] for p in model.backbone.stem.parameters()} == {1.0}
+    assert {rates[id(p)] for p in model.backbone.blocks.parameters()} == {0.1}
+
+
 def test_the_rate_reaches_every_group(tiny_model: STMA) -> None:
     optimizer = build_optimizer(tiny_model, OptimizerConfig())
     set_learning_rate(optimizer, 0.25)

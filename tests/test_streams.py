@@ -28,7 +28,8 @@ from stma.model.weights import load_model, save_weights
 from stma.training.losses import LossConfig, clip_loss
 
 DIM, TOKENS, REFERENCES, OBJECTS = 16, 6, 3, 4
-BASES = {"convvit": TINY, "vit": replace(TINY, backbone="vit", depths=[0, 0, 3], class_token=True)}
+VIT = replace(TINY, backbone="vit", depths=[0, 0, 3], class_token=True)
+BASES = {"convvit": TINY, "vit": VIT, "stem": replace(VIT, depths=[1, 1, 3], conv_stem=True)}
 
 
 @pytest.fixture

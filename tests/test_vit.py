@@ -29,6 +29,16 @@ def test_the_pyramid_supplies_strides_8_and_4() -> None:
     assert stride4.shape == (2, 8, 8, 12)
 
 
+def test_a_stem_supplies_strides_8_and_4_from_the_image_alone() -> None:
+    model = ViT(dim=16, depth=1, num_heads=2, fine_dims=(12, 8), stem_depths=(2, 1))
+    assert len(model.stem.blocks1) == 2
+    frame = model.embed(torch.randn(2, 3, 32, 48))
+    stride8, stride4 = model.fine_features(frame, features=torch.empty(0))
+    assert stride8.shape == (2, 12, 4, 6)
+    assert stride4.shape == (2, 8, 8, 12)
+    assert not any(name.startswith("to_stride") for name in model.state_dict())
+
+
 def test_every_frame_has_the_same_class_token_unless_there_is_none() -> None:
     model = ViT(dim=16, depth=1, num_heads=2, fine_dims=(12, 8))
     tokens = model.embed(torch.randn(3, 3, 32, 48)).tokens

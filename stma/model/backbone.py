@@ -55,12 +55,14 @@ class Backbone(nn.Module, ABC):
         fine_dims: channels of the features at strides 8 and 4.
         norm: the norm after the last block.
         num_prefix: number of tokens before those of the patches: the class token.
+        added: how the names of parameters begin that no public checkpoint of the backbone fills.
     """
 
     dim: int
     fine_dims: tuple[int, int]
     norm: nn.Module
     num_prefix: int = 0
+    added: tuple[str, ...] = ()
 
     @property
     @abstractmethod

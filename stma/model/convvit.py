@@ -58,6 +58,27 @@ class ConvBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class ConvStem(nn.Module):
+    """ConvViT's first two stages on their own, beside another backbone (ours).
+
+    Args:
+        dims: channels at strides 4 and 8.
+        depths: convolutional blocks at these strides.
+    """
+
+    def __init__(self, dims: Sequence[int], depths: Sequence[int], mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.patch_embed1 = PatchEmbed(3, dims[0], patch_size=4)
+        self.blocks1 = nn.Sequential(*(ConvBlock(dims[0], mlp_ratio) for _ in range(depths[0])))
+        self.patch_embed2 = PatchEmbed(dims[0], dims[1], patch_size=2)
+        self.blocks2 = nn.Sequential(*(ConvBlock(dims[1], mlp_ratio) for _ in range(depths[1])))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, 3, H, W)`` to ``(B, C8, H/8, W/8)`` and ``(B, C4, H/4, W/4)``."""
+        stride4 = self.blocks1(self.patch_embed1(images))
+        return self.blocks2(self.patch_embed2(stride4)), stride4
+
+
 class ConvViT(Backbone):
     """ConvViT without its classification head.
 

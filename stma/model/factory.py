@@ -26,9 +26,9 @@ class ModelConfig:
 
     Attributes:
         backbone: ``convvit`` or ``vit``.
-        dims: channels at strides 4, 8 and 16; a ViT makes the first two with its pyramid.
-        depths: blocks at these strides; a ViT has them only at stride 16. Every network needs 2 or
-            more there, since nothing reads the objects after the last block.
+        dims: channels at strides 4, 8 and 16; a ViT makes the first two with its pyramid or stem.
+        depths: blocks at these strides; a ViT without a stem has them only at stride 16. Every
+            network needs 2 or more there, since nothing reads the objects after the last block.
         drop_path: stochastic depth of the last block.
         value_dim: channels of an ID value; null for the width of a token.
         value_widths: channels of the value encoder at strides 4, 8 and 16.
@@ -45,6 +45,9 @@ class ModelConfig:
         reference_pooling: references keep the means of squares of so many tokens a side, which
             saves time (ours); 1 keeps all tokens.
         class_token: whether a ViT's frames carry one, as in pretraining (ours).
+        conv_stem: whether a ViT's features at strides 4 and 8 come from a convolutional stem on the
+            image, built as ConvViT's first two stages, instead of a pyramid on its last feature
+            (ours).
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
     """
@@ -66,6 +69,7 @@ class ModelConfig:
     train_kernel: float | None = None
     reference_pooling: int = 1
     class_token: bool = False
+    conv_stem: bool = False
     variant: str = "full"
 
     def __post_init__(self) -> None:
@@ -79,10 +83,13 @@ class ModelConfig:
                 raise InputError(f"model.{name} is {list(value)}; give positive numbers")
         if self.backbone not in BACKBONES:
             raise InputError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
-        if self.backbone == "vit" and list(self.depths[:2]) != [0, 0]:
-            raise InputError(f"model.depths is {list(self.depths)}; a ViT needs [0, 0, n]")
-        if self.backbone != "vit" and self.class_token:
-            raise InputError(f"model.class_token is true, but a {self.backbone} has none")
+        if self.backbone == "vit" and not self.conv_stem and list(self.depths[:2]) != [0, 0]:
+            raise InputError(
+                f"model.depths is {list(self.depths)}; a ViT needs [0, 0, n], or model.conv_stem"
+            )
+        for name in ("class_token", "conv_stem"):
+            if self.backbone != "vit" and getattr(self, name):
+                raise InputError(f"model.{name} is true, but only a vit has one")
         if self.depths[2] < 2:
             raise InputError(
                 f"model.depths is {list(self.depths)}; the last needs 2 or more, as the objects "
@@ -133,6 +140,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
             mlp_ratio=config.mlp_ratio,
             drop_path=config.drop_path,
             class_token=config.class_token,
+            stem_depths=config.depths[:2] if config.conv_stem else None,
         )
     return ConvViT(
         dims=config.dims,

@@ -46,7 +46,6 @@ MOCO_PREFIXES = ("base_encoder.", "momentum_encoder.")
 # The part of ConvMAE's decoder that reads stages 1 and 2: its fine-tuning leaves it out too.
 CONVMAE_DROPPED = re.compile(r"decoder_|mask_token$|stage[12]_output_decode\.|head\.|fc_norm\.")
 VIT_DROPPED = re.compile(r"decoder_|mask_token$|register_tokens$|head\.|fc_norm\.")
-OURS = re.compile(r"to_stride[48]\.")  # the pyramid of a plain ViT
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(ls[12])\.gamma")
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 SHOWN = 8  # names in an error
@@ -210,7 +209,7 @@ def check_fits(
     problems += [
         f"missing: {name}" + (f" ({WITHOUT_CLASS_TOKEN})" if name == CLASS_TOKEN else "")
         for name in new
-        if not OURS.match(name) and not (fine_tuned and name.startswith("norm."))
+        if not name.startswith(backbone.added) and not (fine_tuned and name.startswith("norm."))
     ]
     problems += [f"unexpected: {name}" for name in converted if name not in own]
     if problems:

@@ -19,6 +19,7 @@ from stma.model.backbone import (
     tokens_to_map,
 )
 from stma.model.blocks import LayerNorm2d
+from stma.model.convvit import ConvStem
 
 
 class PatchProjection(nn.Module):
@@ -32,17 +33,28 @@ class PatchProjection(nn.Module):
         return self.proj(x)
 
 
+def upsampling(in_dim: int, dim: int) -> nn.Sequential:
+    """``(B, C, h, w)`` to ``(B, C', 2h, 2w)``."""
+    return nn.Sequential(nn.ConvTranspose2d(in_dim, dim, 2, stride=2), LayerNorm2d(dim), nn.GELU())
+
+
 class ViT(Backbone):
     """ViT without its head.
 
     A class token, if there is one, goes through the blocks with its frame and is then dropped, so
     that the other tokens are as in pretraining.
 
-    It has no stages at strides 8 and 4: transposed convolutions on the last feature supply these
-    features, as in ViTDet and SimVOS (ours, not the paper's).
+    It has no stages at strides 8 and 4 (what supplies these features is ours, not the paper's):
+    transposed convolutions on the last feature, as in ViTDet and SimVOS, or a convolutional stem
+    on the image, whose features have edges in them.
+
+    Args:
+        fine_dims: channels at strides 8 and 4.
+        stem_depths: convolutional blocks of the stem at strides 4 and 8; None for no stem.
     """
 
     pos_embed: Tensor
+    added = ("stem.", "to_stride8.", "to_stride4.")
 
     def __init__(
         self,
@@ -53,6 +65,7 @@ class ViT(Backbone):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         class_token: bool = True,
+        stem_depths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -70,14 +83,12 @@ class ViT(Backbone):
             TransformerBlock(dim, num_heads, mlp_ratio, rate) for rate in rates
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.to_stride8 = nn.Sequential(
-            nn.ConvTranspose2d(dim, stride8_dim, 2, stride=2), LayerNorm2d(stride8_dim), nn.GELU()
-        )
-        self.to_stride4 = nn.Sequential(
-            nn.ConvTranspose2d(stride8_dim, stride4_dim, 2, stride=2),
-            LayerNorm2d(stride4_dim),
-            nn.GELU(),
-        )
+        self.stem: ConvStem | None = None
+        if stem_depths is not None:
+            self.stem = ConvStem((stride4_dim, stride8_dim), stem_depths, mlp_ratio)
+        else:
+            self.to_stride8 = upsampling(dim, stride8_dim)
+            self.to_stride4 = upsampling(stride8_dim, stride4_dim)
         self.apply(init_transformer_weights)
 
     @property
@@ -91,9 +102,12 @@ class ViT(Backbone):
         tokens = map_to_tokens(x) + self.positions.at(self.pos_embed, grid)
         if self.num_prefix:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return FrameEmbedding(tokens, grid, None)
+        return FrameEmbedding(tokens, grid, None if self.stem is None else self.stem(images))
 
     def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`stma.model.backbone.Backbone.fine_features`; made from ``features``."""
+        """See :meth:`stma.model.backbone.Backbone.fine_features`; made from ``features`` if there
+        is no stem."""
+        if frame.fine is not None:
+            return frame.fine
         stride8 = self.to_stride8(tokens_to_map(features, frame.grid))
         return stride8, self.to_stride4(stride8)

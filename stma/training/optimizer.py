@@ -19,7 +19,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: 3e-5 in the paper.
-        backbone_rate: factor on the backbone's learning rate; 1 in the paper.
+        backbone_rate: factor on the learning rate of the parts of the backbone that pretrained
+            weights fill; 1 in the paper.
         weight_decay: 0.05 in the paper; not on norms, biases and position embeddings.
         betas: of AdamW.
         clip_norm: gradients are scaled down to this norm (ours).
@@ -77,11 +78,13 @@ def parameter_groups(
     model: nn.Module, weight_decay: float, backbone_rate: float = 1.0
 ) -> list[dict[str, Any]]:
     """Matrices and filters decay; norms, biases, the position vector and a class token do not.
-    ``rate`` is the factor on the learning rate of each group, the backbone's or 1."""
+    ``rate`` is the factor on the learning rate of each group, the pretrained parts' or 1."""
+    added = tuple(f"backbone.{prefix}" for prefix in getattr(model.backbone, "added", ()))
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = backbone_rate if name.startswith("backbone.") else 1.0
+            pretrained = name.startswith("backbone.") and not name.startswith(added)
+            rate = backbone_rate if pretrained else 1.0
             spared = parameter.ndim == 1 or name.endswith("cls_token")
             decay = 0.0 if spared else weight_decay
             group = groups.setdefault(
