@@ -6,6 +6,7 @@ import torch
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 
 from stma.model.backbone import (
+    Backbone,
     FrameEmbedding,
     ResampledPositions,
     map_to_tokens,
@@ -14,6 +15,8 @@ from stma.model.backbone import (
     sinusoidal_position_embedding,
     tokens_to_map,
 )
+from stma.model.convvit import ConvViT
+from stma.model.vit import ViT
 
 
 def test_positions_are_maes() -> None:
@@ -77,3 +80,19 @@ def test_an_embedding_of_clips_splits_into_frames() -> None:
     assert frames[1].fine is not None
     assert frames[1].fine[1].flatten().tolist() == [1, 4]
     assert FrameEmbedding(tokens, (1, 1), None).frames(3)[2].fine is None
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        (ConvViT(dims=(32, 64, 96), depths=(1, 1, 2), num_heads=2), "patch_embed3"),
+        (ViT(dim=96, depth=2, num_heads=2, fine_dims=(16, 8)), "patch_embed"),
+    ],
+)
+def test_patches_become_tokens_by_what_starts_as_a_linear_layer(
+    backbone: Backbone, name: str
+) -> None:
+    """Xavier-uniform over a whole patch, as ConvMAE's and MAE's initialize_weights."""
+    weight = backbone.get_submodule(name).proj.weight.flatten(1)
+    bound = (6 / sum(weight.shape)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound

@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 import torch
 from conftest import make_batch
 
@@ -138,6 +139,27 @@ def test_object_tokens_say_something_of_their_own_in_training_alone(tiny_model: 
     assert tiny_model(clip).object_logits is None
     logits = tiny_model.train()(clip).object_logits
     assert logits.shape == (2, 2, clip.valid_objects.shape[1], 3, 3)
+
+
+def test_object_logits_are_never_in_half_precision(tiny_model: STMA) -> None:
+    clip = make_batch(num_frames=2)
+    tiny_model.float().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = tiny_model(clip)
+    logits = prediction.object_logits
+    assert logits.dtype == prediction.logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize("enhanced_keys", [False, True])
+def test_the_running_mean_sees_the_objects_of_each_frame_once(
+    tiny_model: STMA, enhanced_keys: bool
+) -> None:
+    tiny_model.enhanced_keys = enhanced_keys
+    clip = make_batch(batch=2, num_frames=4)
+    tiny_model.train()(clip)
+    features = tiny_model.object_features
+    assert features._observed[-1] == 3 * clip.valid_objects.sum()  # read by frames 1, 2 and 3
 
 
 def test_top_k_and_kernel_of_training_are_for_training_alone(tiny_model: STMA) -> None:

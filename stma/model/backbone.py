@@ -132,11 +132,17 @@ class ResampledPositions:
 
 
 def init_transformer_weights(module: nn.Module) -> None:
-    """Xavier-uniform linear and patch projections, as in MAE."""
+    """Xavier-uniform linear layers, as in MAE and ConvMAE."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def init_token_projection(projection: nn.Conv2d) -> None:
+    """As a linear layer on each patch, as MAE and ConvMAE do where patches become tokens (ConvMAE
+    not in its first two stages)."""
+    nn.init.xavier_uniform_(projection.weight.data.flatten(1))
 
 
 def pad_to_stride(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from stma.model.backbone import (
     Backbone,
     FrameEmbedding,
     ResampledPositions,
+    init_token_projection,
     init_transformer_weights,
     map_to_tokens,
     sinusoidal_position_embedding,
@@ -121,6 +122,7 @@ class ConvViT(Backbone):
         )
         self.norm = nn.LayerNorm(dim3, eps=1e-6)
         self.apply(init_transformer_weights)
+        init_token_projection(self.patch_embed3.proj)
 
     @property
     def last_stage(self) -> list[TransformerBlock]:

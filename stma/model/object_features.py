@@ -65,17 +65,20 @@ class ObjectFeatures(nn.Module):
         region = object_regions(masks)[..., None]
         return projected.masked_fill(~region, float("-inf")).amax(dim=2)
 
-    def forward(self, pooled: Tensor, valid_objects: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pooled: Tensor, valid_objects: Tensor | None = None, observe: bool = True
+    ) -> Tensor:
         """``F_o`` as it enters the first block.
 
         Args:
             pooled: ``(B, N, C)``, the maximum over time.
-            valid_objects: ``(B, N)`` bool; the others do not enter the running mean.
+            valid_objects: ``(B, N)`` bool, False for padding, which the running mean leaves out.
+            observe: whether these objects count in the running mean, in training.
 
         Returns:
             ``(B, N, C)``.
         """
-        if self.training:
+        if self.training and observe:
             self._observe(pooled.detach(), valid_objects)
         return self.project(self.norm(pooled - self.center)) + self.position
 

@@ -4,7 +4,6 @@ The network holds no state of a video. `embed`, `encode`, `segment` and `memoriz
 :class:`~stma.memory.video.VideoMemory`; `forward` unrolls the same calls that the segmenter makes.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
 from stma.model.aggregation import soft_aggregate
-from stma.model.association import Association
+from stma.model.association import Association, affinity_scores
 from stma.model.backbone import (
     Backbone,
     FrameEmbedding,
@@ -163,17 +162,15 @@ class STMA(nn.Module):
         Args:
             all_slots: as large as with a full queue of references; the empty slots are masked.
         """
-        pooled = memory.temporal.object_tokens if self.streams.reads_objects else None
-        return self._prepare(memory, pooled, all_slots)
+        objects = None
+        if self.streams.reads_objects:
+            objects = self.object_features(memory.temporal.object_tokens, memory.valid_objects)
+        return self._prepare(memory, objects, all_slots)
 
     def _prepare(
-        self, memory: VideoMemory, pooled: Tensor | None, all_slots: bool = False
+        self, memory: VideoMemory, objects: Tensor | None, all_slots: bool = False
     ) -> Prepared:
-        references = objects = None
-        if self.streams.reads_references:
-            references = memory.spatial.references()
-        if pooled is not None:
-            objects = self.object_features(pooled, memory.valid_objects)
+        references = memory.spatial.references() if self.streams.reads_references else None
         empty = memory.spatial.empty_slots() if all_slots else None
         return self.streams.prepare_slots(
             self.backbone.last_stage, references, objects, memory.valid_objects, empty
@@ -182,15 +179,17 @@ class STMA(nn.Module):
     def _enhance(self, frame: FrameEmbedding, memory: VideoMemory, pooled: Tensor) -> Tensor:
         """``F_t (B, L, C)`` of a frame that is already among the references, given the objects
         known so far and those that it adds, ``pooled (B, N, C)``."""
-        tokens = None
+        objects = None
         if self.streams.reads_objects:
-            tokens = pooled
             if memory.temporal.num_objects:
                 known = memory.temporal.object_tokens
-                tokens = torch.cat(
+                pooled = torch.cat(
                     [known.maximum(pooled[:, : known.shape[1]]), pooled[:, known.shape[1] :]], dim=1
                 )
-        prepared = self._prepare(memory, tokens)
+            # Not seen by the running mean, which will see the same objects when the next frame
+            # reads them.
+            objects = self.object_features(pooled, observe=False)
+        prepared = self._prepare(memory, objects)
         return self.backbone.finish(
             self.streams.encode(self.backbone.last_stage, frame.tokens, prepared)
         )
@@ -207,7 +206,8 @@ class STMA(nn.Module):
         objects = getattr(memory.prepared, "objects", None)
         object_logits = None
         if self.training and objects is not None:
-            object_logits = objects @ features.transpose(1, 2) / math.sqrt(features.shape[2])
+            # As the masks' logits, never in half precision.
+            object_logits = affinity_scores(at_least_fp32(objects), at_least_fp32(features), "dot")
         return Segmentation(
             features, soft_aggregate(at_least_fp32(logits), memory.valid_objects), object_logits
         )

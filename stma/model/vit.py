@@ -13,6 +13,7 @@ from stma.model.backbone import (
     Backbone,
     FrameEmbedding,
     ResampledPositions,
+    init_token_projection,
     init_transformer_weights,
     map_to_tokens,
     sinusoidal_position_embedding,
@@ -90,6 +91,7 @@ class ViT(Backbone):
             self.to_stride8 = upsampling(dim, stride8_dim)
             self.to_stride4 = upsampling(stride8_dim, stride4_dim)
         self.apply(init_transformer_weights)
+        init_token_projection(self.patch_embed.proj)
 
     @property
     def last_stage(self) -> list[TransformerBlock]:
