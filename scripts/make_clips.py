@@ -8,6 +8,7 @@ import argparse
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from stma.compose import dataset_names, load_data_config
 from stma.data.dataset import ClipDataset
-from stma.data.writing import ClipWriter
+from stma.data.pictures import save_clip
 from stma.errors import InputError, input_errors_end_the_program
 from stma.runtime.workers import worker_map
 
@@ -78,7 +79,7 @@ def main() -> None:
         for index in range(arguments.clips)
     ]
     suffix = ".png" if arguments.png else ".jpg"
-    write = ClipWriter(output, dataset, suffix)
+    write = partial(write_clip, output, dataset, suffix)
     with worker_map(min(arguments.workers, len(names))) as spread:
         work = spread(write, enumerate(names))
         for _ in tqdm(work, desc="clips", total=len(names), unit="clip"):
@@ -86,6 +87,13 @@ def main() -> None:
     (output / "ImageSets").mkdir(parents=True)
     listing = "".join(f"{name}\n" for name in names)
     (output / "ImageSets" / f"{arguments.split}.txt").write_text(listing)
+
+
+def write_clip(root: Path, clips: ClipDataset, suffix: str, job: tuple[int, str]) -> None:
+    """Write clip number ``job[0]`` under the name ``job[1]``."""
+    index, name = job
+    clip = clips.sample(index)
+    save_clip(root, name, clip.frames, clip.masks, suffix)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from stma.compose import (
     quoted,
 )
 from stma.data.config import DatasetConfig
-from stma.data.published import PUBLISHED
+from stma.data.problems import PUBLISHED
 from stma.errors import InputError
 from stma.model.weights import read_segmenter_settings, read_weights
 from stma.runtime.config import parse_config

@@ -8,7 +8,7 @@ from test_sources import video
 from stma.compose import load_dataset_config
 from stma.data.listing import Frames, list_dataset
 from stma.data.pictures import save_clip
-from stma.data.published import PUBLISHED, count_message
+from stma.data.problems import PUBLISHED, count_message
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
 

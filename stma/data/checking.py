@@ -16,8 +16,7 @@ from stma.data.config import DatasetConfig
 from stma.data.image_folder import Layout, list_pairs
 from stma.data.images import ORIENTATION, almost_equal_sizes, read_image, size_message
 from stma.data.listing import Frames, list_dataset
-from stma.data.problems import Problem
-from stma.data.published import PUBLISHED, count_message
+from stma.data.problems import PUBLISHED, Problem, count_message
 from stma.data.sources import empty_clip, other_size_message, read_any_mask
 from stma.data.video_folder import (
     find_split,

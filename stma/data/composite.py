@@ -18,8 +18,13 @@ import numpy as np
 
 from stma.data.images import count_ids
 from stma.data.scene import Motion, Scene, SceneConfig, random_motion
-from stma.data.thin_plate import random_thin_plate
-from stma.data.transforms import ColourConfig, apply_colours, draw_colour, smooth_map
+from stma.data.transforms import (
+    ColourConfig,
+    apply_colours,
+    draw_colour,
+    random_thin_plate,
+    smooth_map,
+)
 from stma.errors import InputError
 
 BEND_SPEED = (0.05, 0.35)  # radians per frame, of the two deformations of a layer

@@ -6,7 +6,7 @@ from typing import Any
 
 from stma.data.composite import CompositeConfig
 from stma.data.image_folder import Layout
-from stma.data.published import published_count
+from stma.data.problems import published_count
 from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
 from stma.errors import InputError
@@ -54,7 +54,7 @@ class DatasetConfig:
         split: for videos: a list in ``ImageSets``; null takes every clip.
         exclude: names of clips or images to leave out; ``*`` stands for any text (``*7`` leaves
             out every tenth of a set of numbered pictures, to validate on).
-        published: ``dataset:split`` of `stma/data/published.py`, whose count it must match.
+        published: ``dataset:split`` of `stma/data/problems.py`, whose count it must match.
         mask_values: ``index`` (a pixel is the ID of its object) or ``binary`` (bright is object).
         annotation_stride: frames of the video from one annotated frame to the next; a clip's
             maximum gap is divided by it.

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from stma.data.config import DatasetConfig
 from stma.data.image_folder import ImagePair, find_layout, list_pairs
-from stma.data.problems import Problem
-from stma.data.published import count_message
+from stma.data.problems import Problem, count_message
 from stma.data.video_folder import (
     VideoFolder,
     find_split,

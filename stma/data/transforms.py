@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from stma.data.thin_plate import ThinPlate, random_thin_plate
 from stma.errors import InputError
 from stma.runtime.config import check_types
 
@@ -21,6 +20,7 @@ FILL = (
     116,
     104,
 )  # ImageNet's mean colour, around the picture; before colours change, it normalises to zero
+THIN_PLATE_GRID = (4, 3)  # control points: one at random in each cell, so that no two coincide
 THIN_PLATE_SPACING = 8  # output pixels between the points where a deformation is computed
 TO_GREY = np.tile([0.299, 0.587, 0.114], (3, 1))
 CROP_TRIES = 10
@@ -89,6 +89,56 @@ class TransformConfig:
         for name, largest in (("rotate", 180), ("shear", 60), ("shift", 1), ("thin_plate", 0.1)):
             if not 0 <= getattr(self, name) <= largest:
                 raise InputError(f"{name} is {getattr(self, name)}; give 0 to {largest}")
+
+
+class ThinPlate:
+    """A thin-plate spline (Bookstein): a smooth deformation of the plane that displaces control
+    points as given.
+
+    Args:
+        points: ``(K, 2)``, not all on one line.
+        displacements: ``(K, 2)``.
+    """
+
+    def __init__(self, points: np.ndarray, displacements: np.ndarray) -> None:
+        count = len(points)
+        system = np.zeros((count + 3, count + 3))
+        system[:count, :count] = _thin_plate_kernel(points, points)
+        system[:count, count] = 1
+        system[:count, count + 1 :] = points
+        system[count:, :count] = system[:count, count:].T
+        right = np.zeros((count + 3, 2))
+        right[:count] = displacements
+        solution = np.linalg.solve(system, right)
+        self.points = points
+        self.weights, self.offset, self.linear = (
+            solution[:count],
+            solution[count],
+            solution[count + 1 :],
+        )
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Displacements ``(N, 2)`` at points ``(N, 2)``."""
+        return (
+            _thin_plate_kernel(points, self.points) @ self.weights
+            + self.offset
+            + points @ self.linear
+        )
+
+
+def random_thin_plate(strength: float, rng: np.random.Generator) -> ThinPlate:
+    """Of the unit square: 12 control points, moved by normal deviates of deviation ``strength``."""
+    cells = np.stack(
+        np.meshgrid(np.arange(THIN_PLATE_GRID[0]), np.arange(THIN_PLATE_GRID[1])), -1
+    ).reshape(-1, 2)
+    points = (cells + rng.uniform(0.15, 0.85, cells.shape)) / THIN_PLATE_GRID
+    return ThinPlate(points, rng.normal(0, strength, points.shape))
+
+
+def _thin_plate_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``r^2 log r`` between all points of two sets."""
+    squared = ((a[:, None] - b[None]) ** 2).sum(-1)
+    return 0.5 * squared * np.log(np.maximum(squared, 1e-30))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from stma.data.images import (
     read_mask,
     size_message,
 )
-from stma.data.published import count_message
+from stma.data.problems import count_message
 from stma.data.video_folder import (
     VideoFolder,
     hidden_folders,
