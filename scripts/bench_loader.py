@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stma.compose import dataset_names, load_data_config, quoted
-from stma.data.composite import CompositeScene, cut_out, shrunk
+from stma.data.composite import CompositeScene, cut_sprites, shrunk
 from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.images import read_binary_mask, read_image, read_mask
 from stma.data.procedural import ProceduralScene
@@ -33,7 +33,7 @@ PARTS: dict[str, list[Callable]] = {
     "warp": [Warp.image, Warp.mask],
     "colour": [apply_colours],
     "draw scenes": [ProceduralScene.draw_at],
-    "cut out": [cut_out, shrunk],
+    "cut out": [cut_sprites, shrunk],
     "paste": [CompositeScene.draw_at],
 }
 WARM_UP = 4  # clips

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.video_folder import open_video, subfolders
+from stma.data.video_folder import find_video, subfolders
 from stma.errors import InputError, input_errors_end_the_program
 from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip
 from stma.evaluation.results import Evaluation
@@ -39,7 +39,7 @@ def main() -> None:
         raise InputError(f"{arguments.truth}: holds no clips, so there is nothing to score")
     folders = [arguments.truth / name for name in subfolders(arguments.truth)]
     clips = [
-        EvalClip(open_video(folder, folder), rules) for folder in folders
+        EvalClip(find_video(folder, folder), rules) for folder in folders
     ]  # masks serve as frames
     if missing := [c.name for c in clips if not (arguments.results / c.name).is_dir()]:
         raise InputError(f"{arguments.results}: no results for {', '.join(missing)}")

@@ -7,7 +7,7 @@ from stma.data.composite import (
     Bend,
     CompositeConfig,
     CompositeScene,
-    cut_out,
+    cut_sprites,
     paste,
     random_bend,
     shrunk,
@@ -179,7 +179,7 @@ def test_a_cut_outs_edge_is_soft_where_the_object_ends_and_not_where_the_picture
     image = np.full((30, 30, 3), 200, np.uint8)
     mask = np.zeros((30, 30), np.uint8)
     mask[10:20, :15] = 7
-    (sprite,) = cut_out([image], [mask], 7, edge=1.0)
+    (sprite,) = cut_sprites([image], [mask], 7, edge=1.0)
     alpha = sprite.pixels[..., 3]
     row = alpha[alpha.shape[0] // 2]
     assert row[0] == 255  # at the border of the picture
@@ -187,7 +187,7 @@ def test_a_cut_outs_edge_is_soft_where_the_object_ends_and_not_where_the_picture
     assert (np.diff(row[5:].astype(int)) <= 0).all()
     assert (sprite.pixels[..., 0] <= alpha).all()  # premultiplied
     assert sprite.radius == pytest.approx(np.sqrt(150 / np.pi))
-    (hard,) = cut_out([image], [mask], 7, edge=0.0)
+    (hard,) = cut_sprites([image], [mask], 7, edge=0.0)
     assert set(np.unique(hard.pixels[..., 3])) == {0, 255}
 
 
@@ -195,7 +195,7 @@ def test_frames_without_the_object_are_left_out_of_a_cut_out() -> None:
     image = np.zeros((20, 20, 3), np.uint8)
     full, empty = np.zeros((2, 20, 20), np.uint8)
     full[5:15, 5:15] = 1
-    assert len(cut_out([image] * 3, [full, empty, full], 1, 0.8)) == 2
+    assert len(cut_sprites([image] * 3, [full, empty, full], 1, 0.8)) == 2
 
 
 def test_pasting_unmoved_gives_the_pixels_back() -> None:
@@ -237,7 +237,7 @@ def test_a_shrunk_sprite_keeps_its_place_and_relative_size() -> None:
     image = np.full((60, 60, 3), 200, np.uint8)
     mask = np.zeros((60, 60), np.uint8)
     mask[10:50, 10:50] = 1
-    (sprite,) = cut_out([image], [mask], 1, 0.8)
+    (sprite,) = cut_sprites([image], [mask], 1, 0.8)
     small = shrunk(sprite, 2)
     assert small.pixels.shape == (23, 23, 4)
     ratio = small.radius / sprite.radius

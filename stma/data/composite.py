@@ -164,7 +164,7 @@ class Layer:
         return self.motion.transform(t, unit) @ to_unit
 
 
-def cut_out(
+def cut_sprites(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], value: int, edge: float
 ) -> list[Sprite]:
     """One object in successive frames, with transparency; frames without it are left out."""
@@ -261,7 +261,7 @@ class CompositeScene(Scene):
         images, masks, value = self._find_object()
         colour = draw_colour(config.colour, rng)
         images = [apply_colours(image, colour) for image in images]
-        sprites = cut_out(images, masks, value, config.edge)
+        sprites = cut_sprites(images, masks, value, config.edge)
         zoom = motion.radius * self.unit / sprites[0].radius
         motion.radius *= min(1.0, LARGEST_ZOOM / zoom)
         return [shrunk(sprite, int(1 / zoom)) for sprite in sprites]

@@ -66,7 +66,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetFiles:
     """What a dataset has, before any file is read; one of the first two lists is empty.
 
     Attributes:
@@ -78,7 +78,7 @@ class Listing:
     problems: list[Problem]
 
 
-def list_dataset(config: DatasetConfig) -> Listing:
+def list_dataset(config: DatasetConfig) -> DatasetFiles:
     """List a dataset on disk as its YAML block describes it, without what it excludes.
 
     Raises:
@@ -108,7 +108,7 @@ def list_dataset(config: DatasetConfig) -> Listing:
     if config.published is not None and (wrong := count_message(config.published, len(names))):
         problems.insert(0, Problem(root, wrong))
     pairs = [pair for pair in pairs if not excluded(pair.name, config.exclude)]
-    return Listing(videos, pairs, problems)
+    return DatasetFiles(videos, pairs, problems)
 
 
 def excluded(name: str, patterns: Sequence[str]) -> bool:

@@ -92,7 +92,7 @@ def find_videos(
     if names is not None:
         where = f"split {split}" if split is not None else str(mask_root)
         listed = select_names(listed, names, where)
-    return [open_video(image_root / name, mask_root / name) for name in listed]
+    return [find_video(image_root / name, mask_root / name) for name in listed]
 
 
 def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
@@ -267,7 +267,7 @@ def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | Non
     return video, problems
 
 
-def open_video(image_folder: Path, mask_folder: Path) -> VideoFolder:
+def find_video(image_folder: Path, mask_folder: Path) -> VideoFolder:
     """The video.
 
     Raises:

@@ -23,8 +23,8 @@ from stma.data.images import (
 from stma.data.problems import count_message
 from stma.data.video_folder import (
     VideoFolder,
+    find_video,
     hidden_folders,
-    open_video,
     select_names,
     subfolders,
     video_folders,
@@ -338,7 +338,7 @@ def _list_clip(
         raise InputError(f"{images}: a link that leads nowhere")
     if not images.is_dir() and not masks.is_dir():
         raise InputError(f"{images}: no such folder, though the benchmark lists this clip")
-    video = open_video(images, masks)
+    video = find_video(images, masks)
     if rules.frame_step is not None:
         _check_numbers(video, rules.frame_step)
     clip = EvalClip(video, rules)
