@@ -7,7 +7,7 @@ from conftest import gradient, number_of, turned, write_clip_file
 
 from stma.data.pictures import save_picture
 from stma.errors import InputError
-from stma.video.reading import open_video, read_ahead
+from stma.video.reading import open_video
 
 
 @pytest.mark.parametrize(
@@ -238,27 +238,3 @@ def test_a_file_cut_anywhere_is_told_and_what_is_before_comes_out(tmp_path, capl
     assert (f"unreadable from frame {len(numbers)} on" in told and "a copy skips" in told) or (
         f"ends after {len(numbers)} of the 20 frames" in told
     )
-
-
-def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
-    assert list(read_ahead(iter(range(20)))) == list(range(20))
-    assert list(read_ahead(iter([]))) == []
-    started = []
-
-    def items():
-        for number in range(10):
-            started.append(number)
-            if number == 5:
-                raise InputError("five")
-            yield number
-
-    seen: list[int] = []
-
-    def take() -> None:
-        for item in read_ahead(items(), 2):
-            seen.append(item)
-            assert len(started) <= item + 4
-
-    with pytest.raises(InputError, match="five"):
-        take()
-    assert seen == [0, 1, 2, 3, 4]

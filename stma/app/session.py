@@ -20,7 +20,8 @@ from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.stma import STMA
 from stma.runtime.outputs import full_disks_told
-from stma.video.reading import Video, VideoFrameAt, open_video, read_ahead
+from stma.runtime.threads import read_ahead
+from stma.video.reading import Video, VideoFrameAt, open_video
 from stma.video.writing import OUTPUTS, Writer
 
 STATES = 12  # of the segmenter, kept along the video to continue from; at most twice as many

@@ -2,9 +2,7 @@
 
 import logging
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -370,19 +368,3 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
             f"{path}: frames of {width} x {height} pixels, and the limit is {MAX_PIXELS:,} in all; "
             "make a smaller copy (ffmpeg -i IN -vf scale=-2:1080 OUT.mp4)"
         )
-
-
-def read_ahead(items: Iterator[T], count: int = AHEAD) -> Generator[T, None, None]:
-    """The same items, made in another thread, up to ``count`` ahead of use."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Future] = deque()
-        advance: Callable[[], object] = lambda: next(items, end)  # noqa: E731
-        try:
-            pending.extend(pool.submit(advance) for _ in range(count))
-            while (item := pending.popleft().result()) is not end:
-                pending.append(pool.submit(advance))
-                yield item
-        finally:
-            for future in pending:
-                future.cancel()

@@ -17,7 +17,8 @@ import numpy as np
 from stma.data.images import almost_equal_sizes, image_size, interpolated_ids, read_mask
 from stma.errors import InputError
 from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials, replacing
-from stma.video.reading import Video, VideoFrameAt, read_ahead
+from stma.runtime.threads import read_ahead
+from stma.video.reading import Video, VideoFrameAt
 from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer
 
 if TYPE_CHECKING:

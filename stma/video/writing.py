@@ -5,9 +5,7 @@ Every writer takes frames in order, with their masks, and keeps none of them.
 
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import partial
@@ -25,12 +23,12 @@ from pycocotools import mask as run_lengths
 from stma.data.images import count_ids
 from stma.data.pictures import draw_overlay, save_mask
 from stma.runtime.outputs import replacing
+from stma.runtime.threads import Later
 from stma.version import __version__
 from stma.video.reading import Video, VideoFile, VideoFrameAt
 
 log = logging.getLogger(__name__)
 
-BEHIND = 8  # frames that may wait to be written
 FRINGE = np.ones((17, 17), np.uint8)  # around an object, where a coded video mixes colours
 
 
@@ -285,7 +283,7 @@ OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
 }
 
 
-class Background:
+class Background(ExitStack):
     """Runs writers in threads, one each; at most a few frames wait.
 
     A context, at whose end all is written. What a writer raises is raised by one of the next calls,
@@ -293,31 +291,15 @@ class Background:
     """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
-        self._writers = writers
-        self._pools = [ThreadPoolExecutor(1) for _ in writers]
-        self._pending: deque[Future] = deque()
+        super().__init__()
+        self._threads = [(writer, self.enter_context(Later())) for writer in writers]
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
         """Have all writers write a frame; neither array may change afterwards."""
-        for writer, pool in zip(self._writers, self._pools, strict=True):
-            self._pending.append(pool.submit(writer.write, frame, mask))
-        while len(self._pending) > BEHIND * len(self._writers):
-            self._pending.popleft().result()
+        for writer, thread in self._threads:
+            thread.call(writer.write, frame, mask)
 
     def flush(self) -> None:
         """Wait until all is written."""
-        while self._pending:
-            self._pending.popleft().result()
-
-    def __enter__(self) -> "Background":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self.flush()
-        finally:
-            for future in self._pending:
-                future.cancel()
-            for pool in self._pools:
-                pool.shutdown()
+        for _, thread in self._threads:
+            thread.flush()
