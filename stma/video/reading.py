@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import av
 import numpy as np
@@ -26,9 +26,7 @@ MIN_SIDE = 16  # pixels, the side of one token
 MAX_PIXELS = 20_000_000  # 5K passes, 8K does not
 PICTURE_RATE = 24  # frames per second of a folder of pictures
 BACKWARD_BYTES = 200_000_000  # of frames held at once when a file is read backward
-AHEAD = 4  # frames decoded before they are needed
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
