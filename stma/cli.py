@@ -49,18 +49,15 @@ examples:
 docs/app.md says more.
 """
 EXPORT = """\
-Write the network in five parts, and stma.json, for applications that run without this package.
+Write the network as five ONNX files, and stma.json, for applications that run without this package.
 
-A part is an ONNX file, or PyTorch's .pt2 (torch.export.load). Sizes and the number of objects are
-free, for frames of at least 32 x 32 pixels; the application keeps the memories, which change from
-frame to frame. scripts/segment_onnx.py does so, with only onnxruntime, NumPy and Pillow.
-Only the full model can be exported, in fp32; the other rows of Table 1 cannot.
-
-Afterwards, every part is compared with PyTorch's on this CPU, at the size that suits the weights:
-milliseconds, and the largest difference as a share of the largest value. More in docs/export.md.
+Sizes and the number of objects are free, for frames of at least 32 x 32 pixels; the application
+keeps the memories, which change from frame to frame. scripts/segment_onnx.py does so, with only
+onnxruntime, NumPy and Pillow. Only the full model can be exported, in fp32; the other rows of
+Table 1 cannot. More in docs/export.md.
 
 example:
-  stma export --weights small --format onnx -o small-onnx
+  stma export --weights small -o small-onnx
 """
 SAVE = """\
 what to write, separated by commas: masks (palette PNGs, always written), overlay (an mp4 with the
@@ -201,7 +198,7 @@ def _add_export(commands: Commands) -> None:
         EXPORT,
         _export,
     )
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=("onnx",), help=argparse.SUPPRESS)  # once, .pt2 too
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="where to write"
     )
@@ -288,13 +285,10 @@ def _app(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from stma.inference.export import compare, export
+    from stma.inference.export import export
 
-    export(arguments.weights, arguments.output, arguments.format)
-    print(f"{'part':15s} {'PyTorch':>10s} {arguments.format:>10s} {'largest difference':>20s}")
-    for each in compare(arguments.weights, arguments.output, arguments.format):
-        times = f"{each.own:7.1f} ms {each.exported:7.1f} ms"
-        print(f"{each.part:15s} {times} {each.difference:20.1e}")
+    files = export(arguments.weights, arguments.output)
+    print(", ".join(map(str, files)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The network in parts that run without this package: as ONNX, or as PyTorch's own .pt2.
+"""The network as five ONNX files, which run without this package.
 
 =================  =========================================================================
 part               inputs -> outputs
@@ -16,8 +16,6 @@ dynamic, but the batch is always one video.
 """
 
 import json
-import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,20 +27,22 @@ import torch
 from torch import Tensor, nn
 
 from stma.errors import InputError
-from stma.inference.segmenter import SegmenterConfig, network_size
+from stma.inference.segmenter import SegmenterConfig
 from stma.model.aggregation import soft_aggregate
 from stma.model.association import affinity_scores, kernelize
 from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, pool_tokens, tokens_to_map
-from stma.model.factory import ModelConfig
 from stma.model.stma import STMA
 from stma.model.stml import encode_references, encode_test
 from stma.model.weights import load_model, read_weights
 from stma.runtime.outputs import full_disks_told, replacing
 from stma.structures import KeyValue
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 MANIFEST = "stma.json"
-TOLERANCE = 1e-4
+NEEDED = (
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)  # the extra `export`; the last one is for the example
 ANY = torch.export.Dim.AUTO
 
 
@@ -233,24 +233,30 @@ def parts(model: STMA, settings: SegmenterConfig, sizes: Sizes) -> Iterator[Part
     )
 
 
-def export(weights: str | Path, output: str | Path, format: str = "onnx") -> list[Path]:
+def export(weights: str | Path, output: str | Path) -> list[Path]:
     """Write all parts, and ``stma.json`` with what an application must know about them.
 
     Args:
         weights: see :func:`stma.model.weights.find_weights`.
         output: a folder, created if needed; parts in it are replaced.
-        format: ``onnx``, or ``torch`` for ``torch.export.load``.
 
     Returns:
         The files.
 
     Raises:
-        InputError: the weights cannot be read, the format is unknown, the network's variant cannot
-            be exported, packages are missing, or the output cannot be written.
+        InputError: the weights cannot be read, the network's variant cannot be exported, packages
+            are missing, or the output cannot be written.
     """
-    check_format(format)
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise InputError(
+            f"export needs {', '.join(missing)}, not installed: pip install 'stma[export]'"
+        )
     config, provenance, _ = read_weights(weights)
-    check_exportable(config, weights)
+    if config.variant != "full":
+        raise InputError(
+            f"{weights}: the network is the ablation model.variant={config.variant}; only the full "
+            "model can be exported"
+        )
     model = load_model(weights)
     settings = SegmenterConfig(**model.segmenter_settings)
     output = Path(output)
@@ -261,9 +267,9 @@ def export(weights: str | Path, output: str | Path, format: str = "onnx") -> lis
     written = []
     with full_disks_told(output), positions_of_any_grid(model):
         for part in parts(model, settings, Sizes()):
-            path = output / f"{part.name}{FORMATS[format]}"
+            path = output / f"{part.name}.onnx"
             with replacing(path) as partial:
-                _write(part, partial, format)
+                _write(part, partial)
             written.append(path)
         blocks = model.backbone.last_stage
         manifest = {
@@ -285,34 +291,9 @@ def export(weights: str | Path, output: str | Path, format: str = "onnx") -> lis
     return [*written, output / MANIFEST]
 
 
-def check_format(format: str) -> None:
-    """Raises :class:`InputError` for an unknown format, or one that needs missing packages."""
-    if format not in FORMATS:
-        raise InputError(f"format is {format!r}; choose one of {tuple(FORMATS)}")
-    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise InputError(
-            f"format=onnx needs {', '.join(missing)}, not installed: pip install 'stma[export]'"
-        )
-
-
-def check_exportable(config: ModelConfig, source: str | Path) -> None:
-    """Raises :class:`InputError` for the ablations of Table 1, which are not exported."""
-    if config.variant != "full":
-        raise InputError(
-            f"{source}: the network is the ablation model.variant={config.variant}; only the full "
-            "model can be exported"
-        )
-
-
-def _write(part: Part, path: Path, format: str) -> None:
+def _write(part: Part, path: Path) -> None:
     with torch.no_grad():
         program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=part.dynamic)
-    if format == "torch":
-        with warnings.catch_warnings():  # about views; our weights are complete
-            warnings.filterwarnings("ignore", message="No complete tensor found")
-            torch.export.save(program, path)
-        return
     onnx = torch.onnx.export(program, dynamo=True, output_names=part.outputs, verbose=False)
     assert onnx is not None
     onnx.save(path)
@@ -353,72 +334,3 @@ def positions_of_any_grid(model: STMA) -> Iterator[None]:
         yield
     finally:
         model.backbone.positions = kept
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An exported part compared with PyTorch.
-
-    Attributes:
-        difference: the largest one over all outputs, as a share of the output's largest value
-            (sums over a frame reach hundreds, and single precision rounds by that).
-        own: milliseconds in PyTorch.
-        exported: milliseconds as exported.
-    """
-
-    part: str
-    difference: float
-    own: float
-    exported: float
-
-
-def compare(
-    weights: str | Path, output: str | Path, format: str = "onnx", rounds: int = 3
-) -> Iterator[Comparison]:
-    """Run every part that :func:`export` has written, and the same in PyTorch, on a 16:9 video of
-    the size that suits the weights, with two objects and six frames in memory.
-
-    Args:
-        rounds: of which the fastest counts.
-    """
-    model = load_model(weights)
-    settings = SegmenterConfig(**model.segmenter_settings)
-    height, width = network_size(1080, 1920, settings.short_side or 480)
-    sizes = Sizes(-(-height // STRIDE), -(-width // STRIDE), objects=2, frames=6)
-    for part in parts(model, settings, sizes):
-        run = load_part(Path(output) / f"{part.name}{FORMATS[format]}")
-        with torch.inference_mode():
-            expected, own = _timed(part.module.eval(), part.inputs, rounds)
-            found, exported = _timed(run, part.inputs, rounds)
-        difference = max(
-            float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True)
-        )
-        yield Comparison(part.name, difference, own, exported)
-
-
-def load_part(path: Path) -> Any:
-    """A file as a function of tensors, with as many threads as PyTorch."""
-    if path.suffix == FORMATS["torch"]:
-        return torch.export.load(path).module()
-    import onnxruntime  # from the extra `export`
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        arrays = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        return tuple(torch.from_numpy(x) for x in session.run(None, arrays))
-
-    return run
-
-
-def _timed(function: Any, inputs: tuple[Tensor, ...], rounds: int) -> tuple[tuple, float]:
-    """Outputs, and milliseconds of the fastest round."""
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        outputs = function(*inputs)
-        seconds.append(time.perf_counter() - start)
-    return outputs if isinstance(outputs, tuple) else (outputs,), 1000 * min(seconds)
