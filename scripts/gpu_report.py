@@ -28,7 +28,7 @@ from stma.data.config import DatasetConfig
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
 from stma.errors import InputError, input_errors_end_the_program
-from stma.inference import compiled
+from stma.inference import segmenter as segmenter_module
 from stma.inference.footprint import video_bytes
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.cost import count_cost
@@ -177,7 +177,7 @@ def main() -> None:
         raise InputError("no CUDA device found; --rehearse runs every part at toy size on a CPU")
     scale = TOY if arguments.rehearse else FULL
     if arguments.rehearse:
-        compiled.BACKEND = "aot_eager"  # inductor needs a C++ compiler
+        segmenter_module.BACKEND = "aot_eager"  # inductor needs a C++ compiler
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     trains = bool(arguments.datasets) or arguments.rehearse

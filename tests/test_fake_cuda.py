@@ -18,10 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import stma
 from stma.compose import load_model_config, model_names
-from stma.inference import compiled
 from stma.inference import segmenter as segmenter_module
 from stma.inference.augmentation import AugmentConfig, AugmentedSegmenter
-from stma.inference.segmenter import Segmenter, SegmenterConfig
+from stma.inference.segmenter import Segmenter, SegmenterConfig, segment_frame
 from stma.inference.state import read_state
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
@@ -255,7 +254,7 @@ def test_what_remains_is_counted_when_all_that_came_first_is_removed(waits: Wait
 )
 def test_so_they_do_with_other_settings(waits: Waits, monkeypatch, settings: dict) -> None:
     """And with all options of the network. What would be compiled runs as it is."""
-    monkeypatch.setattr(compiled, "compiled", lambda *_: compiled.segment_frame)
+    monkeypatch.setattr(segmenter_module, "compiled_frame", lambda *_: segment_frame)
     config = SegmenterConfig(**{"precision": "bf16", "memory_interval": 2} | settings)
     segmenter = Segmenter(lifted(OPTIONS).eval(), config)
     assert segmenter_steps(segmenter, np.random.default_rng(0), waits) == [["index_mask"]] * 5

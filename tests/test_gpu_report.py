@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.autograd import DeviceType
 
-from stma.inference import compiled
+from stma.inference import segmenter as segmenter_module
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -17,7 +17,9 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 @pytest.mark.slow
 def test_the_rehearsal_takes_every_part_and_keeps_them(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("stma.inference.footprint.MAX_UPDATES", 4)  # toy frames never fill it
-    monkeypatch.setattr(compiled, "BACKEND", compiled.BACKEND)  # the rehearsal has its own
+    monkeypatch.setattr(
+        segmenter_module, "BACKEND", segmenter_module.BACKEND
+    )  # the rehearsal has its own
 
     def run() -> None:
         command = ["gpu_report.py", "--rehearse", "--output", str(tmp_path)]
@@ -128,7 +130,7 @@ def test_figures_of_another_card_are_not_mixed_with_these(
     kept.path.write_text(json.dumps(kept.rows))
     command = ["gpu_report.py", "--rehearse", "--output", str(kept.path.parent)]
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setattr(compiled, "BACKEND", compiled.BACKEND)
+    monkeypatch.setattr(segmenter_module, "BACKEND", segmenter_module.BACKEND)
     with pytest.raises(SystemExit, match="holds figures of NVIDIA H100 80GB HBM3; give another"):
         report["main"]()
 

@@ -9,7 +9,7 @@ import torch._dynamo.testing
 from conftest import TINY, make_batch, perturbed, random_frame
 
 from stma.errors import InputError
-from stma.inference import compiled
+from stma.inference import segmenter as module
 from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
 from stma.model.factory import build_model
 from stma.model.stma import STMA
@@ -532,7 +532,7 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     second reference, and the second evicts; then the first objects are removed, and another update
     follows. A graph for two objects, one for three, one for the one that is left."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    monkeypatch.setattr(compiled, "BACKEND", counter)
+    monkeypatch.setattr(module, "BACKEND", counter)
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = perturbed(build_model(replace(TINY, variant=variant))).eval()
@@ -555,7 +555,7 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
             for segmenter, object_id in itertools.product(runs, (1, 2)):
                 segmenter.remove(object_id)
     assert [graphs[t] for t in (0, 1, 35, 36, 60, 61, 79)] == [0, 1, 1, 2, 2, 3, 3]
-    assert torch._dynamo.config.cache_size_limit == compiled.MAX_GRAPHS  # beyond, it would fail
+    assert torch._dynamo.config.cache_size_limit == module.MAX_GRAPHS  # beyond, it would fail
     if variant == "no_temporal_memory":
         return
     usage = [segmenter.memory.temporal._usage for segmenter in runs]

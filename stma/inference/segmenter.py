@@ -1,7 +1,8 @@
 """One video, one frame at a time: everything that segments videos uses this object."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -11,17 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stma.errors import InputError
-from stma.inference import compiled
 from stma.inference.state import fingerprint, read_state, write_state
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory, WholeBuffer
 from stma.memory.video import VideoMemory
 from stma.model.backbone import STRIDE, FrameEmbedding, pad_to_stride
-from stma.model.stma import STMA
+from stma.model.stma import STMA, prepare_compiler
 from stma.runtime.config import check_types
 from stma.runtime.device import autocast, check_precision, upload
 
 MAX_SCALE = 4.0
+BACKEND: str | Callable = "inductor"  # of torch.compile
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+MAX_GRAPHS = 1000  # each size of frames and each set of objects has its own
 
 
 @dataclass
@@ -64,10 +67,8 @@ class SegmenterConfig:
             raise InputError(f"short_side is {self.short_side}; give {STRIDE} or more, or null")
         if not 0 < self.scale <= MAX_SCALE:
             raise InputError(f"scale is {self.scale}; give more than 0 and at most {MAX_SCALE}")
-        if self.compile is not None and self.compile not in compiled.MODES:
-            raise InputError(
-                f"compile is {self.compile!r}; choose one of {compiled.MODES}, or null"
-            )
+        if self.compile is not None and self.compile not in COMPILE_MODES:
+            raise InputError(f"compile is {self.compile!r}; choose one of {COMPILE_MODES}, or null")
         if self.compile is not None and self.capacity is None:
             raise InputError("compile needs a memory that does not grow; give a capacity")
         if self.compile is not None and self.queue_size is None:
@@ -325,13 +326,13 @@ class Segmenter:
         """The embedding, features and probabilities of a frame; one graph if it is compiled."""
         memory = self.memory
         if self.config.compile is None:
-            return compiled.segment_frame(self.model, image, memory)
+            return segment_frame(self.model, image, memory)
         if memory.prepared is None:
             memory.prepared = self.model.prepare(memory, all_slots=True)
             self._read = memory.temporal.whole_buffer() if len(memory.temporal) else None
         read = None if self._read is None else replace(self._read, received=[])
         torch.compiler.cudagraph_mark_step_begin()
-        function = compiled.compiled(compiled.BACKEND, self.config.compile)
+        function = compiled_frame(BACKEND, self.config.compile)
         embedding, features, probabilities = function(
             self.model,
             image,
@@ -354,6 +355,30 @@ class Segmenter:
         )
         image = pad_to_stride(self.model.normalize(_resize(image, size)[None]))
         return image.contiguous(memory_format=torch.channels_last), size
+
+
+def segment_frame(
+    model: STMA, image: Tensor, memory: VideoMemory
+) -> tuple[FrameEmbedding, Tensor, Tensor]:
+    """All that the network does for a frame that is not memorised.
+
+    Args:
+        image: ``(1, 3, H, W)``, normalised.
+        memory: to be compiled, prepared with all slots.
+
+    Returns:
+        The embedding, features ``(1, L, C)``, probabilities ``(1, N+1, H, W)``.
+    """
+    embedding = model.embed(image)
+    segmentation = model.segment(embedding, memory)
+    return embedding, segmentation.features, segmentation.probabilities
+
+
+@lru_cache
+def compiled_frame(backend: str | Callable, mode: str) -> Callable:
+    """`segment_frame`, compiled once for all videos; each new shape is a graph of its own."""
+    prepare_compiler(MAX_GRAPHS)
+    return torch.compile(segment_frame, backend=backend, mode=mode, fullgraph=True, dynamic=False)
 
 
 def check_step(
