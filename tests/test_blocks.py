@@ -4,7 +4,7 @@ from timm import layers
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from stma.model.blocks import LayerNorm2d, Mlp, ResidualBlock, group_norm
+from stma.model.blocks import DropPath, LayerNorm2d, Mlp, ResidualBlock, group_norm
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,20 @@ def test_parts_are_those_of_timm_and_torchvision(
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(shape)
     assert torch.equal(ours(x), theirs(x))
+
+
+def test_whole_samples_are_left_out_and_the_mean_stays() -> None:
+    torch.manual_seed(0)
+    layer = DropPath(0.25).train()
+    y = layer(torch.ones(4000, 2, 3))
+    assert torch.equal(y, y[:, :1, :1].expand_as(y))
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert abs(y.mean().item() - 1) < 0.05
+    assert layer(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_nothing_is_left_out_outside_training_and_nothing_is_saved() -> None:
+    layer = DropPath(0.9).eval()
+    x = torch.randn(8, 3)
+    assert torch.equal(layer(x), x)
+    assert layer.state_dict() == {}

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from stma.errors import InputError
 from stma.inference.segmenter import SegmenterConfig
-from stma.model.aggregation import soft_aggregate
 from stma.model.association import affinity_scores, kernelize
 from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, pool_tokens, tokens_to_map
+from stma.model.decoder import soft_aggregate
 from stma.model.stma import STMA
 from stma.model.stml import encode_references, encode_test
 from stma.model.weights import load_model, read_weights

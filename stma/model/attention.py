@@ -10,8 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stma.model.blocks import Mlp
-from stma.model.drop_path import DropPath
+from stma.model.blocks import DropPath, Mlp
 from stma.structures import KeyValue
 
 

@@ -20,8 +20,7 @@ from stma.model.backbone import (
     map_to_tokens,
     sinusoidal_position_embedding,
 )
-from stma.model.blocks import LayerNorm2d, Mlp
-from stma.model.drop_path import DropPath
+from stma.model.blocks import DropPath, LayerNorm2d, Mlp
 
 # ConvMAE's code builds the norms of its convolutional parts with PyTorch's default epsilon and
 # only the transformer blocks with 1e-6; its checkpoints were trained that way.

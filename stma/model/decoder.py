@@ -1,11 +1,17 @@
-"""The decoder of Eq. 1: readouts and finer features to one logit map per object."""
+"""The decoder of Eq. 1: readouts and finer features to one logit map per object, and soft
+aggregation of these maps."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stma.model.blocks import ResidualBlock, group_norm, init_convolutions, per_object
+
+EPSILON = 1e-7
+LARGEST_LOGIT = math.log((1 - EPSILON) / EPSILON)
 
 
 class UpsampleBlock(nn.Module):
@@ -71,3 +77,26 @@ class Decoder(nn.Module):
             x = upsample(x, fine_features)
         logits = F.interpolate(self.head(x), scale_factor=4, mode="bilinear", align_corners=False)
         return logits.unflatten(0, (batch, -1)).squeeze(2)
+
+
+def soft_aggregate(logits: Tensor, valid_objects: Tensor | None = None) -> Tensor:
+    """Soft aggregation (STM): object probabilities ``p_i``, a background of ``prod(1 - p_i)``.
+
+    The result holds the logits of all probabilities, clamped to ``[1e-7, 1 - 1e-7]``. It is
+    computed from logits: when ``p`` is close to 1, ``1 - p`` has no digits left in fp32.
+
+    Args:
+        logits: ``(B, N, H, W)``, each object on its own.
+        valid_objects: ``(B, N)`` bool; the others take no part.
+
+    Returns:
+        ``(B, N+1, H, W)``, background first; the softmax is the joint distribution. Objects that
+        take no part hold ``-inf``.
+    """
+    logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    if valid_objects is not None:
+        logits = logits.masked_fill(~valid_objects[:, :, None, None], float("-inf"))
+    # -log of the background's probability: the sum of -log(1 - p_i).
+    surprise = F.softplus(logits).sum(dim=1, keepdim=True).clamp(min=EPSILON)
+    background = -surprise - torch.log(-torch.expm1(-surprise))
+    return torch.cat([background.clamp(min=-LARGEST_LOGIT), logits], dim=1)

@@ -12,7 +12,6 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from stma.memory.video import VideoMemory
-from stma.model.aggregation import soft_aggregate
 from stma.model.association import Association
 from stma.model.backbone import (
     STRIDE,
@@ -21,7 +20,7 @@ from stma.model.backbone import (
     map_to_tokens,
     tokens_to_map,
 )
-from stma.model.decoder import Decoder
+from stma.model.decoder import Decoder, soft_aggregate
 from stma.model.object_features import NoObjectFeatures
 from stma.model.stma import STMA, Segmentation
 from stma.model.streams import WithoutObjects

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
-from stma.model.aggregation import soft_aggregate
 from stma.model.association import Association, affinity_scores
 from stma.model.backbone import (
     Backbone,
@@ -23,7 +22,7 @@ from stma.model.backbone import (
     pool_tokens,
     tokens_to_map,
 )
-from stma.model.decoder import Decoder
+from stma.model.decoder import Decoder, soft_aggregate
 from stma.model.object_features import NoObjectFeatures, ObjectFeatures
 from stma.model.streams import FullStreams, Prepared, Streams
 from stma.structures import ClipBatch, Prediction, at_least_fp32
