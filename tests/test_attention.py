@@ -16,7 +16,7 @@ def test_attention_equals_the_textbook_formula() -> None:
         weights = (q[..., head] @ k[..., head].transpose(1, 2) / 3**0.5).softmax(-1)
         heads.append(weights @ v[..., head])
     expected = attention.proj(torch.cat(heads, dim=-1))
-    assert torch.allclose(attention.attend(query, keys), expected, atol=1e-6)
+    assert torch.allclose(attention(query, keys), expected, atol=1e-6)
 
 
 def test_masked_keys_are_as_if_they_were_not_there() -> None:

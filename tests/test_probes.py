@@ -21,8 +21,8 @@ from stma.evaluation.probes import (
     probe_streams,
 )
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.model.attention_shares import Watched, with_streams
 from stma.model.factory import build_model
+from stma.model.probing import Watched, with_streams
 from stma.model.stma import STMA
 from stma.model.streams import FullStreams
 
@@ -81,7 +81,7 @@ def test_objects_as_first_seen_stay_so_and_new_ones_join() -> None:
         ("full", 6, ("itself", "reference1", "reference2")),
         ("no_object", 3, ("itself", "reference1", "reference2")),
         ("no_spatial_memory", 4, ("itself", "objects")),
-        ("joint", 6, ("itself", "objects", "reference1", "reference2")),
+        ("joint", 6, ("objects", "reference1", "reference2", "itself")),
         ("no_temporal_memory", 1, ("itself", "reference1", "reference2")),
     ],
 )

@@ -19,8 +19,8 @@ from stma.evaluation.benchmarks import EvalClip, only_new_objects
 from stma.evaluation.scoring import ClipScorer, ObjectScore, Score, summarize
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.memory.video import VideoMemory
-from stma.model.attention_shares import Cut, Look, Watched, mean_look, mean_shares, with_streams
 from stma.model.per_object import PerObjectSTMA
+from stma.model.probing import Cut, Look, Watched, mean_look, mean_shares, with_streams
 from stma.model.stma import STMA
 from stma.model.streams import Blocks, JointSelfAttention, JointTokens, Prepared, Streams
 

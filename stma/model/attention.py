@@ -32,7 +32,7 @@ class Attention(nn.Module):
         )
         return query, KeyValue(key, value)
 
-    def attend(self, query: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attention scaled by ``1 / sqrt(d)``; ``mask`` is True where a key may be read.
 
         Shapes: ``query (B, heads, S', d)``, ``mask`` broadcastable to ``(B, heads, S', S)``;
@@ -73,5 +73,5 @@ class TransformerBlock(nn.Module):
         return self._update(x, query, keys, mask)
 
     def _update(self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
-        x = x + self.drop_path(self.attn.attend(query, keys, mask))
+        x = x + self.drop_path(self.attn(query, keys, mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from stma.data.pictures import contact_sheet, draw_overlay
-from stma.model.attention_shares import Watched, mean_look, mean_shares, with_streams
+from stma.model.probing import Watched, mean_look, mean_shares, with_streams
 from stma.model.stma import STMA
 from stma.structures import ClipBatch, Prediction
 
