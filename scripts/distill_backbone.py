@@ -1,6 +1,7 @@
 """A start for training from a network that knows ImageNet, without labels (docs/small.md):
 
-python scripts/distill_backbone.py TEACHER OUT experiment=small datasets=ROOT stage=[small_distill]
+python scripts/distill_backbone.py TEACHER OUT experiment=small stage=[shipped_distill] \\
+    weights=null datasets=ROOT
 
 TEACHER is a file with weights of --network, a convolutional network in timm. OUT is a weights file
 for train.py: weights=OUT strict_weights=false. The backbone alone is trained, on the frames of the

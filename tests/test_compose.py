@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from stma.compose import (
     benchmark_names,
@@ -84,12 +85,22 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
 
 
 def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
-    recipe = load_config(CONFIGS, "train", ["experiment=small_larger", "datasets=/data"])
+    recipe = load_config(CONFIGS, "train", ["experiment=small", "datasets=/data"])
     finetune = load_config(CONFIGS, "train", ["experiment=finetune"])
     assert finetune.weights == "small"
     assert finetune.model == recipe.model == read_weights("small")[0]
     assert finetune.segmenter == recipe.segmenter == read_segmenter_settings("small")
     assert list(finetune.stages) == ["finetune"]
+
+
+def test_the_shipped_networks_share_their_stages() -> None:
+    names = ("small", "medium")
+    small, medium = (load_config(CONFIGS, "train", [f"experiment={name}"]) for name in names)
+    assert list(small.stages) == list(medium.stages)
+    for name in small.stages:
+        one, other = (OmegaConf.to_container(c.stages[name]) for c in (small, medium))
+        differing = {key for key in one if one[key] != other[key]}
+        assert differing <= {"iterations", "optimizer"}
 
 
 def test_names_that_look_like_numbers_stay_names() -> None:
