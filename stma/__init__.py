@@ -9,19 +9,11 @@ To segment your own video::
     result = segmenter.step(next_frame)    # result.mask: (H, W) uint8 IDs
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stma.errors import InputError
 from stma.version import __version__
-
-# PyTorch's threads (GNU OpenMP) wait for each other in a loop. That is quickest where each has a
-# core to itself, but on a crowded machine the one that is waited for has none, and all takes many
-# times as long. Read when PyTorch is imported: without effect if PyTorch came first. The load still
-# counts a run that has just ended, and one like it fills all cores: hence more than that.
-if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1):
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from stma.inference.segmenter import FrameResult, Segmenter, SegmenterConfig

@@ -406,13 +406,11 @@ def test_the_program_starts_without_torch() -> None:
     code = (
         "import sys, runpy; sys.argv = ['stma', 'segment', '--help']\n"
         "try: runpy.run_module('stma', run_name='__main__')\n"
-        "except SystemExit: print(sorted({'torch', 'av', 'numpy', 'hydra'} & set(sys.modules)))"
+        "except SystemExit: print(sorted({'torch', 'av', 'numpy', 'hydra', 'cv2', 'PIL', 'tqdm'} & set(sys.modules)))"
     )
-    start = time.process_time()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "usage: stma segment" in done.stdout
-    assert time.process_time() - start < 1
 
 
 def test_the_first_mask_waits_for_no_library_without_need() -> None:
@@ -423,22 +421,3 @@ def test_the_first_mask_waits_for_no_library_without_need() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-@pytest.mark.parametrize(
-    ("load", "given", "expected"),
-    [(3.1, None, "1000"), (2.9, None, None), (3.1, "7", "7")],
-    ids=["crowded", "after another run", "the user's own"],
-)
-def test_threads_wait_without_the_core_on_a_crowded_machine(load, given, expected) -> None:
-    code = (
-        f"import os; os.getloadavg = lambda: ({load}, 0, 0); os.cpu_count = lambda: 2\n"
-        "import stma; print(os.environ.get('GOMP_SPINCOUNT'))"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
-    if given is not None:
-        environment["GOMP_SPINCOUNT"] = given
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str(expected)

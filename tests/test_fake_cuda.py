@@ -263,7 +263,9 @@ def test_so_they_do_with_other_settings(waits: Waits, monkeypatch, settings: dic
 @pytest.fixture
 def saved_video(tmp_path, monkeypatch) -> None:
     """One on the CPU; its file cannot be read without numbers, so it is read here."""
-    monkeypatch.setattr(segmenter_module, "fingerprint", lambda _: "of a network without numbers")
+    monkeypatch.setattr(
+        segmenter_module, "network_digest", lambda _: "of a network without numbers"
+    )
     settings = SegmenterConfig(precision="bf16", memory_interval=1)
     segmenter = Segmenter(build_model(TINY).eval(), settings)
     segmenter.step(random_frame(np.random.default_rng(0), 48, 70), blob_mask(48, 70, [1, 9]))

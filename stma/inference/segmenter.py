@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stma.errors import InputError
-from stma.inference.state import fingerprint, read_state, write_state
+from stma.inference.state import network_digest, read_state, write_state
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory, WholeBuffer
 from stma.memory.video import VideoMemory
@@ -184,7 +184,7 @@ class Segmenter:
         temporal, counts = self.memory.temporal.state()
         spatial = self.memory.spatial.frames
         values = {
-            "network": fingerprint(self.model),
+            "network": network_digest(self.model),
             "config": asdict(self.config),
             "ids": self.ids,
             "entered_with": self._entered_with,
@@ -210,7 +210,7 @@ class Segmenter:
             InputError: the file is missing, damaged or not a saved video, or the network differs.
         """
         values, tensors = read_state(Path(path), model.mean.device)
-        if values["network"] != fingerprint(model):
+        if values["network"] != network_digest(model):
             raise InputError(f"{path}: saved with other weights; load those it was begun with")
         segmenter = cls(model, SegmenterConfig(**values["config"]))
         segmenter.ids = values["ids"]

@@ -54,7 +54,7 @@ def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[s
     return json.loads(metadata["values"]), tensors
 
 
-def fingerprint(model: STMA) -> str:
+def network_digest(model: STMA) -> str:
     """A digest that is the same for equal weights on any device, and differs for others."""
     digest = hashlib.sha256()
     for name, parameter in model.state_dict().items():

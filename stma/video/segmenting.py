@@ -97,7 +97,7 @@ def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, Path]:
                 )
             if number in found:
                 raise InputError(f"two masks for frame {name}: {found[number]} and {path}")
-            mask, _ = read_given(path, video)
+            mask, _ = read_video_mask(path, video)
             if (size := image_size(path)) != mask.shape:
                 log.warning("%s: %d x %d pixels, one off its video; resized", path, *size[::-1])
             found[number] = path
@@ -123,7 +123,7 @@ def find_absent(
     if not arguments:
         return found
     first = min(masks)
-    ids = {n: set(np.unique(read_given(path, video)[0]).tolist()) for n, path in masks.items()}
+    ids = {n: set(np.unique(read_video_mask(path, video)[0]).tolist()) for n, path in masks.items()}
     for argument in arguments:
         name, _, identity = argument.partition("=")
         number = video.number(name)
@@ -155,7 +155,7 @@ def _named_masks(video: Video, argument: str) -> Iterator[tuple[str, Path]]:
         yield video.name(0), path
 
 
-def read_given(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
+def read_video_mask(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
     """A mask of the video, and its palette if it has one.
 
     One that is a pixel off is resized: encoded videos often have only even sides.
@@ -297,7 +297,7 @@ class _Run:
         self._order, self._video, self._output = order, order.video, order.output
         self._stopped, self._on_frame = stopped, on_frame
         self._first = min(order.masks)
-        self._palette = read_given(order.masks[self._first], self._video)[1]
+        self._palette = read_video_mask(order.masks[self._first], self._video)[1]
         self._saved_at = time.monotonic()
 
     def run(self, done: bool) -> Outcome:
@@ -426,7 +426,7 @@ class _Run:
 
     def _given(self, number: int) -> np.ndarray | None:
         path = self._order.masks.get(number)
-        return None if path is None else read_given(path, self._video)[0]
+        return None if path is None else read_video_mask(path, self._video)[0]
 
     def _written(self, number: int) -> np.ndarray:
         return read_mask(self._output / MASKS / f"{self._video.name(number)}.png")[0]
