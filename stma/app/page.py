@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gradio as gr
 import numpy as np
 from PIL import Image
@@ -25,6 +24,7 @@ from stma.errors import InputError
 from stma.model.stma import STMA
 from stma.model.weights import load_model
 from stma.runtime.device import resolve_device
+from stma.runtime.opencv import cv2
 from stma.video.reading import open_video
 
 OBJECTS = 8  # colours to draw with

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from stma.data.images import count_ids
@@ -26,6 +25,7 @@ from stma.data.transforms import (
     smooth_map,
 )
 from stma.errors import InputError
+from stma.runtime.opencv import cv2
 
 BEND_SPEED = (0.05, 0.35)  # radians per frame, of the two deformations of a layer
 MAX_PICTURES = 50  # to search for an object that is large enough

@@ -6,12 +6,12 @@ import struct
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from stma.errors import InputError
+from stma.runtime.opencv import cv2
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from PIL import Image
+
+from stma.runtime.opencv import cv2
 
 GAP = 2  # pixels between the pictures of a sheet
 

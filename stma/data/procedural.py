@@ -6,10 +6,10 @@ small images, and every frame draws them back to front.
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from stma.data.scene import Motion, Scene, SceneConfig, draw_clip, random_motion
+from stma.runtime.opencv import cv2
 
 TEXTURE_SIZE = 96
 OUTLINE_POINTS = 72

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from torch.utils.data import Sampler
 
 from stma.data.images import count_ids
 from stma.errors import InputError
+from stma.runtime.opencv import cv2
 
 LARGER = 4  # times its first area: a small object that grows more was barely visible at first
 

@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from stma.data.images import count_ids
 from stma.data.sampling import keep_objects
 from stma.errors import InputError
 from stma.runtime.config import check_types
+from stma.runtime.opencv import cv2
 
 MIN_PIXELS = 40  # of an object in the first frame; a smaller one is not annotated
 MAX_SCENES = 1000  # to try for one clip

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from stma.data.composite import CompositeScene
@@ -33,6 +32,7 @@ from stma.data.scene import draw_clip
 from stma.data.transforms import Warp, apply_colours, draw_colour, draw_warps, window
 from stma.data.video_folder import VideoFolder
 from stma.errors import InputError
+from stma.runtime.opencv import cv2
 from stma.structures import Clip
 
 TRIES = 8  # at drawing frames and crops, until the first frame shows an object

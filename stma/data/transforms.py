@@ -9,11 +9,11 @@ from the nearest pixel for masks. Points are (x, y) in pixels, and the centre of
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
 from stma.errors import InputError
 from stma.runtime.config import check_types
+from stma.runtime.opencv import cv2
 
 FILL = (
     124,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from stma.model.per_object import PerObjectSTMA
 from stma.model.probing import Cut, Look, Watched, mean_look, mean_shares, with_streams
 from stma.model.stma import STMA
 from stma.model.streams import Blocks, JointSelfAttention, JointTokens, Prepared, Streams
+from stma.runtime.opencv import cv2
 
 
 @dataclass(frozen=True)

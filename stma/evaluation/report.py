@@ -11,7 +11,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
@@ -21,6 +20,7 @@ from stma.data.pictures import draw_overlay
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.evaluation.results import FRAME_SCORES, RESULTS
+from stma.runtime.opencv import cv2
 from stma.runtime.outputs import replacing
 from stma.runtime.workers import worker_map
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from vos_benchmark.evaluator import Evaluator
 
 from stma.data.images import count_ids, fit_mask, read_mask
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
+from stma.runtime.opencv import cv2
 from stma.runtime.workers import worker_map
 
 BOUNDARY = 0.008

@@ -1,12 +1,12 @@
 """Two baselines that need no training: copying the given masks, and carrying them along flow."""
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from stma.errors import InputError
 from stma.inference.segmenter import FrameResult, check_step, index_mask, merge_given
+from stma.runtime.opencv import cv2
 
 MIN_FLOW_SIZE = 12
 

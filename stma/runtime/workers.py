@@ -9,10 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import cv2
 import torch
 
 from stma.errors import InputError
+from stma.runtime.opencv import cv2
 
 PER_CORE = 4  # at most this many processes or threads: more would only slow one another down
 

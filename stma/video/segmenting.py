@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from stma.data.images import almost_equal_sizes, image_size, interpolated_ids, read_mask
 from stma.errors import InputError
+from stma.runtime.opencv import cv2
 from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials, replacing
 from stma.runtime.threads import read_ahead
 from stma.video.reading import Video, VideoFrameAt

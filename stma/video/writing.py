@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import av
-import cv2
 import numpy as np
 from av.audio.stream import AudioStream
 from av.video.reformatter import ColorRange, Colorspace
@@ -22,6 +21,7 @@ from pycocotools import mask as run_lengths
 
 from stma.data.images import count_ids
 from stma.data.pictures import draw_overlay, save_mask
+from stma.runtime.opencv import cv2
 from stma.runtime.outputs import replacing
 from stma.runtime.threads import Later
 from stma.version import __version__
