@@ -6,19 +6,12 @@ import pytest
 from PIL import Image
 from test_sources import video
 
-from stma.data.checking import check_dataset, check_root, recognise
+from stma.data.checking import check_dataset
 from stma.data.config import DatasetConfig
-from stma.data.image_folder import Layout
 from stma.data.pictures import save_clip, save_mask
 from stma.data.problems import Problem
 from stma.data.sources import FileSource
 from stma.errors import InputError
-
-LAYOUTS = [
-    Layout("images/*.jpg", "masks/*.png"),
-    Layout("*/*.jpg", "*/*.png"),
-    Layout("*.jpg", "*.png"),
-]
 
 
 def said(root: Path, **settings) -> dict[str, tuple[str, bool]]:
@@ -37,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_nothing_is_wrong_with_a_good_set(root: Path) -> None:
     assert said(root) == {}
-    check = check_root(root, LAYOUTS, workers=2)[0]
+    check = check_dataset(DatasetConfig(root=str(root)), workers=2)
     assert (check.clips, check.files) == (2, 16)
 
 
@@ -128,80 +121,6 @@ def test_lists_and_meta_that_name_missing_clips(root: Path) -> None:
     assert "not a JSON file" in said(root)["meta.json"][0]
 
 
-def test_counts_of_published_sets(root: Path) -> None:
-    davis = root.rename(root.parent / "DAVIS")
-    (davis / "ImageSets" / "2017").mkdir(parents=True)
-    (davis / "ImageSets" / "2017" / "train.txt").write_text("a\nb\n")
-    message = said(davis)["ImageSets/2017/train.txt"][0]
-    assert message.startswith("2 clips or images, but davis2017:train was published with 60")
-    youtube = davis.rename(davis.parent / "YouTubeVOS2018")
-    (youtube / "valid").mkdir()
-    for kind in ("JPEGImages", "Annotations", "ImageSets"):
-        (youtube / kind).rename(youtube / "valid" / kind)
-    (check,) = check_root(youtube, LAYOUTS, workers=1)
-    assert "youtubevos2018:valid was published with 474" in check.problems[0].message
-    assert check.problems[0].path == youtube / "valid"
-
-
-@pytest.mark.parametrize(
-    ("path", "known"),
-    [
-        ("YouTubeVOS2019/train_480p", ["youtubevos2019:train"]),
-        ("YouTube/valid", ["youtubevos2019:valid", "youtubevos2018:valid"]),
-        ("youtube-vos/2018/all_frames/valid_all_frames", ["youtubevos2018:valid"]),
-        ("LVOS/val", ["lvos:valid", "lvos_v2:valid"]),
-        ("MOSE/train", ["mose:train"]),
-        ("moses/train", []),
-        ("my_youtube_videos/train", []),
-        ("YouTube/training_run", []),
-        ("big/clips", []),
-        ("BL30K", ["bl30k:all"]),
-    ],
-)
-def test_known_names_of_videos(path: str, known: list[str]) -> None:
-    assert recognise(Path("/data") / path, "videos") == known
-
-
-@pytest.mark.parametrize(
-    ("path", "known"),
-    [
-        ("static/fss", ["fss1000:all"]),
-        ("static/BIG_small", []),
-        ("static/HRSOD_small", []),
-        ("DUTS-TE", ["duts_te:all"]),
-        ("mine", []),
-    ],
-)
-def test_known_names_of_images(path: str, known: list[str]) -> None:
-    assert recognise(Path("/data") / path, "images") == known
-
-
-def test_the_publishers_folders_of_hrsod(tmp_path: Path) -> None:
-    save_pair(tmp_path / "HRSOD_small", "HRSOD_train/1.jpg", "HRSOD_train_mask/1.png")
-    layouts = [Layout("HRSOD_*/*.jpg", "HRSOD_*_mask/*.png"), *LAYOUTS]
-    (check,) = check_root(tmp_path / "HRSOD_small", layouts, workers=1)
-    assert (check.clips, check.errors) == (1, 0)
-
-
-def test_one_broken_set_does_not_keep_the_others_from_being_checked(tmp_path: Path) -> None:
-    for name in ("bad", "good", "good2"):
-        save_clip(tmp_path / name, "a", *video(3), ".jpg")
-    (tmp_path / "bad" / "Annotations").rename(tmp_path / "bad" / "Masks")
-    frame_of(tmp_path / "good").write_bytes(b"")
-    (tmp_path / "papers").mkdir()
-    checks = check_root(tmp_path, LAYOUTS, workers=1)
-    assert [check.errors for check in checks] == [1, 1, 0, 0]
-    assert "bad/Annotations: no such folder" in str(checks[0].problems[0])
-    assert checks[3].problems[0].path == tmp_path / "papers"
-
-
-def test_images_without_any_mask(tmp_path: Path) -> None:
-    save_pair(tmp_path, "images/1.jpg", "masks/1.png")
-    (tmp_path / "masks" / "1.png").unlink()
-    (check,) = check_root(tmp_path, LAYOUTS, workers=1)
-    assert "no mask of this name" in check.problems[0].message
-
-
 def test_the_odd_one_out_is_blamed_even_if_it_is_the_first(root: Path) -> None:
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(frame_of(root, number=0))
     found = said(root)
@@ -218,46 +137,6 @@ def test_lists_that_are_empty_start_with_a_mark_or_lie_behind_a_link(root: Path)
     found = said(root, split="train")
     assert found == {"ImageSets/none.txt": ("an empty list", False)}
     assert len(check_dataset(DatasetConfig(root=str(root), split="marked"), 1).problems) == 1
-
-
-def save_pair(root: Path, image: str, mask: str) -> None:
-    for path in (root / image, root / mask):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    frames, masks = video(1)
-    Image.fromarray(frames[0]).save(root / image)
-    Image.fromarray(255 * (masks[0] > 0).astype(np.uint8)).save(root / mask)
-
-
-def test_folders_of_sets_are_told_apart(tmp_path: Path) -> None:
-    """One level down: classes of one set, or sets of their own where names are known."""
-    save_pair(tmp_path / "classes", "cat/1.jpg", "cat/1.png")
-    save_pair(tmp_path / "classes", "dog/1.jpg", "dog/1.png")
-    (classes,) = check_root(tmp_path / "classes", LAYOUTS, workers=1)
-    assert classes.clips == 2
-    save_pair(tmp_path / "static", "ecssd/images/1.jpg", "ecssd/masks/1.png")
-    save_pair(tmp_path / "static", "fss/cat/1.jpg", "fss/cat/1.png")
-    save_pair(tmp_path / "static", "BIG_small/1.jpg", "BIG_small/1.png")
-    checks = check_root(tmp_path / "static", LAYOUTS, workers=1)
-    assert [check.root.name for check in checks] == ["BIG_small", "ecssd", "fss"]
-    assert [check.errors for check in checks] == [0, 1, 1]  # counts
-    parts = tmp_path / "parts"
-    for part in ("a/BL", "b/BL"):
-        save_clip(parts / part, f"clip-{part[0]}", *video(3), ".jpg")
-    assert len(check_root(parts, LAYOUTS, workers=1)) == 2
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(InputError, match="nothing: neither clips"):
-        check_root(tmp_path / "nothing", LAYOUTS, workers=1)
-    with pytest.raises(InputError, match="nowhere: no such folder"):
-        check_root(tmp_path / "nowhere", LAYOUTS, workers=1)
-
-
-def test_archives_of_all_frames_have_their_masks_next_door(tmp_path: Path) -> None:
-    save_clip(tmp_path / "valid", "x", *video(4), ".jpg")
-    frames = tmp_path / "valid_all_frames" / "JPEGImages"
-    frames.parent.mkdir()
-    (tmp_path / "valid" / "JPEGImages").rename(frames)
-    (check,) = check_root(tmp_path / "valid_all_frames", LAYOUTS, workers=1)
-    assert (check.clips, check.files, check.errors) == (1, 8, 0)
 
 
 def test_training_stops_with_the_words_of_the_check(root: Path) -> None:

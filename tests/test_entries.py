@@ -507,13 +507,6 @@ def test_checking_a_root(monkeypatch, clips: Path, tmp_path, capsys) -> None:
         script(monkeypatch, "check_data.py", str(tmp_path / "nowhere"))
 
 
-def test_preparing_a_root(monkeypatch, clips: Path, tmp_path, capsys) -> None:
-    with pytest.raises(SystemExit) as done:
-        script(monkeypatch, "prepare_data.py", str(clips), str(tmp_path / "s"), "--short-side=32")
-    assert done.value.code == 0
-    assert "26 files written" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("dataset", ["folder", "procedural"])
 def test_showing_clips(monkeypatch, clips: Path, tmp_path, capsys, dataset: str) -> None:
     overrides = ["data.height=48", "data.width=64", "data.num_frames=3"]

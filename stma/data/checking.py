@@ -1,10 +1,8 @@
 """Everything that can be wrong with a dataset on disk, found before anyone trains on it."""
 
-import itertools
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from stma.data.config import DatasetConfig
-from stma.data.image_folder import Layout, list_pairs
 from stma.data.images import ORIENTATION, almost_equal_sizes, read_image, size_message
 from stma.data.listing import Frames, list_dataset
-from stma.data.problems import PUBLISHED, Problem, count_message
+from stma.data.problems import Problem
 from stma.data.sources import empty_clip, other_size_message, read_any_mask
 from stma.data.video_folder import (
     find_split,
@@ -30,42 +27,17 @@ from stma.data.video_folder import (
 from stma.errors import InputError
 from stma.runtime.workers import worker_map
 
-# What a folder's full name says it is: the first match counts, and if the version does not show,
-# either will do. DAVIS keeps its splits in lists, which are checked on their own.
-VIDEO_SETS = (
-    (r"you-?tube[-_ ]?(vos)?[-_ ]?2018", ("youtubevos2018",)),
-    (r"you-?tube[-_ ]?(vos)?[-_ ]?2019", ("youtubevos2019",)),
-    (r"you-?tube[-_ ]?(vos)?", ("youtubevos2019", "youtubevos2018")),
-    (r"lvos[-_ ]?v?1", ("lvos",)),
-    (r"lvos[-_ ]?v?2", ("lvos_v2",)),
-    (r"lvos", ("lvos", "lvos_v2")),
-    (r"mose([-_ ]?v?1)?", ("mose",)),
-    (r"bl30k", ("bl30k",)),
-)
-IMAGE_SETS = (
-    (r"ecssd", ("ecssd",)),
-    (r"fss([-_ ]?1000)?|fewshot_data", ("fss1000",)),
-    (r"hrsod(_release)?", ("hrsod",)),
-    (r"big", ("big",)),
-    (r"duts[-_]tr", ("duts_tr",)),
-    (r"duts[-_]te", ("duts_te",)),
-)
-SPLIT_FOLDER = re.compile(r"(train|val|test)(id)?(_\d+p)?(_all_frames)?")
-SPLITS = {"train": "train", "val": "valid", "test": "test"}
-
 
 @dataclass
 class Check:
     """What was checked and what was found.
 
     Attributes:
-        name: what the folder was taken for.
         clips: or images.
         files: read.
     """
 
     root: Path
-    name: str
     clips: int = 0
     files: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -77,7 +49,7 @@ class Check:
     def to_json(self) -> dict[str, object]:
         return {
             "root": str(self.root),
-            "name": self.name,
+            "errors": self.errors,
             "clips": self.clips,
             "files": self.files,
             "problems": [
@@ -91,48 +63,6 @@ class Check:
         }
 
 
-def check_root(root: Path, layouts: Sequence[Layout], workers: int) -> list[Check]:
-    """Find out what a folder holds and check all of it: a set of clips or images, or several.
-
-    A set that cannot be checked, or a subfolder in which nothing is recognised, is reported, and
-    the others are checked.
-
-    Args:
-        layouts: of still images, to try.
-
-    Raises:
-        InputError: nothing in the folder could be a dataset.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    skipped: list[Path] = []
-    found = _find_sets(root, layouts, skipped)
-    if not found:  # images without a single mask, or masks without an image?
-        found = [
-            _images(root, layout)
-            for layout in layouts
-            if any(problem.error for problem in list_pairs(root, layout)[1])
-        ][:1]
-        skipped.clear()
-    if not found:
-        raise InputError(
-            f"{root}: neither clips (JPEGImages and Annotations) nor images with masks; see "
-            "datasets/README.md for the layouts, and name the dataset with --dataset if it has one"
-        )
-    checks = []
-    for config in found:
-        try:
-            checks.append(check_dataset(config, workers))
-        except InputError as error:
-            path = Path(config.root)
-            checks.append(Check(path, config.kind, problems=[_as_problem(path, error)]))
-    if skipped:
-        message = "nothing was recognised in this folder, and nothing checked"
-        problems = [Problem(path, message, error=False) for path in skipped]
-        checks.append(Check(root, "the rest", problems=problems))
-    return checks
-
-
 def check_dataset(config: DatasetConfig, workers: int) -> Check:
     """Check all files of one dataset.
 
@@ -141,13 +71,9 @@ def check_dataset(config: DatasetConfig, workers: int) -> Check:
     """
     root = Path(config.root)
     listing = list_dataset(config)
-    known = [config.published] if config.published else recognise(root, config.kind)
-    title = " or ".join(known) if known else "not a published dataset by its name"
-    check = Check(root, f"{config.kind}, {title}")
+    check = Check(root)
     check.problems += listing.problems
     check.clips = len(listing.videos) + len(listing.pairs)
-    if known and not config.published:  # if given, list_dataset has compared it
-        check.problems += _check_count(root, known, check.clips + len(config.exclude))
     if config.kind == "videos":
         check.problems += _check_lists(root, config)
     items = [Frames.of_pair(root, pair) for pair in listing.pairs]
@@ -208,35 +134,8 @@ def _other_sizes(frames: Frames, sizes: dict[str, tuple[int, ...]]) -> Iterator[
             yield Problem(path, message)
 
 
-def recognise(root: Path, kind: str) -> list[str]:
-    """Which published set a folder must be, by its name and its parents', as ``dataset:split``;
-    several if the version does not show, none if the names say nothing."""
-    parts = _tail(root)
-    sets = IMAGE_SETS if kind == "images" else VIDEO_SETS
-    # The year of YouTube-VOS may be a separate folder.
-    candidates = [*parts, *("".join(pair) for pair in itertools.pairwise(parts))]
-    names = next(
-        (names for pattern, names in sets if any(re.fullmatch(pattern, c) for c in candidates)), ()
-    )
-    if names and "all" in PUBLISHED[names[0]]:
-        return [f"{names[0]}:all"]
-    split = SPLIT_FOLDER.fullmatch(parts[-1])
-    return [f"{name}:{SPLITS[split[1]]}" for name in names] if split is not None else []
-
-
-def _tail(root: Path) -> list[str]:
-    """The last parts of its path, in lower case; those further up say nothing about it."""
-    return [part.lower() for part in root.resolve().parts[-4:]]
-
-
-def _check_count(root: Path, known: Sequence[str], count: int) -> Iterator[Problem]:
-    messages = [count_message(key, count) for key in known]
-    if None not in messages:
-        yield Problem(root, "; ".join(message for message in messages if message))
-
-
 def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
-    """Lists in ``ImageSets`` and ``meta.json`` must name existing clips, as many as published."""
+    """Lists in ``ImageSets`` and ``meta.json`` must name existing clips."""
     parts = [root / part for part in config.parts] or [root]
     for part in parts:
         image_root, _ = video_folders(part, config.images, config.masks)
@@ -257,13 +156,6 @@ def _check_lists(root: Path, config: DatasetConfig) -> Iterator[Problem]:
             if not names:
                 yield Problem(path, "an empty list", error=False)
             yield from missing_clips(path, names, image_root, there)
-            year, _, last = split.partition("/")
-            if any("davis" in part for part in _tail(root)) and last in PUBLISHED.get(
-                f"davis{year}", {}
-            ):
-                message = count_message(f"davis{year}:{last}", len(names))
-                if message is not None:
-                    yield Problem(path, message)
         meta = part / "meta.json"
         if meta.is_file():
             yield from _check_meta(meta, image_root, there)
@@ -276,41 +168,6 @@ def _check_meta(meta: Path, image_root: Path, there: set[str]) -> Iterator[Probl
         yield Problem(meta, f'not a JSON file with "videos" ({error})')
         return
     yield from missing_clips(meta, names, image_root, there)
-
-
-def _find_sets(
-    root: Path, layouts: Sequence[Layout], skipped: list[Path], depth: int = 2
-) -> list[DatasetConfig]:
-    """Sets of clips or images in a folder or, if it is none, in its subfolders.
-
-    Args:
-        skipped: receives the subfolders in which nothing is recognised.
-    """
-    if (root / "JPEGImages").is_dir():
-        masks = "Annotations"
-        partner = root.with_name(root.name.removesuffix("_all_frames")) / masks
-        if not (root / masks).is_dir() and partner.is_dir():
-            masks = str(partner)  # as YouTube-VOS's archives of all frames
-        return [DatasetConfig(root=str(root), masks=masks)]
-    below = [root / name for name in subfolders(root)]
-    # Folders of images look like the classes of one set, unless some have names of known sets.
-    own = recognise(root, "images")
-    classes = not any(recognise(path, "images") not in ([], own) for path in below)
-    telling = [layout for layout in layouts if re.search(r"[^*/][^/]*/", layout.images)]
-    for layout in [*telling, *layouts] if classes else telling:
-        if list_pairs(root, layout)[0]:
-            return [_images(root, layout)]
-    found = []
-    for path in below if depth > 0 else []:
-        inner = _find_sets(path, layouts, skipped, depth - 1)
-        found += inner
-        if not inner:
-            skipped.append(path)
-    return found
-
-
-def _images(root: Path, layout: Layout) -> DatasetConfig:
-    return DatasetConfig(kind="images", root=str(root), layouts=[layout], mask_values="binary")
 
 
 def _as_problem(path: Path, error: InputError) -> Problem:

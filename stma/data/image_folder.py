@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stma.data.problems import Problem
-from stma.data.video_folder import HIDDEN, PREPARED, is_hidden
+from stma.data.video_folder import HIDDEN, is_hidden
 from stma.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -84,7 +84,7 @@ def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Proble
             path = root / folder / name
             if is_hidden(name):
                 problems.append(Problem(path, HIDDEN, error=False))
-            elif name == PREPARED or os.path.join(folder, name) in known:
+            elif os.path.join(folder, name) in known:
                 continue
             elif path.is_file():
                 problems.append(Problem(path, f"a stray file; expected {layout}", error=False))

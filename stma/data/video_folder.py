@@ -15,7 +15,6 @@ from stma.errors import InputError
 
 RESOLUTIONS = ("480p", "Full-Resolution")
 HIDDEN = "a hidden file; delete it"
-PREPARED = "prepared.json"  # where preparing.py records what it copied
 
 
 @dataclass(frozen=True, eq=False)
