@@ -1,9 +1,8 @@
 # make demo   see the shipped network segment, then train a tiny one, on a CPU or a GPU
 #             CLIP=my.mp4 or CLIP=FOLDER: segment your own instead
 # make test   run all tests, in two processes
-# make gpu    measure a GPU, into docs/gpu.md: 20 minutes; DATASETS=FOLDER trains experiment=small
-#             too; REHEARSE=1 runs every part at toy size on a CPU. Uses .venv, or else $(PYTHON)
-#             with the installed packages (python scripts/wheels.py names the missing ones)
+# make gpu    run the tests that need a GPU, then measure it, into docs/gpu.md. Uses .venv, or else
+#             $(PYTHON) with the packages that it has
 # make lint   format, lint and type-check
 # make lock   renew requirements.lock from pyproject.toml
 # Each first creates .venv and installs the locked versions, if not done yet.
@@ -21,9 +20,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+gpu: export PYTHONPATH = .
 gpu:
-	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu_report.py \
-	  $(if $(DATASETS),--datasets "$(DATASETS)") $(if $(REHEARSE),--rehearse)
+	-$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -q -m gpu
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/benchmark.py --device cuda --output docs/gpu.md \
+	  --against precision=fp32 --against compile=reduce-overhead
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -12,7 +12,6 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import pytest
 import timm
 import torch
@@ -27,9 +26,6 @@ from stma.evaluation.evaluation import evaluate
 from stma.model.factory import ModelConfig, build_backbone, build_model
 from stma.model.streams import VARIANTS
 from stma.model.weights import save_weights
-from stma.runtime.footprint import can_do_without
-from stma.training.config import StageConfig, TrainConfig
-from stma.training.dry_run import training_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -196,45 +192,6 @@ def test_scoring_masks_of_any_method(monkeypatch, capsys, tmp_path) -> None:
         script(monkeypatch, "score.py", truth, results)
     with pytest.raises(SystemExit, match="holds no clips, so there is nothing to score"):
         script(monkeypatch, "score.py", results, results)
-
-
-def test_benchmarks_of_evaluation(monkeypatch, capsys, tmp_path, weights) -> None:
-    write_clip(tmp_path, "a", dict.fromkeys(range(4), box(8, 8, 16, 16)), frames=4)
-    script(monkeypatch, "bench_eval.py", "overlap", str(tmp_path), f"--weights={weights}")
-    assert "a: ratio" in capsys.readouterr().out
-    masks = str(tmp_path / "Annotations")
-    arguments = ["scoring", str(tmp_path), f"--results={masks}", "--rounds=1", "--processes=1"]
-    script(monkeypatch, "bench_eval.py", *arguments)
-    assert "1 clips, 2 scored frames" in capsys.readouterr().out
-    long = ["long", str(tmp_path), f"--weights={weights}", "--frames=20", "--objects=1"]
-    script(monkeypatch, "bench_eval.py", *long)
-    assert (
-        len([line for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]) == 10
-    )
-
-
-def test_benchmarks_of_a_video(monkeypatch, capsys, tmp_path, weights) -> None:
-    clip = write_clip_file(tmp_path / "clip.mp4", map(gradient, range(4)))
-    save_mask(tmp_path / "first.png", box(8, 8, 16, 16, size=(48, 64)))
-    given = [str(clip), f"--mask={tmp_path / 'first.png'}", f"--weights={weights}"]
-    given += ["--device=cpu", "--rounds=1"]
-    script(monkeypatch, "bench_video.py", "overlap", *given)
-    out = capsys.readouterr().out
-    assert "4 frames of 64 x 48" in out
-    assert "CPU seconds  network alone" in out
-    with pytest.raises(SystemExit):
-        script(monkeypatch, "bench_video.py", "overlap")
-
-
-@pytest.mark.slow
-def test_benchmarks_of_the_command(monkeypatch, capsys, tmp_path, weights) -> None:
-    clip = write_clip_file(tmp_path / "clip.mp4", map(gradient, range(4)))
-    save_mask(tmp_path / "first.png", box(8, 8, 16, 16, size=(48, 64)))
-    given = [str(clip), f"--mask={tmp_path / 'first.png'}", f"--weights={weights}"]
-    script(monkeypatch, "bench_video.py", "start", *given, "--rounds=1", "--device=cpu")
-    assert "first mask on disk after" in capsys.readouterr().out
-    script(monkeypatch, "bench_video.py", "memory", "--frames", "5")
-    assert "5 masks" in capsys.readouterr().out
 
 
 def rows_of(printed: str) -> list[dict[str, str]]:
@@ -408,29 +365,6 @@ def test_counting(monkeypatch, capsys) -> None:
         script(monkeypatch, "count.py", "convvit_x")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not can_do_without(torch.device("cuda")), reason="an older torch needs a card for it"
-)
-def test_counting_memory(monkeypatch, capsys) -> None:
-    def of_two_frames(run: TrainConfig, stage: StageConfig, *more: object) -> int:
-        return training_bytes(run, replace(stage, data=replace(stage.data, num_frames=2)), *more)
-
-    monkeypatch.setattr("stma.inference.footprint.MAX_UPDATES", 2)
-    monkeypatch.setattr("stma.training.dry_run.training_bytes", of_two_frames)
-    script(monkeypatch, "count.py", "convvit_t", "--memory", "--objects", "1", "10")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    video, *training = (line for line in lines if line[:1] == ["convvit_t"])
-    assert 0 < float(video[1]) < float(video[2])
-    assert [row[1:3] for row in training] == [
-        [stage, blocks] for stage in ("static", "video") for blocks in ("kept", "recomputed")
-    ]
-    for row in training:
-        fits = [int(count) for count in row[5:]]
-        assert fits == sorted(fits)
-    assert float(training[3][4]) < float(training[2][4])  # recomputed blocks need less
-
-
 def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
     size = ["--height=32", "--width=32"]
     script(monkeypatch, "make_clips.py", str(tmp_path), "--clips=2", "--frames=4", *size)
@@ -444,14 +378,6 @@ def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
     ]
     with pytest.raises(SystemExit, match="16 pixels"):
         script(monkeypatch, "make_clips.py", str(tmp_path / "x"), "--height=8")
-
-
-def test_trying_a_model(monkeypatch, capsys) -> None:
-    small = ["--size=64", "--frames=3", "--height=64", "--width=80", "--device=cpu"]
-    script(monkeypatch, "try_model.py", "convvit_t", *small)
-    out = capsys.readouterr().out
-    assert "gradients finite" in out
-    assert "inference: 64 x 80" in out
 
 
 @pytest.mark.slow
@@ -517,25 +443,6 @@ def test_showing_clips(monkeypatch, clips: Path, tmp_path, capsys, dataset: str)
     assert read_image(sheet).shape[0] == 2 * (22 + 160 + 2)
 
 
-@pytest.fixture
-def threads():
-    """As many as before, whatever the test sets."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    yield
-    torch.set_num_threads(before[0])
-    cv2.setNumThreads(before[1])
-
-
-def test_timing_the_loader(monkeypatch, clips: Path, capsys, threads) -> None:
-    small = ["data.height=48", "data.width=64", "--clips=2", "--rounds=1", "--workers=1"]
-    script(monkeypatch, "bench_loader.py", str(clips), *small)
-    out = capsys.readouterr().out
-    for part in ("one core:", "decode images", "decode masks", "warp", "rest", "1 workers:"):
-        assert part in out
-    script(monkeypatch, "bench_loader.py", "--dataset=procedural", *small)
-    assert "draw scenes" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -> None:
     data = "stages.folder.data"
@@ -570,19 +477,6 @@ def test_the_demo_of_a_video_needs_its_first_mask(tmp_path, monkeypatch) -> None
         script(monkeypatch, "demo.py", "--clip", str(tmp_path / "my.mp4"))
 
 
-def test_timing_training(monkeypatch, capsys, threads) -> None:
-    settings = ["experiment=demo", "stages.demo.batch_size=2", "accumulate=2", "device=cpu"]
-    size = ["stages.demo.data.height=32", "stages.demo.data.width=32"]
-    script(monkeypatch, "bench_training.py", *settings, *size, "--steps=1")
-    out = capsys.readouterr().out
-    for part in ("iterations/s", "0 % of the time waiting", "GB at the peak", "TFLOPs a clip"):
-        assert part in out
-    with pytest.raises(SystemExit, match="stages are static, video; give one"):
-        script(monkeypatch, "bench_training.py", "stage=[static,video]")
-    script(monkeypatch, "bench_training.py", "stage=video", "model=convvit_t", "--count")
-    assert "video: 0.08 TFLOPs a clip" in capsys.readouterr().out
-
-
 def test_a_distilled_backbone_starts_training(tmp_path, monkeypatch, capsys) -> None:
     teacher, start = tmp_path / "teacher.pth", tmp_path / "start.safetensors"
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), teacher)
@@ -597,16 +491,6 @@ def test_a_distilled_backbone_starts_training(tmp_path, monkeypatch, capsys) -> 
         script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)
     with pytest.raises(SystemExit, match="cannot be written"):
         script(monkeypatch, "distill_backbone.py", str(teacher), str(start / "x"), *settings)
-
-
-def test_peak_rates_are_those_of_the_precision_in_use() -> None:
-    peak = runpy.run_path(str(ROOT / "scripts" / "bench_training.py"))["peak_rate"]
-    assert peak("NVIDIA H100 NVL", "bf16") == 835e12
-    assert peak("NVIDIA H100 80GB HBM3", "fp16") == 989e12
-    assert peak("NVIDIA H200", "bf16") == 989e12
-    assert peak("NVIDIA H100 80GB HBM3", "fp32") is None
-    assert peak("Tesla V100-SXM2-16GB", "bf16") is None
-    assert peak("Some Other Card", "bf16") is None
 
 
 @pytest.mark.slow
