@@ -89,7 +89,7 @@ def test_what_cannot_be_measured_is_named(rows, capsys) -> None:
         (["vidoe"], "vidoe"),
         (["video", "--objects=1", "--against", "nope=1"], "nope"),
         (["training", "--train", "stage=nope"], "nope"),
-        (["video", "--model=nope"], "nope"),
+        (["video", "--objects=1", "--model=nope"], "nope"),
     ):
         with pytest.raises(SystemExit) as error:
             rows(*arguments)
