@@ -38,29 +38,30 @@ class Video:
         image = resize(np.float32(frame).transpose(2, 0, 1) / 255, size)
         mean, std = (np.float32(self.about[x])[:, None, None] for x in ("mean", "std"))
         image = self.pad((image - mean) / std)
-        features, key, stride8, stride4, tokens = self.run("encode", image, *self.cache)
+        features, stride8, stride4, tokens = self.run("encode", image, *self.cache)
         if mask is not None:
             self.ids = [int(i) for i in np.unique(mask) if i]
             known = np.float32(np.equal.outer([0, *self.ids], mask))
             small = resize(known, size)
         else:
-            readout, used = self.run("readout", key, memory["keys"][None], memory["values"][None])
+            keys, values = memory["keys"][None], memory["values"][None]
+            readout, used = self.run("readout", features, keys, values)
             memory["usage"] += used[0]
             memory["age"] += 1
             small = self.run("decoder", readout, features, stride8, stride4)[0][0]
             small = small[:, : size[0], : size[1]]
             known = resize(small, full)
         if self.steps % settings["memory_interval"] == 0:
-            self.memorize(image, key, tokens, self.pad(small[1:]))
+            self.memorize(image, features, tokens, self.pad(small[1:]))
         self.steps += 1
         return known
 
-    def memorize(self, image, key, tokens, masks) -> None:  # type: ignore[no-untyped-def]
+    def memorize(self, image, features, tokens, masks) -> None:  # type: ignore[no-untyped-def]
         """When the memory is full, over its least used elements after the first frame's."""
         values, pooled = self.run("value_encoder", image, masks)
         count, zero = values.shape[1], np.zeros(values.shape[1], np.float32)
-        new = {"keys": key[0].reshape(-1, count).T, "values": values[0], "usage": zero, "age": zero}
-        new["frame"] = np.full(count, len(self.pooled))
+        new = {"keys": features[0].reshape(-1, count).T, "values": values[0]}
+        new |= {"usage": zero, "age": zero, "frame": np.full(count, len(self.pooled))}
         held = self.memory or {name: array[:0] for name, array in new.items()}
         frequency = held["usage"] / np.maximum(held["age"], 1)
         frequency[held["frame"] == 0] = np.inf
@@ -74,7 +75,7 @@ class Video:
         objects = np.max([self.pooled[n] for n in np.unique(self.memory["frame"])], axis=0)
         self.cache = self.run("references", np.stack(self.references, axis=1), objects)
         if len(self.pooled) == 1 and self.about["enhanced_keys"]:
-            self.memory["keys"] = self.run("encode", image, *self.cache)[1][0].reshape(-1, count).T
+            self.memory["keys"] = self.run("encode", image, *self.cache)[0][0].reshape(-1, count).T
 
     def pad(self, x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, 0), *((0, -n % self.about["stride"]) for n in x.shape[1:])])[None]

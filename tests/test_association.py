@@ -5,7 +5,14 @@ import torch
 
 from stma.memory.temporal import TemporalMemory
 from stma.model import association as module
-from stma.model.association import Association, affinity_scores, kernelize, read_all, read_top_k
+from stma.model.association import (
+    Association,
+    Reading,
+    affinity_scores,
+    kernelize,
+    read_all,
+    read_top_k,
+)
 
 
 def test_dot_and_l2_scores_by_hand() -> None:
@@ -56,20 +63,18 @@ def test_a_kernel_lowers_scores_by_the_distance_from_the_best_query() -> None:
 
 
 def test_what_looks_alike_elsewhere_no_longer_reads_the_object() -> None:
-    association = Association(dim=4)
-    memory = TemporalMemory(kernel=0.1)
+    association = Association()
+    memory = TemporalMemory()
     keys = torch.tensor([[[8.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]])
     values = torch.tensor([[[[1.0], [0.0]]]])  # the object is the first element
     memory.write(keys, values, torch.zeros(1, 1, 4), pinned=True)
     query = torch.zeros(1, 6, 4)
     query[0, :, 0] = torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0, 1.9])  # the object, and its like
     query[0, 4, 1] = 1.0  # the background, beside it
-    object_, like = association(query, memory, (1, 6))[0, 0, [0, 5], 0]
+    object_, like = association(query, memory, (1, 6), Reading(kernel=0.1))[0, 0, [0, 5], 0]
     assert object_ > 0.99
     assert like < 0.01
-    memory.kernel = 1e4
-    wide = association(query, memory, (1, 6))
-    memory.kernel = None
+    wide = association(query, memory, (1, 6), Reading(kernel=1e4))
     torch.testing.assert_close(wide, association(query, memory, (1, 6)))
 
 
@@ -92,16 +97,16 @@ def test_queries_read_a_few_at_a_time_read_the_same(
 ) -> None:
     """Two groups of objects, the second of which knows only the second frame."""
     torch.manual_seed(0)
-    association = Association(dim=4, similarity=similarity)
+    association = Association(similarity)
     query = torch.randn(2, 9, 4)
     frames = [(torch.randn(2, 5, 4), torch.randn(2, objects, 5, 6)) for objects in (1, 3)]
     readouts, uses = [], []
     for at_once in (9, 4, 1):
         monkeypatch.setattr(module, "CPU_QUERIES", at_once)
-        memory = TemporalMemory(capacity=10, top_k=top_k, kernel=kernel)
+        memory = TemporalMemory(capacity=10)
         for keys, values in frames:
             memory.write(keys, values, torch.zeros(2, values.shape[1], 4), pinned=True)
-        readouts.append(association(query, memory, (3, 3)))
+        readouts.append(association(query, memory, (3, 3), Reading(top_k, kernel)))
         uses.append((memory._usage, memory._age))
     for readout, (usage, age) in zip(readouts[1:], uses[1:], strict=True):
         assert torch.allclose(readout, readouts[0], atol=1e-6)
@@ -118,7 +123,7 @@ def test_a_long_memory_is_read_by_few_queries_at_a_time() -> None:
 
 
 def test_readout_is_the_affinity_weighted_mean_of_values() -> None:
-    association = Association(dim=4)
+    association = Association()
     memory = TemporalMemory()
     keys = torch.tensor([[[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]])
     values = torch.tensor([[[[1.0], [3.0]], [[10.0], [20.0]]]])  # two objects
@@ -131,7 +136,7 @@ def test_readout_is_the_affinity_weighted_mean_of_values() -> None:
 
 def test_late_objects_read_as_if_older_elements_did_not_exist() -> None:
     torch.manual_seed(0)
-    association = Association(dim=4)
+    association = Association()
     early, late = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
     early_values, late_values = torch.randn(1, 1, 3, 5), torch.randn(1, 2, 3, 5)
     query = torch.randn(1, 6, 4)
@@ -151,10 +156,13 @@ def test_late_objects_read_as_if_older_elements_did_not_exist() -> None:
     assert torch.allclose(readout[:, 0], association(query, only_first, (2, 3))[:, 0])
 
 
-def test_a_key_projection_sets_the_width_of_keys() -> None:
-    assert Association(dim=8, key_dim=3).key(torch.randn(1, 5, 8)).shape == (1, 5, 3)
+def test_readings_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="top_k is 0"):
+        Reading(top_k=0)
+    with pytest.raises(ValueError, match=r"kernel is -0\.1"):
+        Reading(kernel=-0.1)
 
 
 def test_unknown_similarity() -> None:
     with pytest.raises(ValueError, match="cosine"):
-        Association(dim=4, similarity="cosine")
+        Association("cosine")

@@ -32,7 +32,6 @@ VIT = replace(
     TINY,
     backbone="vit",
     depths=[0, 0, 2],
-    key_dim=8,
     similarity="l2",
     class_token=True,
     enhanced_keys=True,
@@ -95,9 +94,8 @@ def test_top_k_and_kernel_are_in_the_readout() -> None:
     features = torch.randn(1, 12, 16)
     by_name = {part.name: part.module for part in parts(model, settings, Sizes())}
     with torch.inference_mode():
-        expected = model.association(features, memory, (3, 4))
-        key = model.association.key(features)
-        query = tokens_to_map(key, (3, 4))
+        expected = model.association(features, memory, (3, 4), settings.reading)
+        query = tokens_to_map(features, (3, 4))
         found, _ = by_name["readout"](query, memory.keys, memory.values)
     assert torch.allclose(found, expected, atol=1e-5)
 

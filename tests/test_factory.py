@@ -47,7 +47,7 @@ def test_a_vit_has_blocks_at_stride_16_only() -> None:
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2"])
-@pytest.mark.parametrize("widths", [{}, {"key_dim": 8}, {"value_dim": 20}])
+@pytest.mark.parametrize("widths", [{}, {"value_dim": 20}])
 def test_options_build_and_run(tiny_config: ModelConfig, similarity: str, widths: dict) -> None:
     import dataclasses
 

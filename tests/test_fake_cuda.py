@@ -51,7 +51,6 @@ OPTIONS = dataclasses.replace(
     drop_path=0.5,
     enhanced_keys=True,
     reference_pooling=2,
-    key_dim=8,
     similarity="l2",
     train_top_k=4,
     train_kernel=0.2,

@@ -5,6 +5,7 @@ import torch
 from conftest import make_batch
 
 from stma.memory.video import VideoMemory
+from stma.model.association import Reading
 from stma.model.backbone import FrameEmbedding
 from stma.model.stma import STMA
 from stma.structures import ClipBatch
@@ -165,13 +166,13 @@ def test_the_running_mean_sees_the_objects_of_each_frame_once(
 def test_top_k_and_kernel_of_training_are_for_training_alone(tiny_model: STMA) -> None:
     clip = make_batch(num_frames=3)
     everything = tiny_model(clip).logits
-    tiny_model.train_top_k = 1
+    tiny_model.train_reading = Reading(top_k=1)
     assert torch.equal(tiny_model(clip).logits, everything)
     tiny_model.train()
     assert not torch.allclose(tiny_model(clip).logits, everything, atol=1e-6)
-    tiny_model.train_top_k = 10_000  # more than there are
+    tiny_model.train_reading = Reading(top_k=10_000)  # more than there are
     assert torch.allclose(tiny_model(clip).logits, everything, atol=1e-9)
-    tiny_model.train_kernel = 0.1
+    tiny_model.train_reading = Reading(kernel=0.1)
     assert not torch.allclose(tiny_model(clip).logits, everything, atol=1e-6)
     assert torch.equal(tiny_model.eval()(clip).logits, everything)
 

@@ -214,7 +214,7 @@ def test_variants_that_are_none_and_settings_that_contradict_them() -> None:
     with pytest.raises(InputError, match=r"variant is 'without_objects'.*no_spatial_memory"):
         ModelConfig(variant="without_objects")
     for setting in (
-        {"key_dim": 8}, {"similarity": "l2"}, {"value_dim": 4}, {"train_top_k": 4},
+        {"similarity": "l2"}, {"value_dim": 4}, {"train_top_k": 4},
         {"train_kernel": 0.2},
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"{next(iter(setting))} is .*no temporal memory"):

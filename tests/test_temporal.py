@@ -184,10 +184,6 @@ def test_batches_evict_each_on_its_own() -> None:
 def test_settings_and_calls_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="capacity is 0"):
         TemporalMemory(capacity=0)
-    with pytest.raises(ValueError, match="top_k is 0"):
-        TemporalMemory(top_k=0)
-    with pytest.raises(ValueError, match=r"kernel is -0\.1"):
-        TemporalMemory(kernel=-0.1)
     memory = TemporalMemory(capacity=9)
     write(memory, 0, objects=3, pinned=True)
     with pytest.raises(ValueError, match="2 objects; 3 are known"):

@@ -1,10 +1,12 @@
 import dataclasses
+import json
 import pickle
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stma import InputError, Segmenter, SegmenterConfig, build_model, load_model, save_weights
@@ -180,6 +182,21 @@ def test_damaged_metadata_is_named(tmp_path, metadata: dict, message: str) -> No
     whole = {"format": "stma-weights-1", "model": "{}", "provenance": "{}"} | metadata
     save_file({"a": torch.zeros(1)}, path, {k: v for k, v in whole.items() if v is not None})
     with pytest.raises(InputError, match=rf"w\.safetensors.*{message}"):
+        load_model(path)
+
+
+def test_a_file_with_a_setting_that_is_gone(tmp_path, tiny_model, tiny_config) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, tiny_model, tiny_config, {})
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    config = dataclasses.asdict(tiny_config)
+    metadata["model"] = json.dumps(config | {"key_dim": None})
+    save_file(tensors, path, metadata)
+    assert read_weights(path)[0] == tiny_config
+    metadata["model"] = json.dumps(config | {"key_dim": 8})
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=r"w\.safetensors: model: .*key_dim"):
         load_model(path)
 
 

@@ -3,9 +3,9 @@
 =================  =========================================================================
 part               inputs -> outputs
 =================  =========================================================================
-``encode``         an image and the cached references -> ``F_t``, its key, finer features,
+``encode``         an image and the cached references -> ``F_t``, finer features,
                    and the tokens with which the frame becomes a reference
-``readout``        a key and the memory of objects that entered together -> their readout
+``readout``        ``F_t`` and the memory of objects that entered together -> their readout
 ``decoder``        readouts, ``F_t`` and finer features -> probabilities
 ``value_encoder``  an image and its masks -> ID values, and a pooled token for each object
 ``references``     tokens of references and objects -> what ``encode`` reads, once per update
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from stma.errors import InputError
 from stma.inference.segmenter import SegmenterConfig
-from stma.model.association import affinity_scores, kernelize
+from stma.model.association import Reading, affinity_scores, kernelize
 from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, pool_tokens, tokens_to_map
 from stma.model.decoder import soft_aggregate
 from stma.model.stma import STMA
@@ -52,46 +52,42 @@ class Encode(nn.Module):
     def __init__(self, model: STMA) -> None:
         super().__init__()
         self.backbone = model.backbone
-        self.association = model.association
         self.reference_pooling = model.reference_pooling
 
     def forward(
         self, image: Tensor, cache_keys: Tensor, cache_values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``image (1, 3, H, W)``, normalised and padded, and the cache ``(blocks, heads, S, d)``,
-        ``S = 0`` with no references, to ``F_t (1, C, h, w)``, key ``(1, C', h, w)``, the features
-        at strides 8 and 4, and the frame's tokens as a reference ``(1, L', C)``."""
+        ``S = 0`` with no references, to ``F_t (1, C, h, w)``, the features at strides 8 and 4,
+        and the frame's tokens as a reference ``(1, L', C)``."""
         frame = self.backbone.embed(image)
         pairs = zip(cache_keys, cache_values, strict=True)
         cache = [KeyValue(key[None], value[None]) for key, value in pairs]
         tokens = encode_test(self.backbone.last_stage, frame.tokens, cache)
         features = self.backbone.finish(tokens)
         stride8, stride4 = self.backbone.fine_features(frame, features)
-        key = self.association.key(features)
         prefix = self.backbone.num_prefix
         reference = pool_tokens(frame.tokens, frame.grid, self.reference_pooling, prefix)
-        features, key = (tokens_to_map(each, frame.grid) for each in (features, key))
-        return features, key, stride8, stride4, reference
+        return tokens_to_map(features, frame.grid), stride8, stride4, reference
 
 
 class Readout(nn.Module):
     """The ID association of objects that entered at the same frame."""
 
-    def __init__(self, model: STMA, top_k: int | None, kernel: float | None) -> None:
+    def __init__(self, model: STMA, reading: Reading) -> None:
         super().__init__()
         self.similarity = model.association.similarity
-        self.top_k = top_k
-        self.kernel = kernel
+        self.reading = reading
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The frame's key ``(1, C', h, w)`` reads ``keys (1, M, C')`` and ``values (1, M, N, C)``:
+        """``F_t (1, C, h, w)`` reads ``keys (1, M, C)`` and ``values (1, M, N, C)``:
         ``(1, N, h * w, C)``, and the weight that each element received from all queries, ``(1,
         M)``."""
         scores = affinity_scores(map_to_tokens(query), keys, self.similarity)
-        if self.kernel is not None:
-            kernelize([scores], (query.shape[2], query.shape[3]), self.kernel)
-        if self.top_k is not None:
-            count = torch.sym_min(self.top_k, scores.shape[2])
+        if self.reading.kernel is not None:
+            kernelize([scores], (query.shape[2], query.shape[3]), self.reading.kernel)
+        if self.reading.top_k is not None:
+            count = torch.sym_min(self.reading.top_k, scores.shape[2])
             least = scores.topk(count, dim=2).values[..., -1:]
             scores = scores.masked_fill(scores < least, float("-inf"))
         weights = scores.softmax(dim=2)
@@ -192,21 +188,21 @@ def parts(model: STMA, settings: SegmenterConfig, sizes: Sizes) -> Iterator[Part
     shape = (len(blocks), heads, sizes.references * tokens, dim // heads)
     cache = (random(*shape), random(*shape))  # the same tensor twice would become one input
     with torch.no_grad():
-        features, key, stride8, stride4, own = Encode(model)(image, *cache)
+        features, stride8, stride4, own = Encode(model)(image, *cache)
         values, pooled = EncodeValues(model)(image, masks)
     yield Part(
         "encode",
         Encode(model),
         (image, *cache),
         ({2: ANY, 3: ANY}, {2: ANY}, {2: ANY}),
-        ["features", "key", "stride8", "stride4", "tokens"],
+        ["features", "stride8", "stride4", "tokens"],
     )
     elements = sizes.frames * tokens
-    memory = (random(1, elements, key.shape[1]), random(1, elements, *values.shape[2:]))
+    memory = (random(1, elements, dim), random(1, elements, *values.shape[2:]))
     yield Part(
         "readout",
-        Readout(model, settings.top_k, settings.kernel),
-        (key, *memory),
+        Readout(model, settings.reading),
+        (features, *memory),
         ({2: ANY, 3: ANY}, {1: ANY}, {1: ANY, 2: ANY}),
         ["readout", "received"],
     )
@@ -273,7 +269,7 @@ def export(weights: str | Path, output: str | Path) -> list[Path]:
             written.append(path)
         blocks = model.backbone.last_stage
         manifest = {
-            "format": "stma-export-2",
+            "format": "stma-export-3",
             "parts": [path.name for path in written],
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),

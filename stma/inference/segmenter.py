@@ -16,6 +16,7 @@ from stma.inference.state import network_digest, read_state, write_state
 from stma.memory.spatial import SpatialMemory
 from stma.memory.temporal import TemporalMemory, WholeBuffer
 from stma.memory.video import VideoMemory
+from stma.model.association import Reading
 from stma.model.backbone import STRIDE, FrameEmbedding, pad_to_stride
 from stma.model.stma import STMA, prepare_compiler
 from stma.runtime.config import check_types
@@ -74,9 +75,15 @@ class SegmenterConfig:
         if self.compile is not None and self.queue_size is None:
             raise InputError("compile needs references that do not grow; give a queue_size")
         check_precision(self.precision)
-        # The memories check their own settings; do so before the first video is read.
+        # These check their own settings; do so before the first video is read.
         SpatialMemory(self.queue_size, self.max_pinned)
-        TemporalMemory(self.capacity, self.top_k, self.kernel)
+        TemporalMemory(self.capacity)
+        Reading(self.top_k, self.kernel)
+
+    @property
+    def reading(self) -> Reading:
+        """How the temporal memory is read."""
+        return Reading(self.top_k, self.kernel)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class Segmenter:
         self._read: WholeBuffer | None = None  # of the temporal memory, until the next update
         self.memory = VideoMemory(
             spatial=SpatialMemory(self.config.queue_size, self.config.max_pinned),
-            temporal=TemporalMemory(self.config.capacity, self.config.top_k, self.config.kernel),
+            temporal=TemporalMemory(self.config.capacity),
         )
 
     @torch.inference_mode()
@@ -326,7 +333,7 @@ class Segmenter:
         """The embedding, features and probabilities of a frame; one graph if it is compiled."""
         memory = self.memory
         if self.config.compile is None:
-            return segment_frame(self.model, image, memory)
+            return segment_frame(self.model, image, memory, self.config.reading)
         if memory.prepared is None:
             memory.prepared = self.model.prepare(memory, all_slots=True)
             self._read = memory.temporal.whole_buffer() if len(memory.temporal) else None
@@ -337,6 +344,7 @@ class Segmenter:
             self.model,
             image,
             replace(memory, temporal=read),  # type: ignore[arg-type]
+            self.config.reading,
         )
         if read is not None:
             for used, group in zip(read.received, read.groups, strict=True):
@@ -358,7 +366,7 @@ class Segmenter:
 
 
 def segment_frame(
-    model: STMA, image: Tensor, memory: VideoMemory
+    model: STMA, image: Tensor, memory: VideoMemory, reading: Reading
 ) -> tuple[FrameEmbedding, Tensor, Tensor]:
     """All that the network does for a frame that is not memorised.
 
@@ -370,7 +378,7 @@ def segment_frame(
         The embedding, features ``(1, L, C)``, probabilities ``(1, N+1, H, W)``.
     """
     embedding = model.embed(image)
-    segmentation = model.segment(embedding, memory)
+    segmentation = model.segment(embedding, memory, reading)
     return embedding, segmentation.features, segmentation.probabilities
 
 

@@ -63,16 +63,13 @@ class WholeBuffer:
     that shapes stay as they are until an object enters.
 
     Attributes:
-        keys, values, groups, top_k, kernel: see :class:`TemporalMemory`; what is not filled is not
-            present.
+        keys, values, groups: see :class:`TemporalMemory`; what is not filled is not present.
         received: what :meth:`count_use` was given, in the order of the groups.
     """
 
     keys: Tensor
     values: Tensor
     groups: list[ObjectGroup]
-    top_k: int | None
-    kernel: float | None
     received: list[Tensor] = field(default_factory=list)
 
     def count_use(self, received: Tensor, group: ObjectGroup) -> None:
@@ -87,31 +84,16 @@ class TemporalMemory:
         capacity: elements (``h * w`` per frame); None grows without limit. Elements of pinned
             frames are never evicted; if they would leave no room for another frame, the capacity
             grows by what is missing, with a warning.
-        top_k: every query reads only the ``k`` elements most similar to it; None reads all.
-        kernel: every element is read around the query most similar to it, weighted by a Gaussian of
-            this standard deviation, in shorter sides of the frame; None reads it everywhere.
         max_frames: frames of which elements may remain. Beyond it, the unpinned frame with the
             fewest elements left is evicted entirely, so that a long video needs bounded memory.
     """
 
-    def __init__(
-        self,
-        capacity: int | None = None,
-        top_k: int | None = None,
-        kernel: float | None = None,
-        max_frames: int = 64,
-    ) -> None:
+    def __init__(self, capacity: int | None = None, max_frames: int = 64) -> None:
         if capacity is not None and capacity < 1:
             raise InputError(f"capacity is {capacity} elements; give 1 or more, or null")
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k is {top_k}; give 1 or more, or null to read all elements")
-        if kernel is not None and not kernel > 0:
-            raise InputError(f"kernel is {kernel}; give more than 0, or null to read everywhere")
         if max_frames < 2:
             raise InputError(f"max_frames is {max_frames}; give 2 or more")
         self.capacity = capacity
-        self.top_k = top_k
-        self.kernel = kernel
         self.max_frames = max_frames
         self.size = 0
         self._group_sizes: list[int] = []
@@ -177,7 +159,7 @@ class TemporalMemory:
         assert self.capacity is not None
         filled = torch.arange(self._keys.shape[1], device=self._keys.device) < self.size
         groups = self._groups(self._frame, filled.expand_as(self._frame))
-        return WholeBuffer(self._keys, self._values, groups, self.top_k, self.kernel)
+        return WholeBuffer(self._keys, self._values, groups)
 
     @property
     def object_tokens(self) -> Tensor:

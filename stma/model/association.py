@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stma.memory.temporal import TemporalMemory
+from stma.errors import InputError
+from stma.memory.temporal import TemporalMemory, WholeBuffer
 from stma.runtime.device import without_autocast
 from stma.structures import at_least_fp32
 
@@ -18,6 +20,31 @@ SIMILARITIES = ("dot", "l2")
 CPU_QUERIES = 256
 CPU_SCORES = 2**24
 GPU_SCORES = 2**28
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the temporal memory is read; by default as in the paper.
+
+    Attributes:
+        top_k: each query reads only the ``k`` elements most similar to it; None reads all.
+        kernel: each element is read around the query most similar to it, weighted by a Gaussian of
+            this standard deviation, in shorter sides of the frame; None reads it everywhere.
+    """
+
+    top_k: int | None = None
+    kernel: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}; give 1 or more, or null to read all elements")
+        if self.kernel is not None and not self.kernel > 0:
+            raise InputError(
+                f"kernel is {self.kernel}; give more than 0, or null to read everywhere"
+            )
+
+
+READ_ALL = Reading()
 
 
 def affinity_scores(query: Tensor, keys: Tensor, similarity: str) -> Tensor:
@@ -121,29 +148,25 @@ def read_top_k(scores: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 class Association(nn.Module):
     """Softmax affinity of the test frame to the memory, and one readout per object.
 
+    Keys and queries are the features themselves; it has no parameters.
+
     Args:
-        dim: token width.
-        key_dim: width of the keys; None uses the tokens themselves.
         similarity: ``dot`` or ``l2``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        key_dim: int | None = None,
-        similarity: str = "dot",
-    ) -> None:
+    def __init__(self, similarity: str = "dot") -> None:
         super().__init__()
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity is {similarity!r}; choose one of {SIMILARITIES}")
         self.similarity = similarity
-        self.project: nn.Module = nn.Identity() if key_dim is None else nn.Linear(dim, key_dim)
 
-    def key(self, features: Tensor) -> Tensor:
-        """``F_t (B, L, C)`` to keys or queries ``(B, L, C')``, never in half precision."""
-        return at_least_fp32(self.project(features))
-
-    def forward(self, features: Tensor, memory: TemporalMemory, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        memory: TemporalMemory | WholeBuffer,
+        grid: tuple[int, int],
+        reading: Reading = READ_ALL,
+    ) -> Tensor:
         """Read the memory.
 
         Objects that entered at the same frame share their memory elements and thus one softmax; an
@@ -157,7 +180,7 @@ class Association(nn.Module):
         Returns:
             ``(B, N, L, C)``.
         """
-        query = self.key(features)
+        query = at_least_fp32(features)
         keys, values, groups = memory.keys, memory.values, memory.groups
         readouts: list[Tensor] = []
         received: list[list[Tensor]] = []
@@ -165,9 +188,9 @@ class Association(nn.Module):
         parts: Iterable[Tensor] = (
             affinity_scores(some, keys, self.similarity) for some in query.split(at_once, dim=1)
         )
-        if memory.kernel is not None:
+        if reading.kernel is not None:
             parts = list(parts)  # an element's best query may be any of them
-            kernelize(parts, grid, memory.kernel)
+            kernelize(parts, grid, reading.kernel)
         for scores in parts:
             reads = []
             for group in groups:
@@ -175,10 +198,10 @@ class Association(nn.Module):
                 if group.present is not None:
                     visible = scores.masked_fill(~group.present[:, None], float("-inf"))
                 group_values = values[:, :, group.objects]  # (B, M, N', C)
-                if memory.top_k is None:
+                if reading.top_k is None:
                     reads.append(read_all(visible, group_values))
                 else:
-                    reads.append(read_top_k(visible, group_values, memory.top_k))
+                    reads.append(read_top_k(visible, group_values, reading.top_k))
             readouts.append(torch.cat([readout for readout, _ in reads], dim=2))
             received.append([used for _, used in reads])
         for group, used in zip(groups, zip(*received, strict=True), strict=True):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from stma.errors import InputError
-from stma.model.association import SIMILARITIES, Association
+from stma.model.association import SIMILARITIES, Association, Reading
 from stma.model.backbone import Backbone
 from stma.model.convvit import ConvViT
 from stma.model.decoder import Decoder
@@ -34,7 +34,6 @@ class ModelConfig:
         value_widths: channels of the value encoder at strides 4, 8 and 16.
         value_depth: its residual blocks per stride.
         decoder_widths: channels of the decoder at stride 16, and at strides 8 and 4.
-        key_dim: width of the projected memory keys; null for no projection.
         similarity: ``dot`` or ``l2``.
         enhanced_keys: whether the memory keys of a frame that gives objects are recomputed once
             these are known (ours).
@@ -62,7 +61,6 @@ class ModelConfig:
     value_widths: list[int] = field(default_factory=lambda: [64, 128, 256])
     value_depth: int = 2
     decoder_widths: list[int] = field(default_factory=lambda: [256, 128])
-    key_dim: int | None = None
     similarity: str = "dot"
     enhanced_keys: bool = False
     train_top_k: int | None = None
@@ -102,7 +100,7 @@ class ModelConfig:
         if self.variant not in VARIANTS:
             raise InputError(f"model.variant is {self.variant!r}; choose one of {VARIANTS}")
         if self.variant == PER_OBJECT:
-            unused: dict[str, object] = {"key_dim": None, "value_dim": None, "similarity": "dot"}
+            unused: dict[str, object] = {"value_dim": None, "similarity": "dot"}
             unused |= {"enhanced_keys": False, "train_top_k": None, "train_kernel": None}
             for name, default in unused.items():
                 if getattr(self, name) != default:
@@ -122,7 +120,7 @@ class ModelConfig:
             )
         if not 0 <= self.drop_path < 1:
             raise InputError(f"model.drop_path is {self.drop_path}; give 0 <= drop_path < 1")
-        for name in ("value_dim", "key_dim", "train_top_k"):
+        for name in ("value_dim", "train_top_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; give 1 or more, or null")
         for name in ("value_depth", "mlp_ratio", "reference_pooling", "train_kernel"):
@@ -171,12 +169,11 @@ def build_model(config: ModelConfig) -> STMA:
             object_features=(
                 ObjectFeatures(value_dim, backbone.dim) if has_objects else NoObjectFeatures()
             ),
-            association=Association(backbone.dim, config.key_dim, config.similarity),
+            association=Association(config.similarity),
             decoder=build_decoder(),
             streams=streams,
             enhanced_keys=config.enhanced_keys,
-            train_top_k=config.train_top_k,
-            train_kernel=config.train_kernel,
+            train_reading=Reading(config.train_top_k, config.train_kernel),
             reference_pooling=config.reference_pooling,
         )
         # Depthwise and pointwise convolutions of few channels are much faster this way everywhere.

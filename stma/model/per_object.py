@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from stma.memory.video import VideoMemory
-from stma.model.association import Association
+from stma.model.association import READ_ALL, Association, Reading
 from stma.model.backbone import (
     STRIDE,
     Backbone,
@@ -52,7 +52,7 @@ class PerObjectSTMA(STMA):
             backbone=backbone,
             value_encoder=MaskEmbedding(backbone.dim),
             object_features=NoObjectFeatures(),
-            association=Association(backbone.dim),  # has no parameters, and is not called
+            association=Association(),  # not called
             decoder=decoder,
             streams=WithoutObjects(),
         )
@@ -72,7 +72,9 @@ class PerObjectSTMA(STMA):
             prepared.append((references.shape[1], keys))
         return prepared
 
-    def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
+    def segment(
+        self, frame: FrameEmbedding, memory: VideoMemory, reading: Reading = READ_ALL
+    ) -> Segmentation:
         """One pass for each object, as a batch; then soft aggregation over all."""
         if memory.prepared is None:
             memory.prepared = self.prepare(memory)

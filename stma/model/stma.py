@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stma.memory.temporal import TemporalMemory
 from stma.memory.video import VideoMemory
-from stma.model.association import Association, affinity_scores
+from stma.model.association import READ_ALL, Association, Reading, affinity_scores
 from stma.model.backbone import (
     Backbone,
     FrameEmbedding,
@@ -61,10 +60,7 @@ class STMA(nn.Module):
         streams: which tokens read which; the paper's full model by default.
         enhanced_keys: whether the key of a frame that gives objects is recomputed once they are
             known: the frame reads itself and them (ours, off in the paper's model).
-        train_top_k: in training, each query reads only so many elements of the temporal memory;
-            None reads all, as in the paper.
-        train_kernel: in training, the width of the Gaussian around each element's best query; None
-            reads elements everywhere, as in the paper.
+        train_reading: how the temporal memory is read in training.
         reference_pooling: a reference keeps the means of squares of so many tokens a side (ours, 1
             in the paper's model).
 
@@ -86,8 +82,7 @@ class STMA(nn.Module):
         decoder: Decoder,
         streams: Streams | None = None,
         enhanced_keys: bool = False,
-        train_top_k: int | None = None,
-        train_kernel: float | None = None,
+        train_reading: Reading = READ_ALL,
         reference_pooling: int = 1,
     ) -> None:
         super().__init__()
@@ -98,8 +93,7 @@ class STMA(nn.Module):
         self.decoder = decoder
         self.streams = streams or FullStreams()
         self.enhanced_keys = enhanced_keys
-        self.train_top_k = train_top_k
-        self.train_kernel = train_kernel
+        self.train_reading = train_reading
         self.reference_pooling = reference_pooling
         self.segmenter_settings = {}
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
@@ -193,10 +187,12 @@ class STMA(nn.Module):
             self.streams.encode(self.backbone.last_stage, frame.tokens, prepared)
         )
 
-    def segment(self, frame: FrameEmbedding, memory: VideoMemory) -> Segmentation:
+    def segment(
+        self, frame: FrameEmbedding, memory: VideoMemory, reading: Reading = READ_ALL
+    ) -> Segmentation:
         """Eq. 1: ``M_t = decoder(P_mem(STML(F_t, F_r, F_o), memory), F_t^{1/8}, F_t^{1/4})``."""
         features = self.encode(frame, memory)
-        readout = self.association(features, memory.temporal, frame.grid)  # (B, N, L, C)
+        readout = self.association(features, memory.temporal, frame.grid, reading)  # (B, N, L, C)
         logits = self.decoder(
             tokens_to_map(readout, frame.grid),
             tokens_to_map(features, frame.grid),
@@ -236,9 +232,8 @@ class STMA(nn.Module):
             memory.write_references(self.reference_tokens(frame), pinned=pinned)
         if pinned and self.enhanced_keys:
             features = self._enhance(frame, memory, pooled)
-        memory.write_values(
-            self.association.key(features), map_to_tokens(values), pooled, pinned=pinned
-        )
+        keys = at_least_fp32(features)
+        memory.write_values(keys, map_to_tokens(values), pooled, pinned=pinned)
 
     def forward(self, clip: ClipBatch) -> Prediction:
         """Segment frames ``1..T-1`` of a batch of clips of any size, given the masks of frame 0."""
@@ -252,10 +247,8 @@ class STMA(nn.Module):
             0, 3, 1, 2
         )
 
-        temporal = TemporalMemory()
-        if self.training:
-            temporal = TemporalMemory(top_k=self.train_top_k, kernel=self.train_kernel)
-        memory = VideoMemory(temporal=temporal, valid_objects=clip.valid_objects)
+        reading = self.train_reading if self.training else READ_ALL
+        memory = VideoMemory(valid_objects=clip.valid_objects)
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
@@ -267,7 +260,7 @@ class STMA(nn.Module):
             # With one frame in memory there is one reference, not the same frame twice.
             if self.streams.reads_references:
                 memory.select_references(clip.references[:, t, : min(t, clip.references.shape[2])])
-            segmentation = self.segment(frames[t], memory)
+            segmentation = self.segment(frames[t], memory, reading)
             features = segmentation.features
             logits.append(segmentation.logits[..., :height, :width])
             if segmentation.object_logits is not None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 FORMAT = "stma-weights-1"
 # Settings of the model that concern training alone: weights made with any of them fit all others.
 OF_TRAINING = ("drop_path", "train_top_k", "train_kernel")
+RETIRED = {"key_dim": None}  # settings that older files hold; this value of them is no longer said
 SHIPPED = Path(__file__).parent.parent / "weights"  # in the package, by name
 
 
@@ -95,7 +96,10 @@ def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[st
     path = find_weights(path)
     metadata, tensors = _read(path, True)
     try:
-        values = OmegaConf.create(json.loads(metadata["model"]))
+        settings = json.loads(metadata["model"])
+        if isinstance(settings, dict):
+            settings = {k: v for k, v in settings.items() if (k, v) not in RETIRED.items()}
+        values = OmegaConf.create(settings)
         provenance = json.loads(metadata["provenance"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: damaged metadata ({error!r})") from error
