@@ -101,7 +101,7 @@ def counted(epochs: Epochs, numbers) -> Counter:
 
 
 def test_an_epoch_holds_every_item_as_often_as_told() -> None:
-    epochs = Epochs([Share(3, repeats=5), Share(4)], ["a", "b"], seed=0)
+    epochs = Epochs([Share(3, repeats=5), Share(4)], ["a", "b"], seed=(0,))
     assert epochs.length == 19
     for epoch in range(3):
         counts = counted(epochs, range(19 * epoch, 19 * (epoch + 1)))
@@ -109,7 +109,7 @@ def test_an_epoch_holds_every_item_as_often_as_told() -> None:
 
 
 def test_index_and_epoch_are_unique_and_shuffled() -> None:
-    epochs = Epochs([Share(50)], ["a"], seed=3)
+    epochs = Epochs([Share(50)], ["a"], seed=(3,))
     keys = [(epochs[n].epoch, epochs[n].index) for n in range(100)]
     assert len(set(keys)) == 100
     assert {epoch for epoch, _ in keys[:50]} == {0}
@@ -117,12 +117,12 @@ def test_index_and_epoch_are_unique_and_shuffled() -> None:
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
     assert orders[0] != sorted(orders[0])
     assert orders[0] != orders[1]
-    assert orders[0] == [Epochs([Share(50)], ["a"], seed=3)[n].item for n in range(50)]
-    assert orders[0] != [Epochs([Share(50)], ["a"], seed=4)[n].item for n in range(50)]
+    assert orders[0] == [Epochs([Share(50)], ["a"], seed=(3,))[n].item for n in range(50)]
+    assert orders[0] != [Epochs([Share(50)], ["a"], seed=(4,))[n].item for n in range(50)]
 
 
 def test_weights_are_shares_of_all_samples_and_endless_sources_never_repeat() -> None:
-    epochs = Epochs([Share(60, repeats=5), Share(None, weight=0.25)], ["a", "b"], seed=0)
+    epochs = Epochs([Share(60, repeats=5), Share(None, weight=0.25)], ["a", "b"], seed=(0,))
     assert epochs.counts == [600, 200]
     endless = [d.item for n in range(2400) if (d := epochs[n]).source == 1]
     assert sorted(endless) == list(range(600))
@@ -135,7 +135,7 @@ def test_weights_are_shares_of_all_samples_and_endless_sources_never_repeat() ->
 )  # fmt: skip
 def test_shares_are_kept_however_small_the_sets(sizes, weights) -> None:
     shares = [Share(size, weight=weight) for size, weight in zip(sizes, weights, strict=True)]
-    epochs = Epochs(shares, ["a", "b", "c"][: len(shares)], seed=0)
+    epochs = Epochs(shares, ["a", "b", "c"][: len(shares)], seed=(0,))
     for share, count in zip(shares, epochs.counts, strict=True):
         if share.weight is not None:
             assert count / epochs.length == pytest.approx(share.weight, rel=0.01)
@@ -143,7 +143,7 @@ def test_shares_are_kept_however_small_the_sets(sizes, weights) -> None:
 
 def test_a_weighted_source_goes_round_its_items_evenly() -> None:
     """An epoch ends anywhere among its items, and the next one continues from there."""
-    epochs = Epochs([Share(7), Share(90, weight=0.3)], ["a", "b"], seed=1)
+    epochs = Epochs([Share(7), Share(90, weight=0.3)], ["a", "b"], seed=(1,))
     assert epochs.counts == [469, 201]
     counts = counted(epochs, range(30 * epochs.length))
     assert all(counts[1, item] == 67 for item in range(90))
@@ -151,7 +151,7 @@ def test_a_weighted_source_goes_round_its_items_evenly() -> None:
 
 
 def test_weights_alone() -> None:
-    epochs = Epochs([Share(8, weight=0.5), Share(None, weight=0.5)], ["a", "b"], seed=0)
+    epochs = Epochs([Share(8, weight=0.5), Share(None, weight=0.5)], ["a", "b"], seed=(0,))
     sources = Counter(epochs[n].source for n in range(epochs.length))
     assert sources[0] == sources[1] == epochs.length / 2
 
@@ -167,7 +167,7 @@ def test_weights_alone() -> None:
 )
 def test_shares_that_cannot_be(shares: list[Share], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Epochs(shares, ["a", "b"], seed=0)
+        Epochs(shares, ["a", "b"], seed=(0,))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

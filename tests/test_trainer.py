@@ -243,7 +243,7 @@ def test_the_debug_settings_bring_the_j_of_one_clip_above_90(tmp_path) -> None:
     settings = parse_config(TrainConfig, load_config(CONFIGS, "train", overrides))
     network = load_model(train(settings))
     data = settings.stages["debug"].data
-    clip = ClipDataset(data, 10, settings.seed).sample(7)  # any number: there is but one
+    clip = ClipDataset(data, 10, settings.seed, "debug").sample(7)  # any number: there is but one
     segmenter = Segmenter(network, SegmenterConfig(memory_interval=1))
     segmenter.step(clip.frames[0], clip.masks[0])
     scores = []

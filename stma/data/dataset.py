@@ -1,6 +1,7 @@
-"""Training clips from any mix of sources: each a function of (seed, epoch, index) alone."""
+"""Training clips from any mix of sources: each a function of (seed, stage, epoch, index) alone."""
 
 import signal
+import zlib
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
@@ -79,20 +80,22 @@ class ClipDataset(Dataset["Clip | InputError"]):
     """The samples of a stage, numbered from 0 to its end, over all epochs.
 
     The number of a sample determines its epoch and its place there; all chance comes from the seed,
-    the epoch and the sample's index in the epoch before shuffling. So the number of workers,
-    processes and restarts changes nothing. Only the curriculum depends on the stage's progress.
+    the stage's name, the epoch and the sample's index in the epoch before shuffling. So the number
+    of workers, processes and restarts changes nothing. Only the curriculum depends on the stage's
+    progress.
 
     Args:
         length: samples of the whole stage.
+        stage: its name, so that a stage does not repeat the clips of the one before.
 
     Raises:
         InputError: a source is faulty; the message names it.
     """
 
-    def __init__(self, config: DataConfig, length: int, seed: int) -> None:
+    def __init__(self, config: DataConfig, length: int, seed: int, stage: str = "") -> None:
         self.config = config
         self.length = length
-        self.seed = seed
+        self.seed = (seed, zlib.crc32(stage.encode())) if stage else (seed,)
         blocks = config.sources
         if not blocks:
             raise InputError(
@@ -110,7 +113,7 @@ class ClipDataset(Dataset["Clip | InputError"]):
             Share(source.size, block.repeats, block.weight)
             for source, block in zip(self.sources, blocks.values(), strict=True)
         ]
-        self.epochs = Epochs(shares, list(blocks), seed)
+        self.epochs = Epochs(shares, list(blocks), self.seed)
 
     def __len__(self) -> int:
         return self.length
@@ -133,7 +136,7 @@ class ClipDataset(Dataset["Clip | InputError"]):
             reverse=config.reverse,
             num_references=config.num_references,
         )
-        rng = np.random.default_rng((self.seed, draw.epoch, draw.index))
+        rng = np.random.default_rng((*self.seed, draw.epoch, draw.index))
         return self.sources[draw.source].sample(draw.item, spec, rng)
 
     def __getitem__(self, number: int) -> "Clip | InputError":

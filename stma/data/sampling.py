@@ -134,7 +134,9 @@ class Epochs:
         InputError: impossible shares.
     """
 
-    def __init__(self, shares: Sequence[Share], names: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, shares: Sequence[Share], names: Sequence[str], seed: tuple[int, ...]
+    ) -> None:
         self.shares = shares
         self.seed = seed
         self.counts = _counts(shares, names)
@@ -144,7 +146,7 @@ class Epochs:
     def __getitem__(self, number: int) -> Draw:
         """The sample of this number, counted over all epochs."""
         epoch, position = divmod(number, self.length)
-        index = int(_shuffled(self.length, (self.seed, epoch))[position])
+        index = int(_shuffled(self.length, (*self.seed, epoch))[position])
         source = int(np.searchsorted(self.ends, index, side="right"))
         within = index - int(self.ends[source]) + self.counts[source]
         nth = epoch * self.counts[source] + within
@@ -154,13 +156,13 @@ class Epochs:
         # A weighted source may end an epoch anywhere among its items: every pass through them has
         # its own order, so that none is left out for long.
         turn, place = divmod(nth, size)
-        item = int(_shuffled(size, (self.seed, turn, source))[place])
+        item = int(_shuffled(size, (*self.seed, turn, source))[place])
         return Draw(epoch, index, source, item)
 
 
 @lru_cache(maxsize=32)
 def _shuffled(length: int, key: tuple[int, ...]) -> np.ndarray:
-    # The spawn key keeps this stream apart from those of the samples, seeded (seed, epoch, index).
+    # The spawn key keeps this stream apart from those of the samples, seeded (*seed, epoch, index).
     seed = np.random.SeedSequence(key, spawn_key=(len(key),))
     return np.random.default_rng(seed).permutation(length)
 

@@ -105,6 +105,7 @@ class Trainer:
                 self.stage.data,
                 length=self.stage.iterations * self.stage.batch_size,
                 seed=config.seed,
+                stage=name,
             )
 
     @property
