@@ -210,6 +210,13 @@ def test_the_full_model_has_the_parameters_of_its_variants_or_more() -> None:
     assert counts["no_object"] < counts["full"]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_says_itself_whether_it_gives_object_tokens(variant: str) -> None:
+    model = model_of(variant).train()
+    given = model(make_batch(num_frames=2)).object_logits is not None
+    assert given == (variant in STREAMS and STREAMS[variant].gives_object_tokens)
+
+
 def test_variants_that_are_none_and_settings_that_contradict_them() -> None:
     with pytest.raises(InputError, match=r"variant is 'without_objects'.*no_spatial_memory"):
         ModelConfig(variant="without_objects")

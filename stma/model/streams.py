@@ -76,10 +76,13 @@ class Streams(ABC):
 
     Attributes:
         reads_objects, reads_references: whether these take part at all.
+        gives_object_tokens: whether object tokens leave the blocks apart from the frame's
+            (:attr:`Others.objects`), which `loss.objects` needs.
     """
 
     reads_objects = True
     reads_references = True
+    gives_object_tokens = True
 
     @abstractmethod
     def prepare(
@@ -141,6 +144,7 @@ class WithoutObjects(FullStreams):
     """References attend to themselves; the test frame as in Eq. 4."""
 
     reads_objects = False
+    gives_object_tokens = False
 
 
 class WithoutReferences(Streams):
@@ -169,6 +173,8 @@ class WithoutReferences(Streams):
 
 class JointSelfAttention(Streams):
     """One self-attention over ``[F_o ; F_r ; F_t]``, all to all: nothing can be prepared."""
+
+    gives_object_tokens = False
 
     def prepare(
         self,

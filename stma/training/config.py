@@ -6,13 +6,12 @@ from typing import Any
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
+from stma.model.streams import STREAMS
 from stma.runtime.config import check_not_empty, check_types
 from stma.runtime.device import check_precision
 from stma.runtime.workers import check_count
 from stma.training.losses import LossConfig
 from stma.training.optimizer import OptimizerConfig
-
-HAS_OBJECT_TOKENS = ("full", "no_spatial_memory")
 
 
 @dataclass
@@ -158,8 +157,9 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}; give a decay from 0 (none) to less than 1")
         check_precision(self.precision)
+        streams = STREAMS.get(self.model.variant)
         for name, stage in self.stages.items():
-            if stage.loss.objects > 0 and self.model.variant not in HAS_OBJECT_TOKENS:
+            if stage.loss.objects > 0 and not (streams and streams.gives_object_tokens):
                 raise InputError(
                     f"stages.{name}.loss.objects is {stage.loss.objects}, but with model.variant="
                     f"{self.model.variant} the blocks give no object tokens; leave it at 0"
