@@ -39,8 +39,7 @@ from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
 from stma.model.weights import read_weights
-from stma.runtime.provenance import file_digest
-from stma.training.run import RECORD
+from stma.runtime.resume import RECORD, file_digest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 HEIGHT, WIDTH = 480, 864  # of the frames whose GFLOPs are counted, as in the paper
@@ -360,7 +359,9 @@ def make_table(rows: list[Row], objects: int) -> Table:
                 str(len(row.results)),
                 *figures,
                 number(float(np.median([speed.fps for speed in speeds]))),
-                number(max(speed.peak_gigabytes for speed in speeds), 2),
+                number(
+                    max((s.peak_gigabytes for s in speeds if s.peak_gigabytes), default=None), 2
+                ),
                 number(parameters / 1e6, 2),
                 number(parts["frame"]),
                 number(table_1[0] if table_1 else None),

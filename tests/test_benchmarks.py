@@ -217,12 +217,12 @@ def test_ranges_that_do_not_agree_with_their_number_of_frames() -> None:
         FrameRange(1, 21, 9).counted(5)
 
 
-def test_a_changed_file_changes_the_fingerprint(tmp_path) -> None:
+def test_a_changed_file_changes_the_state(tmp_path) -> None:
     write_clip(tmp_path, "a", {0: BOX})
-    before = one(BenchmarkConfig(), tmp_path).fingerprint()
-    assert one(BenchmarkConfig(), tmp_path).fingerprint() == before
+    before = one(BenchmarkConfig(), tmp_path).files_state()
+    assert one(BenchmarkConfig(), tmp_path).files_state() == before
     save_mask(tmp_path / "Annotations/a/00000.png", box(0, 0, 30, 30))
-    assert one(BenchmarkConfig(), tmp_path).fingerprint() != before
+    assert one(BenchmarkConfig(), tmp_path).files_state() != before
 
 
 def test_rules_that_make_no_sense() -> None:

@@ -97,7 +97,7 @@ def test_two_processes_train_to_the_end_and_one_of_them_writes(tmp_path) -> None
     run = torchrun("train", tmp_path / "run")
     assert run.returncode == 0, run.stderr[-4000:]
     assert "deprecated" not in run.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["details"]["processes"] == 2
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("an epoch is") == 1
     assert run.stderr.count("00:00<?\n") == 1  # a bar when it appears; the end may be drawn twice
@@ -142,7 +142,7 @@ def test_all_options_together_and_another_number_of_processes(tmp_path) -> None:
     path = tmp_path / "run"
     ranks(2, "all", path)
     assert not torch.equal(*(torch.load(f"{path}.0.2.{rank}") for rank in range(2)))
-    (path / "only" / "finished.json").unlink()
+    (path / "only" / "run.json").unlink()
     (path / "only" / "checkpoints" / "00000003.pt").unlink()
     ranks(1, "all", path)
     assert not Path(f"{path}.1.1.0").exists()
@@ -223,7 +223,7 @@ def test_srun_with_a_task_for_each_process(tmp_path) -> None:
         for rank in ("0", "1")
     ]
     assert [end(task) for task in tasks] == [0, 0]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["details"]["processes"] == 2
 
 
 def test_several_machines_need_to_know_where_the_first_process_is(monkeypatch) -> None:

@@ -27,6 +27,7 @@ from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
+from stma.runtime.resume import TRAINING, Record
 
 BOX = box(10, 10, 12, 12)
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -133,17 +134,20 @@ def test_the_result_of_another_run_is_refused_or_removed(root, weights, tmp_path
     output = tmp_path / "out"
     evaluate(config(root, output))
     kept = masks_below(output)
-    with pytest.raises(InputError, match="holds another run's result; method was copy, is flow"):
+    with pytest.raises(
+        InputError,
+        match=r"holds another run's result.*overwrite=true.*\n  method: copy there, flow here",
+    ):
         evaluate(config(root, output, method="flow"))
     other = config(root, output, benchmark=BenchmarkConfig(void=255))
-    with pytest.raises(InputError, match=r"benchmark\.void was None, is 255.*overwrite=true"):
+    with pytest.raises(InputError, match=r"benchmark\.void: None there, 255 here"):
         evaluate(other)
     assert masks_below(output) == kept
     stma = {"method": "stma", "weights": str(weights)}
     evaluate(config(root, output, overwrite=True, **stma))
     evaluate(config(root, output, **stma))
     changed = SegmenterConfig(memory_interval=2)
-    with pytest.raises(InputError, match=r"segmenter\.memory_interval was 5, is 2"):
+    with pytest.raises(InputError, match=r"segmenter\.memory_interval: 5 there, 2 here"):
         evaluate(config(root, output, segmenter=changed, **stma))
     (output / "run.json").unlink()
     with pytest.raises(InputError, match=r"no run\.json that says what"):
@@ -248,7 +252,7 @@ def test_the_log_says_what_was_evaluated(root, tmp_path) -> None:
 def test_damaged_records_are_no_records(root, tmp_path) -> None:
     settings = config(root, tmp_path / "out")
     first = evaluate(settings)
-    for name, content in (("full", ""), ("late", '{"run": {}, "of": 1, "fingerprint": 2}')):
+    for name, content in (("full", ""), ("late", '{"kind": "a clip", "identity": {}}')):
         (tmp_path / f"out/clips/{name}.json").write_text(content)
     (tmp_path / "out/masks/full/.DS_Store").touch()
     assert len(evaluate(settings).runs) == len(first.runs) == 2
@@ -355,7 +359,7 @@ def test_an_output_among_the_clips_is_refused(root, tmp_path, where: str) -> Non
 
 def test_the_output_of_a_training_is_not_taken(root, tmp_path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "run.json").write_text('{"torch": "2.6", "earlier_starts": []}')
+    Record(TRAINING, {}).write(tmp_path / "out" / "run.json")
     for overwrite in (False, True):
         with pytest.raises(InputError, match="out holds a training"):
             evaluate(config(root, tmp_path / "out", overwrite=overwrite))

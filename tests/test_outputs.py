@@ -5,11 +5,8 @@ import pytest
 
 from stma.errors import InputError
 from stma.runtime.outputs import (
-    EVALUATION,
     PARTIAL,
-    TRAINING,
     check_apart,
-    check_record,
     full_disks_told,
     holding,
     prepare_output,
@@ -93,16 +90,3 @@ def test_an_output_at_above_or_below_the_data_is_refused(tmp_path, output, messa
         check_apart(tmp_path / output, read)
     check_apart(tmp_path / "root-2", read)
     check_apart(tmp_path / "elsewhere", read)
-
-
-def test_a_folder_of_the_other_program_is_named(tmp_path) -> None:
-    for kind in (TRAINING, EVALUATION):
-        check_record(tmp_path, kind)
-    (tmp_path / "run.json").write_text('{"benchmark": {}}')
-    check_record(tmp_path, EVALUATION)
-    with pytest.raises(InputError, match="holds an evaluation"):
-        check_record(tmp_path, TRAINING)
-    (tmp_path / "run.json").write_text('{"earlier_starts": []}')
-    check_record(tmp_path, TRAINING)
-    with pytest.raises(InputError, match="holds a training"):
-        check_record(tmp_path, EVALUATION)

@@ -399,7 +399,7 @@ def test_training_starts_from_a_public_backbone_and_never_asks_for_it_again(tmp_
     fixed = load_model(train(settings)).backbone.state_dict()["pos_embed"]
     assert torch.equal(fixed, state["pos_embed"])
     path.unlink()
-    (tmp_path / "run" / "only" / "finished.json").unlink()
+    (tmp_path / "run" / "only" / "run.json").unlink()
     train(settings)
 
 

@@ -72,7 +72,7 @@ def test_a_run_leaves_weights_that_say_where_they_come_from_and_tensorboard(tmp_
     assert path == tmp_path / "run" / "weights.safetensors"
     assert path.read_bytes() == (tmp_path / "run" / "only" / "weights.safetensors").read_bytes()
     assert list((tmp_path / "run" / "only" / "tensorboard").glob("events*"))
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["details"]
     assert record["processes"] == 1
     assert record["torch"] == torch.__version__
     assert (tmp_path / "run" / "train.log").is_file()
@@ -178,7 +178,7 @@ def test_killed_again_and_again_it_ends_with_equal_bits(tmp_path) -> None:
     assert trained("whole", "nowhere") == 0
     for where, count in (("step", 2), ("write", 1), ("backward", 4), ("write", 3), ("write", 6)):
         assert trained("run", where, count) == -signal.SIGKILL
-        assert not (tmp_path / "run" / "only" / "finished.json").exists()
+        assert not (tmp_path / "run" / "only" / "run.json").exists()
     assert trained("run", "nowhere") == 0
     one, other = (load_model(tmp_path / name / "weights.safetensors") for name in ("run", "whole"))
     assert equal_weights(one, other)

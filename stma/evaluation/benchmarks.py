@@ -1,6 +1,5 @@
 """What a benchmark gives, what it asks for, and what it scores, as its files say."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from stma.data.video_folder import (
 )
 from stma.errors import InputError
 from stma.runtime.config import check_types
+from stma.runtime.resume import files_state
 
 MASK_VALUES = ("index", "binary")
 OBJECTS = ("any_frame", "first_mask")
@@ -209,13 +209,13 @@ class EvalClip:
     def _index(self, stem: str) -> int:
         return next(i for i, path in enumerate(self.video.frames) if path.stem == stem)
 
-    def fingerprint(self) -> str:
-        """Changes when any of the clip's files does."""
-        digest = hashlib.sha256()
-        for path in (*self.frames, *self.video.masks.values()):
-            state = path.stat()
-            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+    def files_state(self) -> str:
+        """Changes when any of the clip's files does.
+
+        Raises:
+            OSError: one is missing.
+        """
+        return files_state((*self.frames, *self.video.masks.values()))
 
 
 class FrameRange(NamedTuple):

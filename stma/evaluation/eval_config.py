@@ -34,7 +34,7 @@ class EvalConfig:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         workers: processes that share the clips, spread over the GPUs if there are any.
         threads: of each process on a CPU; null for all cores.
-        overwrite: remove what another run left in the output.
+        overwrite: start over: remove what an earlier run left in the output.
         fps_only: measure the speed and write nothing.
         report: make the HTML page; ``compare`` is another evaluation's output to show beside this.
         sheets, videos: draw a contact sheet and an overlay video of each clip.

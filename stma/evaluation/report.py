@@ -1,10 +1,9 @@
-"""A single, self-contained HTML page for one evaluation, or for two side by side."""
+"""What an evaluation draws: a self-contained HTML page for one or two, sheets and videos."""
 
 import base64
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -16,13 +15,13 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from stma.data.images import read_image, read_mask
-from stma.data.pictures import draw_overlay
+from stma.data.pictures import contact_sheet, draw_overlay, save_picture, write_video
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.evaluation.results import FRAME_SCORES, RESULTS
 from stma.runtime.opencv import cv2
 from stma.runtime.outputs import replacing
-from stma.runtime.workers import worker_map
+from stma.runtime.workers import available_cores, worker_map
 
 MAX_CLIPS = 40  # with pictures: the worst ones
 STRIP_FRAMES, STRIP_HEIGHT = 6, 150
@@ -107,7 +106,7 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
 
     worst_first = sorted(clips, key=badness)
     shown = worst_first[:MAX_CLIPS]
-    processes = len(os.sched_getaffinity(0)) if len(shown) > 4 else 1
+    processes = available_cores() if len(shown) > 4 else 1
     with worker_map(processes) as spread:
         pictures = list(spread(draw_clip, shown, [results] * len(shown)))
     entries = []
@@ -170,6 +169,32 @@ def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
         except InputError as error:
             missing.append(f"{title}: {error}")
     return ClipPictures(strips, movies, stems, missing)
+
+
+def draw_overlays(clip: EvalClip, output: Path, *, sheet: bool, movie: bool) -> None:
+    """Draw the masks of a segmented clip on its frames.
+
+    ``sheets/<clip>.png`` shows frames from first to last and, if all have masks, the ground truth
+    below; ``videos/<clip>.mp4`` shows all frames.
+    """
+    masks = output / "masks" / clip.name
+    frames = {path.stem: path for path in clip.frames}
+
+    def overlay(stem: str) -> np.ndarray:
+        return draw_overlay(read_image(frames[stem]), read_mask(masks / f"{stem}.png")[0])
+
+    if sheet:
+        stems = spaced(clip.output_stems, STRIP_FRAMES)
+        title = f"{clip.name}: result at frames {', '.join(stems)}"
+        rows = [(title, [overlay(stem) for stem in stems])]
+        if clip.video.fully_annotated:
+            truth = [draw_overlay(read_image(frames[s]), clip.read_mask(s)[0]) for s in stems]
+            rows.append(("truth", truth))
+        save_picture(output / "sheets" / f"{clip.name}.png", contact_sheet(rows))
+    if movie:
+        write_video(
+            output / "videos" / f"{clip.name}.mp4", (overlay(stem) for stem in clip.output_stems)
+        )
 
 
 def spaced(items: Sequence[str], count: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The results of an evaluation, as tables and as files."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,8 @@ class Speed:
         frames: from the first mask of each clip on.
         fps: all frames divided by all seconds.
         median_ms, p90_ms: per frame.
-        peak_gigabytes: of the device's memory in one process; on a CPU, of the process.
+        peak_gigabytes: of the device's memory in one process; on a CPU, of the process; None if
+            the system does not say.
         device: its name; several if clips ran on several.
         processes: that shared the clips, and perhaps the device: they slow one another down.
     """
@@ -35,30 +37,35 @@ class Speed:
     fps: float
     median_ms: float
     p90_ms: float
-    peak_gigabytes: float
+    peak_gigabytes: float | None
     device: str
     processes: int
 
     @classmethod
     def of(cls, runs: Sequence[ClipRun], processes: int = 1) -> "Speed":
         seconds = np.concatenate([run.seconds for run in runs])
+        peak = max(run.peak_gigabytes for run in runs)
         return cls(
             len(seconds),
             len(seconds) / float(seconds.sum()),
             1000 * float(np.median(seconds)),
             1000 * float(np.percentile(seconds, 90)),
-            max(run.peak_gigabytes for run in runs),
+            None if math.isnan(peak) else peak,
             " and ".join(sorted({run.device for run in runs})),
             processes,
         )
 
     def __str__(self) -> str:
-        return (
+        parts = [
             f"{self.fps:.1f} FPS ({self.frames} frames; median {self.median_ms:.1f} ms, 90th "
-            f"percentile {self.p90_ms:.1f} ms; without reading and writing), "
-            f"{self.peak_gigabytes:.2f} GB at the peak, {self.device}"
-            + (f", {self.processes} processes at once" if self.processes > 1 else "")
-        )
+            f"percentile {self.p90_ms:.1f} ms; without reading and writing)"
+        ]
+        if self.peak_gigabytes is not None:
+            parts.append(f"{self.peak_gigabytes:.2f} GB at the peak")
+        parts.append(self.device)
+        if self.processes > 1:
+            parts.append(f"{self.processes} processes at once")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 Every clip is segmented on its own, so where it runs changes nothing.
 """
 
-import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -26,9 +25,7 @@ from stma.inference.baselines import CopyFirstMask, FlowWarp
 from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.model.weights import load_model
 from stma.runtime.distributed import Processes
-from stma.runtime.workers import end_with_parent, process_context
-
-log = logging.getLogger(__name__)
+from stma.runtime.workers import available_cores, end_with_parent, process_context
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,6 @@ class Failure:
     details: str | None = None
 
 
-Outcome = ClipRun | Failure
-
-
 class ClipWorker:
     """Segments clips with one method.
 
@@ -58,7 +52,7 @@ class ClipWorker:
         # torchrun gives its processes one thread each, which would change the last bits.
         limited = os.environ.get("OMP_NUM_THREADS") == "1" and "TORCHELASTIC_RUN_ID" in os.environ
         if threads is None and limited:
-            threads = len(os.sched_getaffinity(0))
+            threads = available_cores()
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = device if config.method == "stma" else torch.device("cpu")
@@ -68,7 +62,7 @@ class ClipWorker:
 
     def run(
         self, clip: EvalClip, output: Path | None, on_frame: Callable[[], object] = lambda: None
-    ) -> Outcome:
+    ) -> ClipRun | Failure:
         """Run one clip; whatever goes wrong is reported, and affects no other clip."""
         try:
             return run_clip(clip, self._new_segmenter(), output, self.device, on_frame)
@@ -96,7 +90,7 @@ def run_clips(
     device: torch.device,
     worker: ClipWorker | None,
     processes: Processes,
-) -> Iterator[tuple[EvalClip, Outcome]]:
+) -> Iterator[tuple[EvalClip, ClipRun | Failure]]:
     """Segment this process's share of the clips, and yield each as soon as it is done.
 
     Args:
@@ -135,76 +129,48 @@ def _folder(mask_root: Path | None, clip: EvalClip) -> Path | None:
     return None if mask_root is None else mask_root / clip.name
 
 
-_worker: ClipWorker | Failure | None = None  # of a process of the pool
+_worker: ClipWorker  # of a process of the pool
 
 
 def _run_in_pool(
     config: EvalConfig, clips: Sequence[EvalClip], mask_root: Path | None, device: torch.device
-) -> Iterator[tuple[EvalClip, Outcome]]:
-    """The longest clips first. When a process is killed, the clips that may have caused it run
-    alone, so that the culprit can be named and the others are done."""
-    left = sorted(clips, key=lambda clip: -len(clip.frames))
-    suspects: list[EvalClip] = []
-    while left or suspects:
-        if suspects:
-            alone, workers = [suspects.pop(0)], 1
-        else:
-            alone, workers = [], min(config.workers, len(left))
-        batch = alone or left
-        unfinished = []
-        for clip, outcome in _run_in_processes(config, batch, mask_root, device, workers):
-            if outcome is None:
-                unfinished.append(clip)
-            else:
-                yield clip, outcome
-        if alone:
-            for clip in unfinished:
-                yield clip, Failure("its process was killed (too little memory?)")
-            continue
-        # Started in this order, with one more waiting for each process.
-        unfinished.sort(key=batch.index)
-        suspects, left = unfinished[: 2 * workers], unfinished[2 * workers :]
-
-
-def _run_in_processes(
-    config: EvalConfig,
-    clips: Sequence[EvalClip],
-    mask_root: Path | None,
-    device: torch.device,
-    workers: int,
-) -> Iterator[tuple[EvalClip, Outcome | None]]:
-    """Yields None for the clips that were not done when a process was killed."""
+) -> Iterator[tuple[EvalClip, ClipRun | Failure]]:
+    """The longest clips first."""
     context = process_context("stma.evaluation.spreading")
-    started = context.Value("i", 0)
-    with ProcessPoolExecutor(workers, context, _start_worker, (config, device, started)) as pool:
+    workers = min(config.workers, len(clips))
+    devices = context.SimpleQueue()  # one for each process
+    for number in range(workers):
+        devices.put(_worker_device(config, device, number))
+    with ProcessPoolExecutor(workers or 1, context, _start_worker, (config, devices)) as pool:
         futures = {
-            pool.submit(_run_in_worker, clip, _folder(mask_root, clip)): clip for clip in clips
+            pool.submit(_run_in_worker, clip, _folder(mask_root, clip)): clip
+            for clip in sorted(clips, key=lambda clip: -len(clip.frames))
         }
         try:
             for future in as_completed(futures):
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
-                    outcome = None
+                    outcome = Failure(
+                        "not finished, since one of the processes was killed (too little memory?); "
+                        "run the command again with fewer workers"
+                    )
                 yield futures[future], outcome
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(config: EvalConfig, device: torch.device, started: Synchronized) -> None:
+def _worker_device(config: EvalConfig, device: torch.device, number: int) -> torch.device:
+    if device.type == "cuda" and config.device in ("auto", "cuda"):  # no card in particular
+        return torch.device("cuda", number % torch.cuda.device_count())
+    return device
+
+
+def _start_worker(config: EvalConfig, devices: "SimpleQueue[torch.device]") -> None:
     global _worker
     end_with_parent()
-    with started.get_lock():
-        number = started.value
-        started.value += 1
-    if device.type == "cuda" and config.device in ("auto", "cuda"):  # no card in particular
-        device = torch.device("cuda", number % torch.cuda.device_count())
-    try:
-        _worker = ClipWorker(config, device)
-    except Exception as error:  # noqa: BLE001 - reported for every clip, and the run ends with status 1
-        _worker = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+    _worker = ClipWorker(config, devices.get())
 
 
-def _run_in_worker(clip: EvalClip, output: Path | None) -> Outcome:
-    assert _worker is not None
-    return _worker if isinstance(_worker, Failure) else _worker.run(clip, output)
+def _run_in_worker(clip: EvalClip, output: Path | None) -> ClipRun | Failure:
+    return _worker.run(clip, output)

@@ -1,7 +1,8 @@
 """Which device to run on, and in which precision."""
 
 import logging
-import resource
+import math
+import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -61,10 +62,16 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gigabytes(device: torch.device) -> float:
-    """Peak memory of the device, or of the process on a CPU."""
+    """Peak memory of the device, or of the process on a CPU; NaN if the system (Windows) does not
+    say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def check_precision(precision: str) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
@@ -14,9 +13,6 @@ from stma.errors import InputError
 
 PARTIAL = ".partial"  # suffix of a file until it is complete
 LOCK = ".lock"
-RECORD = "run.json"  # of what made the folder's files, and with what settings
-TRAINING, EVALUATION = "a training", "an evaluation"
-TELLING = {"earlier_starts": TRAINING, "benchmark": EVALUATION}  # keys of their records
 FILE_ONLY = "stma.file"  # a logger: what goes to it is in the output's log, and not printed
 FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
@@ -64,26 +60,6 @@ def check_apart(output: Path, folders: Iterable[Path]) -> None:
             )
         if data.is_relative_to(own):
             raise InputError(f"output: {output} holds the data ({folder}); choose another one")
-
-
-def check_record(output: Path, kind: str) -> None:
-    """Refuse an output that the other program wrote to.
-
-    Args:
-        kind: what this program makes, ``TRAINING`` or ``EVALUATION``.
-
-    Raises:
-        InputError: says what the folder holds.
-    """
-    try:
-        record = json.loads((output / RECORD).read_text())
-    except (OSError, ValueError):
-        return  # none, or damaged: each program knows what to do with its own
-    for key, other in TELLING.items():
-        if other != kind and isinstance(record, dict) and key in record:
-            raise InputError(
-                f"output: {output} holds {other} ({RECORD} says so); choose another output"
-            )
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""What a result was made with: versions and digests."""
+"""What a result was made with: versions, the code's revision, the command."""
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -11,15 +10,6 @@ import numpy as np
 import torch
 
 from stma.version import __version__
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, Any]:

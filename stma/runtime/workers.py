@@ -32,6 +32,13 @@ def check_count(name: str, count: int, *, at_least: int) -> None:
         )
 
 
+def available_cores() -> int:
+    """Those that this process may use; where the system does not say (macOS, Windows), all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def worker_map(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yields a ``map(function, *items, chunksize=1)`` that runs in ``workers`` processes; with one

@@ -1,6 +1,5 @@
 """A training run: its stages in order, each from the previous one's weights."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,10 +15,7 @@ from stma.errors import InputError
 from stma.model.weights import find_weights, shipped_weights
 from stma.runtime.distributed import Processes, join_processes
 from stma.runtime.outputs import (
-    RECORD,
-    TRAINING,
     check_apart,
-    check_record,
     full_disks_told,
     holding,
     prepare_output,
@@ -27,10 +23,11 @@ from stma.runtime.outputs import (
     replacing,
 )
 from stma.runtime.provenance import versions
+from stma.runtime.resume import RECORD, TRAINING, Record, differences, earlier_run
 from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
 from stma.training.leaving import Preempted, signals_noted
-from stma.training.settings import differences
+from stma.training.stage_folder import OVER
 from stma.training.step_log import FILE
 from stma.training.trainer import Trainer, Validation
 
@@ -124,7 +121,7 @@ def _check(config: TrainConfig, trainers: Sequence[Trainer]) -> None:
     """Find all that can be wrong with the existing output, before anything is written."""
     if not config.dry_run:
         check_apart(Path(config.output), _folders(config))
-        check_record(Path(config.output), TRAINING)
+        _earlier_start(config)
     weights: str | Path | None = config.weights or config.pretrained
     for index, trainer in enumerate(trainers):
         if index > 0:
@@ -169,26 +166,27 @@ def _write_record(config: TrainConfig, processes: Processes, device: torch.devic
     same for earlier starts of the run."""
     output = Path(config.output)
     prepare_output(output, "train.log")
-    before = _last_record(output) if config.resume else {}
-    if "config" in before:
-        for change in differences(before["config"], asdict(config)):
+    earlier = _earlier_start(config)
+    if earlier is not None:
+        for change in differences(earlier["config"], asdict(config), ignored=("root",)):
             log.info("changed since the last start: %s", change)
+    start = versions() | {"processes": processes.world_size, "device": str(device)}
+    start["config"] = asdict(config)
+    before = [] if earlier is None else [*earlier.pop("earlier_starts"), earlier]
     with full_disks_told(output):
-        with replacing(output / "config.yaml", flush=False) as unfinished:
+        with replacing(output / "config.yaml") as unfinished:
             OmegaConf.save(OmegaConf.structured(config), unfinished)
-        start = versions() | {"processes": processes.world_size, "device": str(device)}
-        start["config"] = asdict(config)
-        earlier = [*before.pop("earlier_starts", []), before] if before else []
-        record = start | {"earlier_starts": earlier}
-        with replacing(output / RECORD, flush=False) as unfinished:
-            unfinished.write_text(json.dumps(record, indent=2) + "\n")
+        Record(TRAINING, {}, details=start | {"earlier_starts": before}).write(output / RECORD)
     log.info("stma %s, torch %s, git %s", start["stma"], start["torch"], start["git"])
 
 
-def _last_record(output: Path) -> dict[str, Any]:
-    """Of the last start; empty for a first one, or a damaged record: not worth losing the run."""
-    try:
-        last = json.loads((output / RECORD).read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return last if isinstance(last, dict) else {}
+def _earlier_start(config: TrainConfig) -> dict[str, Any] | None:
+    """What the last start recorded; None if there was none, or it is to be started over.
+
+    Raises:
+        InputError: the output holds something else.
+    """
+    earlier = earlier_run(
+        Path(config.output), Record(TRAINING, {}), overwrite=not config.resume, over=OVER
+    )
+    return None if earlier is None else earlier.details

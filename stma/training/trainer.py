@@ -22,6 +22,7 @@ from stma.runtime.device import resolve_precision
 from stma.runtime.distributed import Processes
 from stma.runtime.outputs import full_disks_told
 from stma.runtime.provenance import versions
+from stma.runtime.resume import file_digest
 from stma.structures import ClipBatch
 from stma.training.checkpoint import rng_state, seed_generators, set_rng_state
 from stma.training.config import StageConfig, TrainConfig
@@ -30,15 +31,7 @@ from stma.training.feed import Feed
 from stma.training.learner import Learner, read_own_weights, release_memory
 from stma.training.leaving import Leave, Preempted
 from stma.training.optimizer import learning_rate
-from stma.training.settings import (
-    LENGTH,
-    differences,
-    fingerprint,
-    new_length,
-    stage_settings,
-    without_length,
-)
-from stma.training.stage_folder import COUNTS, StageFolder
+from stma.training.stage_folder import COUNTS, LENGTH, StageFolder, new_length, stage_settings
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +86,7 @@ class Trainer:
         self.validated = self.saved = -1  # iterations of the last ones
         # As agreed on by all processes: progress, the exit status, whether to save.
         self.progress, self.leave_with, self.due = 0.0, 0, False
-        self.weights: str | None = None  # fingerprint of those the stage starts from
+        self.weights: str | None = None  # digest of those the stage starts from
         self.display = Display(config, name, self.output if self.processes.is_main else None)
         self._since = self._last_save = time.monotonic()
         self.finished = False
@@ -198,7 +191,7 @@ class Trainer:
         if state is not None:
             self.resume(state, weights)
         elif weights is not None:
-            self.weights = fingerprint(weights)
+            self.weights = file_digest(weights)
         count = sum(p.numel() for p in self.learner.model.parameters())
         precision = resolve_precision(self.device, self.config.precision)
         log.info("%s: %.2f M parameters, %s, %s", self.name, count / 1e6, self.device, precision)
@@ -343,15 +336,10 @@ class Trainer:
         if weights is None:
             self.weights = None
         elif Path(weights).is_file():
-            self.weights = fingerprint(weights)
+            self.weights = file_digest(weights)
         else:
             self.weights = theirs.get("weights")
-        ours = self._settings()
-        if found := differences(without_length(theirs), without_length(ours)):
-            raise InputError(
-                f"{self.output}: holds a run with other settings; give another output, or "
-                "resume=false to start over\n  " + "\n  ".join(found)
-            )
+        self.folder.check_settings(theirs, self._settings())
 
     def _state(self, generators: list[dict[str, Tensor]]) -> dict[str, Any]:
         """Everything the rest of the run depends on."""

@@ -275,7 +275,7 @@ def _note(order: Order, identity: dict[str, Any], *, done: bool) -> None:
 def _identity(order: Order) -> dict[str, Any]:
     """What the masks depend on."""
     from stma.model.weights import find_weights
-    from stma.runtime.provenance import file_digest
+    from stma.runtime.resume import file_digest
 
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in order.video.files]
     return {
