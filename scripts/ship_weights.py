@@ -39,11 +39,11 @@ def ship(
             precision.
     """
     config, provenance, _ = read_weights(weights)
-    model = load_model(weights)
+    model = load_model(weights, "cpu")
     if other is not None:
         other_config, other_provenance, _ = read_weights(other)
         check_same_architecture(other_config, config, other)
-        own, theirs = model.state_dict(), load_model(other).state_dict()
+        own, theirs = model.state_dict(), load_model(other, "cpu").state_dict()
         model.load_state_dict({name: (own[name] + theirs[name]) / 2 for name in own})
         provenance = {**provenance, "averaged_with": other_provenance}
     given = OmegaConf.from_dotlist(settings)

@@ -280,7 +280,9 @@ def saved_video(tmp_path, monkeypatch) -> None:
 def test_a_saved_video_goes_on_on_the_card(saved_video: None, waits: Waits) -> None:
     segmenter = Segmenter.load("video", lifted(TINY).eval())
     rng = np.random.default_rng(0)
-    assert segmenter_steps(segmenter, rng, waits) == [["index_mask"]] * 5
+    corrected, *rest = segmenter_steps(segmenter, rng, waits)
+    assert corrected == ["index_mask"] * 2  # an object that it knew was given again
+    assert rest == [["index_mask"]] * 4
 
 
 def test_augmented_views_wait_once_together(waits: Waits) -> None:

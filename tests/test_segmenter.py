@@ -1,3 +1,4 @@
+import copy
 import itertools
 import warnings
 from dataclasses import replace
@@ -7,9 +8,11 @@ import pytest
 import torch
 import torch._dynamo.testing
 from conftest import TINY, make_batch, perturbed, random_frame
+from PIL import Image
 
 from stma.errors import InputError
 from stma.inference import segmenter as module
+from stma.inference.augmentation import AugmentConfig, AugmentedSegmenter
 from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
 from stma.model.factory import build_model
 from stma.model.stma import STMA
@@ -232,8 +235,10 @@ MASK = np.ones((32, 48), np.uint8)
         (FRAME[:0], None, "empty"),
         (FRAME, np.stack([MASK] * 3, -1), r"\(32, 48, 3\).*RGB"),
         (FRAME.tolist(), MASK, "the frame is a list"),
-        (FRAME, torch.from_numpy(MASK), "mask a Tensor"),
-        (FRAME, MASK[:20], "mask is 20 x 48, its frame 32 x 48"),
+        (FRAME, MASK.tolist(), "the mask is a list"),
+        (FRAME, MASK[:20], "mask is 48 x 20, its frame 48 x 32"),
+        (torch.from_numpy(FRAME) / 255, MASK, "float32"),
+        (FRAME, Image.fromarray(FRAME), "picture of mode RGB"),
         (FRAME, MASK * 0, "holds no object"),
         (FRAME, MASK.astype(float), "float64"),
         (FRAME, MASK.astype(int) * 256, "IDs from 256 to 256"),
@@ -253,7 +258,7 @@ def test_bad_frames_and_masks_are_named_and_lose_nothing(
 def test_frames_of_a_video_have_one_size(tiny_model: STMA) -> None:
     segmenter = Segmenter(tiny_model)
     segmenter.step(FRAME, MASK)
-    with pytest.raises(InputError, match="frame is 20 x 48, those before it are 32 x 48"):
+    with pytest.raises(InputError, match="frame is 48 x 20, those before it are 48 x 32"):
         segmenter.step(FRAME[:20])
 
 
@@ -394,7 +399,7 @@ def test_a_saved_video_goes_on_to_the_bit(tmp_path, variant: str, capacity: int 
     assert loaded.config == segmenter.config
     on, again = segmented(segmenter, frames[9:]), segmented(loaded, frames[9:])
     assert all(torch.equal(a, b) for a, b in zip(on, again, strict=True))
-    with pytest.raises(InputError, match="those before it are 33 x 47"):
+    with pytest.raises(InputError, match="those before it are 47 x 33"):
         loaded.step(FRAME)
 
 
@@ -485,8 +490,11 @@ def test_an_object_may_come_back(tiny_model: STMA) -> None:
     assert segmenter.ids == []
     assert not segmenter.step(FRAME).mask.any()
     assert segmenter.step(FRAME, MASK).ids == [1]
-    with pytest.raises(InputError, match="object 8 is not in the video; objects: 1"):
-        segmenter.remove(8)
+    for identity in (8, "1"):
+        with pytest.raises(
+            InputError, match=f"object {identity!r} is not in the video; objects: 1"
+        ):
+            segmenter.remove(identity)
 
 
 def test_reset_begins_another_video(tiny_model: STMA) -> None:
@@ -514,6 +522,140 @@ def test_fp16_segments_as_fp32_does(tiny_model: STMA) -> None:
         results[precision] = [segmenter.step(frame).probabilities for frame in frames[1:]]
     for half, full in zip(results["fp16"], results["fp32"], strict=True):
         assert 0 < (half - full).abs().max() < 0.05
+
+
+def test_single_settings_keep_the_others_that_suit_the_weights(tiny_model: STMA) -> None:
+    tiny_model.segmenter_settings = {"short_side": 32, "top_k": 7}
+    config = Segmenter(tiny_model, memory_interval=3).config
+    assert config == SegmenterConfig(memory_interval=3, short_side=32, top_k=7)
+    given = SegmenterConfig(capacity=50)
+    assert Segmenter(tiny_model, given, queue_size=2).config == replace(given, queue_size=2)
+    with pytest.raises(InputError, match="memory_intervall"):
+        Segmenter(tiny_model, memory_intervall=3)
+    with pytest.raises(InputError, match="memory_interval is 0"):
+        Segmenter(tiny_model, memory_interval=0)
+
+
+def test_from_a_local_folder(weights, tmp_path) -> None:
+    segmenter = Segmenter.from_pretrained(tmp_path, "cpu", memory_interval=2)
+    assert segmenter.config.memory_interval == 2
+    assert not segmenter.step(FRAME).mask.any()
+    with pytest.raises(InputError, match="nowhere"):
+        Segmenter.from_pretrained("nowhere")
+
+
+def test_tensors_and_pictures_are_frames_and_masks_too(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    frame, later = (random_frame(rng, 32, 48) for _ in range(2))
+    mask = blob_mask(32, 48, [5])
+
+    def run(convert, convert_mask) -> torch.Tensor:
+        segmenter = Segmenter(tiny_model)
+        segmenter.step(convert(frame), convert_mask(mask))
+        return segmenter.step(convert(later)).probabilities
+
+    expected = run(lambda x: x, lambda x: x)
+    assert torch.equal(run(Image.fromarray, Image.fromarray), expected)
+    assert torch.equal(run(torch.from_numpy, torch.from_numpy), expected)
+    first = lambda x: torch.from_numpy(x).permute(2, 0, 1)  # noqa: E731
+    assert torch.equal(run(first, lambda x: torch.from_numpy(x).long()), expected)
+
+
+def test_two_threads_in_one_video_are_refused(tiny_model: STMA, monkeypatch) -> None:
+    segmenter = Segmenter(tiny_model)
+    errors = []
+
+    def intrude(*_) -> torch.Tensor:
+        with pytest.raises(InputError, match="another thread") as caught:
+            segmenter.step(FRAME)
+        errors.append(caught)
+        return torch.ones(1, 32, 48)
+
+    monkeypatch.setattr(segmenter, "_predict", intrude)
+    segmenter.step(FRAME)
+    assert len(errors) == 1
+
+
+def test_a_network_in_half_precision_is_refused(tiny_model: STMA) -> None:
+    with pytest.raises(InputError, match=r"model\.float"):
+        Segmenter(tiny_model.half())
+
+
+def test_states_of_the_wrong_kind(tiny_model: STMA, tmp_path) -> None:
+    segmenter = Segmenter(tiny_model)
+    segmenter.step(FRAME, MASK)
+    with pytest.raises(InputError, match="is a folder"):
+        segmenter.save(tmp_path)
+    segmenter.save(tmp_path / "video")
+    with pytest.raises(InputError, match="the model is 'small'"):
+        Segmenter.load(tmp_path / "video", "small")
+
+
+def test_a_correction_far_from_the_prediction_is_a_new_beginning(tiny_model: STMA) -> None:
+    """What was known of the object counts no more; other objects keep what is known of them."""
+    rng = np.random.default_rng(0)
+    model = tiny_model.float()
+    frames = [random_frame(rng, 48, 64) for _ in range(8)]
+    wrong, right = blob_mask(48, 64, [1, 0, 0]), blob_mask(48, 64, [0, 0, 1])
+    corrected, alone = (Segmenter(model, SegmenterConfig(memory_interval=2)) for _ in range(2))
+    corrected.step(frames[0], wrong)
+    for frame in frames[1:4]:
+        corrected.step(frame)
+    for segmenter in (corrected, alone):
+        segmenter.step(frames[4], right)
+    for frame in frames[5:]:
+        a, b = (segmenter.step(frame).probabilities for segmenter in (corrected, alone))
+        assert torch.equal(a, b)
+
+    both = Segmenter(model, SegmenterConfig(memory_interval=2))
+    both.step(frames[0], blob_mask(48, 64, [1, 2, 0]))
+    held = both.memory.temporal.values[:, :, 1].clone()
+    result = both.step(frames[1], right)
+    assert result.ids == [2, 1]
+    assert np.array_equal(result.mask == 1, right == 1)
+    assert torch.equal(both.memory.temporal.values[:, : held.shape[1], 0], held)
+
+
+def test_a_correction_near_the_prediction_is_memorised_with_the_rest(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = Segmenter(tiny_model.float(), SegmenterConfig(memory_interval=10))
+    segmenter.step(random_frame(rng, 48, 64), blob_mask(48, 64, [1, 2]))
+    frame = random_frame(rng, 48, 64)
+    twin = Segmenter(tiny_model, segmenter.config)
+    twin.memory, twin.ids = copy.deepcopy(segmenter.memory), [1, 2]
+    predicted = twin.step(frame).mask
+    assert segmenter.step(frame, predicted).ids == [1, 2]
+    assert len(segmenter.memory.temporal) == 2 * 12
+
+
+def test_views_that_disagree_about_a_correction_are_averaged_by_object(tiny_model: STMA) -> None:
+    rng = np.random.default_rng(0)
+    segmenter = AugmentedSegmenter(
+        tiny_model.float(), SegmenterConfig(), AugmentConfig(scales=[1.0, 0.5])
+    )
+    frame = random_frame(rng, 64, 64)
+    segmenter.step(frame, blob_mask(64, 64, [1, 2]))
+    segmenter.views[1].remove(1)
+    segmenter.views[1].step(frame, blob_mask(64, 64, [1, 0]))
+    expected = [view.step(frame).probabilities for view in copy.deepcopy(segmenter.views)]
+    result = segmenter.step(frame)
+    assert result.ids == [1, 2]
+    assert torch.allclose(result.probabilities, (expected[0] + expected[1][[0, 2, 1]]) / 2)
+
+
+@pytest.mark.parametrize(("side", "warned"), [(32, True), (None, False)])
+def test_an_object_that_is_tiny_for_the_network_is_named(
+    tiny_model: STMA, caplog, side: int | None, warned: bool
+) -> None:
+    mask = np.zeros((128, 128), np.uint8)
+    mask[20:28, 20:28] = 9
+    mask[60:100, 60:100] = 3
+    Segmenter(tiny_model, SegmenterConfig(short_side=side)).step(
+        np.zeros((128, 128, 3), np.uint8), mask
+    )
+    assert ("object 9" in caplog.text) == warned
+    assert ("--short-side" in caplog.text) == warned
+    assert "object 3" not in caplog.text
 
 
 def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:

@@ -83,7 +83,7 @@ def _check(
     if config.workers == 1:
         return listing, ClipWorker(config, device)
     if config.method == "stma":
-        load_model(config.weights)  # fails now, not in every worker
+        load_model(config.weights, "cpu")  # fails now, not in every worker
     return listing, None
 
 

@@ -64,6 +64,10 @@ class AugmentedSegmenter:
                 probabilities = segmenter.predict(frame[:, ::-1], mirrored, last=last).flip(-1)
             else:
                 probabilities = segmenter.predict(frame, mask, last=last)
+            ids = self.views[0].ids
+            if segmenter.ids != ids:  # a corrected object may have entered anew in some views only
+                rows = [0, *(1 + segmenter.ids.index(identity) for identity in ids)]
+                probabilities = probabilities[rows]
             total = probabilities if total is None else total + probabilities
         assert total is not None
         mean = total / len(self.views)

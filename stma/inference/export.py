@@ -253,7 +253,7 @@ def export(weights: str | Path, output: str | Path) -> list[Path]:
             f"{weights}: the network is the ablation model.variant={config.variant}; only the full "
             "model can be exported"
         )
-    model = load_model(weights)
+    model = load_model(weights, "cpu")
     settings = SegmenterConfig(**model.segmenter_settings)
     output = Path(output)
     try:

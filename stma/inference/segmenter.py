@@ -1,14 +1,16 @@
 """One video, one frame at a time: everything that segments videos uses this object."""
 
+import logging
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from stma.errors import InputError
@@ -19,10 +21,17 @@ from stma.memory.video import VideoMemory
 from stma.model.association import Reading
 from stma.model.backbone import STRIDE, FrameEmbedding, pad_to_stride
 from stma.model.stma import STMA, prepare_compiler
+from stma.model.weights import load_model
 from stma.runtime.config import check_types
 from stma.runtime.device import autocast, check_precision, upload
 
+log = logging.getLogger(__name__)
+
 MAX_SCALE = 4.0
+# A mask given for a known object replaces what is known of it where the prediction's IoU with it is
+# below this: with less, the memory misleads; with more, it is worth keeping (docs/decisions.md).
+AGREEMENT = 0.7
+TINY = 16.0  # pixels of the network's frame, one place of the decoder's map; less is soon lost
 BACKEND: str | Callable = "inductor"  # of torch.compile
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 MAX_GRAPHS = 1000  # each size of frames and each set of objects has its own
@@ -114,30 +123,49 @@ class VideoSegmenter(Protocol):
 class Segmenter:
     """Segments one video. Make a new one for each video; the network is shared.
 
-    Frames may have any size; masks may bring new objects at any frame. Until the first mask, every
-    frame is background.
+    Frames may have any size; masks may bring new objects at any frame, or correct known ones. Until
+    the first mask, every frame is background.
 
     Args:
         model: in evaluation mode, on the device to run on.
         config: None takes the settings that came with the weights.
+        settings: single settings of :class:`SegmenterConfig`, such as ``memory_interval=3``, which
+            replace those of ``config``.
 
     Attributes:
         ids: the objects known so far, in the order in which they entered.
         num_frames: the number of frames given so far.
     """
 
-    def __init__(self, model: STMA, config: SegmenterConfig | None = None) -> None:
-        if not isinstance(model, STMA):
-            raise InputError(f"the model is {model!r:.200}; give the result of load_model(...)")
+    def __init__(self, model: STMA, config: SegmenterConfig | None = None, **settings: Any) -> None:
+        check_model(model)
         if not isinstance(config, SegmenterConfig | None):
             raise InputError(f"the settings are {config!r:.200}; give a SegmenterConfig, or None")
-        if model.training:
-            raise ValueError("the model is in training mode; call model.eval() first")
+        if unknown := [name for name in settings if name not in SegmenterConfig.__annotations__]:
+            raise InputError(
+                f"no setting {unknown[0]!r}; there are {', '.join(SegmenterConfig.__annotations__)}"
+            )
         self.model = model
-        self.config = config or SegmenterConfig(**model.segmenter_settings)
+        config = config or SegmenterConfig(**model.segmenter_settings)
+        self.config = replace(config, **settings)
         self.device = model.mean.device
         self.dtype = model.mean.dtype
+        self._in_step = False
         self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls, weights: str | Path = "small", device: torch.device | str = "auto", **settings: Any
+    ) -> "Segmenter":
+        """``Segmenter(load_model(weights, device), **settings)``.
+
+        Args:
+            weights: a name, a file, or a folder that holds one; nothing is downloaded.
+
+        Raises:
+            InputError: see :func:`~stma.model.weights.load_model`.
+        """
+        return cls(load_model(weights, device), **settings)
 
     def reset(self) -> None:
         """Forget the video: the next frame is the first of another."""
@@ -167,7 +195,7 @@ class Segmenter:
         """
         if object_id not in self.ids:
             known = ", ".join(map(str, self.ids)) or "none"
-            raise InputError(f"object {object_id} is not in the video; objects: {known}")
+            raise InputError(f"object {object_id!r} is not in the video; objects: {known}")
         if self.ids == [object_id]:
             self._forget_objects()
             return
@@ -216,6 +244,7 @@ class Segmenter:
         Raises:
             InputError: the file is missing, damaged or not a saved video, or the network differs.
         """
+        check_model(model)
         values, tensors = read_state(Path(path), model.mean.device)
         if values["network"] != network_digest(model):
             raise InputError(f"{path}: saved with other weights; load those it was begun with")
@@ -249,16 +278,19 @@ class Segmenter:
         """Segment the next frame.
 
         Args:
-            frame: ``(H, W, 3)`` uint8, RGB.
-            mask: ``(H, W)`` integers, or None. Every ID in it is taken as given, whether new or
-                known; 0 means "not annotated", so objects missing from it are predicted as in any
-                other frame.
+            frame: ``(H, W, 3)`` uint8, RGB: an array, a tensor (also ``(3, H, W)``) or a picture
+                of Pillow's.
+            mask: ``(H, W)`` integers, likewise, or None. Every ID in it is taken as given, whether
+                new or known; 0 means "not annotated", so objects missing from it are predicted as
+                in any other frame. A known object that is far from where it would be predicted
+                enters anew: all that was known of it misleads.
             absent: known objects that are not in this frame; it is memorised so.
             last: whether no frame follows, so that the prediction need not be memorised.
 
         Raises:
             InputError: a frame or mask has the wrong type or size, a mask has no object, or an
-                absent one is not known or in the mask. The state of the video is unchanged.
+                absent one is not known or in the mask; or another thread is in this call. The
+                state of the video is unchanged.
         """
         probabilities = self.predict(frame, mask, absent=absent, last=last)
         return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
@@ -274,8 +306,21 @@ class Segmenter:
     ) -> Tensor:
         """Only the probabilities ``(N+1, H, W)`` of :meth:`step`. On a GPU they may not be ready
         yet: the host does not wait for it."""
+        frame = as_frame(frame)
+        mask = None if mask is None else as_mask(mask)
         check_step(frame, mask, self._frame_size)
         check_absent(absent, mask, self.ids)
+        if self._in_step:  # not a lock, since a segmenter can be copied
+            raise InputError("another thread is in a step of this video; give each its own video")
+        self._in_step = True
+        try:
+            return self._predict(frame, mask, absent, last)
+        finally:
+            self._in_step = False
+
+    def _predict(
+        self, frame: np.ndarray, mask: np.ndarray | None, absent: Set[int], last: bool
+    ) -> Tensor:
         size = (frame.shape[0], frame.shape[1])
         self._frame_size = size
         self.num_frames += 1
@@ -284,25 +329,69 @@ class Segmenter:
 
         given = None
         new_ids: list[int] = []
-        if mask is not None:
-            given = upload(mask.astype(np.int64), self.device)
-            new_ids = [int(i) for i in np.unique(mask) if i != 0 and i not in self.ids]
-        elif absent:
-            given = torch.zeros(size, dtype=torch.int64, device=self.device)
         with autocast(self.device, self.config.precision):
-            return self._advance(frame, given, new_ids, absent, last=last)
+            image, small = self.network_input(frame)
+            if mask is not None:
+                given = upload(mask.astype(np.int64), self.device)
+                values, counts = np.unique(mask, return_counts=True)
+                areas = {int(i): int(n) for i, n in zip(values, counts, strict=True) if i != 0}
+                for identity in self._misleading(image, small, mask, areas):
+                    self.remove(identity)
+                new_ids = [identity for identity in areas if identity not in self.ids]
+                self._warn_of_tiny({i: areas[i] for i in new_ids}, size, small)
+            elif absent:
+                given = torch.zeros(size, dtype=torch.int64, device=self.device)
+            return self._advance(image, small, size, given, new_ids, absent, last=last)
+
+    def _misleading(
+        self, image: Tensor, small: tuple[int, int], mask: np.ndarray, areas: dict[int, int]
+    ) -> list[int]:
+        """Known objects of the mask that would be predicted somewhere else."""
+        known = [identity for identity in areas if identity in self.ids]
+        if not known:
+            return []
+        probabilities = self._segment(image)[2][0, :, : small[0], : small[1]]
+        predicted = index_mask(_resize(probabilities, mask.shape), self.ids)
+        found = []
+        for identity in known:
+            given, other = mask == identity, predicted == identity
+            if (given & other).sum() < AGREEMENT * (given | other).sum():
+                found.append(identity)
+        return found
+
+    def _warn_of_tiny(
+        self, areas: dict[int, int], size: tuple[int, int], small: tuple[int, int]
+    ) -> None:
+        shrinks = small[0] * small[1] / (size[0] * size[1])
+        for identity, area in areas.items():
+            if area * shrinks < TINY:
+                log.warning(
+                    "object %d covers %.0f of the pixels that the network sees (%d x %d) and will "
+                    "soon be lost; %s",
+                    identity,
+                    area * shrinks,
+                    *small[::-1],
+                    "a larger --short-side (in a program short_side) helps; 0 never scales"
+                    if shrinks < 1
+                    else "give an enlarged video, or scale=2 in a program",
+                )
 
     def _advance(
         self,
-        frame: np.ndarray,
+        image: Tensor,
+        size: tuple[int, int],
+        full_size: tuple[int, int],
         given: Tensor | None,
         new_ids: list[int],
         absent: Set[int],
         *,
         last: bool,
     ) -> Tensor:
-        """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects."""
-        image, size = self.network_input(frame)
+        """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects.
+
+        Args:
+            image: see :meth:`network_input`; of ``size`` without its padding.
+        """
         if self.ids:
             embedding, features, probabilities = self._segment(image)
             probabilities = probabilities[0, :, : size[0], : size[1]]
@@ -314,7 +403,7 @@ class Segmenter:
         if new_ids:
             self._entered_with += [max(self._entered_with, default=-1) + 1] * len(new_ids)
         known = probabilities
-        probabilities = _resize(known, (frame.shape[0], frame.shape[1]))
+        probabilities = _resize(known, full_size)
         if given is not None:
             # Merged at full size: a small object may have no pixel at the network's size.
             probabilities = merge_given(probabilities, given, self.ids, absent)
@@ -389,6 +478,46 @@ def compiled_frame(backend: str | Callable, mode: str) -> Callable:
     return torch.compile(segment_frame, backend=backend, mode=mode, fullgraph=True, dynamic=False)
 
 
+def check_model(model: object) -> None:
+    """Refuse what cannot segment: no network, or one that trains or is in half precision."""
+    if not isinstance(model, STMA):
+        raise InputError(f"the model is {model!r:.200}; give the result of load_model(...)")
+    if model.training:
+        raise InputError("the model is in training mode; call model.eval() first")
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes & {torch.float16, torch.bfloat16}:
+        raise InputError(
+            "the model is in half precision; call model.float(), and give precision='fp16' (or "
+            "'bf16') to the Segmenter, which computes in it where that is safe"
+        )
+
+
+def as_frame(frame: Any) -> np.ndarray:
+    """An array, from a picture of Pillow's or a tensor, whose channels may come first."""
+    if isinstance(frame, Image.Image):
+        return np.asarray(frame.convert("RGB"))
+    if isinstance(frame, Tensor):
+        frame = frame.numpy(force=True)
+        if frame.ndim == 3 and frame.shape[2] != 3 and frame.shape[0] == 3:
+            return np.ascontiguousarray(frame.transpose(1, 2, 0))
+    if not isinstance(frame, np.ndarray):
+        raise InputError(f"the frame is a {type(frame).__name__}; give an array, tensor or picture")
+    return frame
+
+
+def as_mask(mask: Any) -> np.ndarray:
+    """An array, from an index picture of Pillow's or a tensor."""
+    if isinstance(mask, Image.Image):
+        if mask.mode not in ("P", "L", "1", "I", "I;16"):
+            raise InputError(f"the mask is a picture of mode {mask.mode}; give one of IDs (P or L)")
+        return np.asarray(mask)
+    if isinstance(mask, Tensor):
+        return mask.numpy(force=True)
+    if not isinstance(mask, np.ndarray):
+        raise InputError(f"the mask is a {type(mask).__name__}; give an array, tensor or picture")
+    return mask
+
+
 def check_step(
     frame: np.ndarray, mask: np.ndarray | None, frame_size: tuple[int, int] | None
 ) -> None:
@@ -400,11 +529,6 @@ def check_step(
     Raises:
         InputError: says what is wrong with the frame or the mask.
     """
-    if not isinstance(frame, np.ndarray) or not isinstance(mask, np.ndarray | None):
-        raise InputError(
-            f"the frame is a {type(frame).__name__}, the mask a {type(mask).__name__}; "
-            "give NumPy arrays"
-        )
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise InputError(
             f"the frame is {frame.shape} of {frame.dtype}; give (height, width, 3) of uint8, RGB"
@@ -414,8 +538,8 @@ def check_step(
         raise InputError(f"the frame is empty: {frame.shape}")
     if frame_size is not None and size != frame_size:
         raise InputError(
-            f"the frame is {size[0]} x {size[1]}, those before it are "
-            f"{frame_size[0]} x {frame_size[1]}; all frames of a video must have the same size"
+            f"the frame is {size[1]} x {size[0]}, those before it are "
+            f"{frame_size[1]} x {frame_size[0]}; all frames of a video must have the same size"
         )
     if mask is None:
         return
@@ -425,7 +549,7 @@ def check_step(
         )
     if mask.shape != size:
         raise InputError(
-            f"the mask is {mask.shape[0]} x {mask.shape[1]}, its frame {size[0]} x {size[1]}"
+            f"the mask is {mask.shape[1]} x {mask.shape[0]}, its frame {size[1]} x {size[0]}"
         )
     if mask.dtype != bool and not np.issubdtype(mask.dtype, np.integer):
         raise InputError(f"the mask is of {mask.dtype}; give integers")

@@ -27,6 +27,8 @@ def write_state(path: Path, values: dict[str, Any], tensors: dict[str, Tensor]) 
     Raises:
         InputError: the disk is full or cannot be written to.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
     metadata = {"format": FORMAT, "values": json.dumps(values)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disks_told(path.parent), replacing(path) as partial:

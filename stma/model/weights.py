@@ -219,12 +219,13 @@ def load_state(
     model.load_state_dict(fitting, strict=False)  # what is missing has been reported
 
 
-def load_model(path: str | Path = "small", device: torch.device | str = "cpu") -> STMA:
+def load_model(path: str | Path = "small", device: torch.device | str = "auto") -> STMA:
     """Build the network that a weights file describes, ready for inference.
 
     Args:
         path: a file, a folder of train.py, or a name; see :func:`find_weights`. Half-precision
             weights are converted to fp32.
+        device: ``auto`` takes a GPU if there is one, as the commands do.
 
     Raises:
         InputError: see :func:`read_weights` and :func:`load_state`; or there is no such device.
