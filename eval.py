@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from stma.compose import check_choices, hydra_errors_told
 from stma.errors import input_errors_end_the_program
-from stma.evaluation.eval_config import EvalConfig, parse_eval_config
+from stma.evaluation.eval_config import parse_eval_config
 from stma.evaluation.evaluation import evaluate
 from stma.runtime.distributed import told_once
 
@@ -34,5 +34,5 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     with input_errors_end_the_program(), told_once():
         check_choices(CONFIGS, sys.argv[1:])
-        with hydra_errors_told(EvalConfig, sys.argv[1:]):
+        with hydra_errors_told(sys.argv[1:]):
             main()

@@ -6,13 +6,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from stma.compose import check_choices, hydra_errors_told
+from stma.compose import check_choices, hydra_errors_told, parse_train_config
 from stma.errors import input_errors_end_the_program
 from stma.evaluation.validation import build_validation
-from stma.inference.segmenter import SegmenterConfig
-from stma.runtime.config import parse_config
 from stma.runtime.distributed import told_once
-from stma.training.config import TrainConfig
 from stma.training.run import train
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -22,13 +19,12 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 @input_errors_end_the_program()
 def main(config: DictConfig) -> None:
     with told_once():
-        parsed = parse_config(TrainConfig, config)
-        parse_config(SegmenterConfig, config.segmenter, "segmenter")
+        parsed = parse_train_config(config)
     train(parsed, build_validation)
 
 
 if __name__ == "__main__":
     with input_errors_end_the_program(), told_once():
         check_choices(CONFIGS, sys.argv[1:])
-        with hydra_errors_told(TrainConfig, sys.argv[1:]):
+        with hydra_errors_told(sys.argv[1:]):
             main()

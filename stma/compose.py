@@ -4,19 +4,50 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from stma.data.config import DatasetConfig
+from stma.data.config import NEEDLESS, DatasetConfig
 from stma.data.dataset import DataConfig
 from stma.errors import InputError
+from stma.evaluation.eval_config import EvalConfig
+from stma.inference.segmenter import SegmenterConfig
 from stma.model.factory import ModelConfig
 from stma.model.streams import VARIANTS
-from stma.runtime.config import parse_config, unknown_key
+from stma.runtime.config import in_one_line, parse_config
+from stma.training.config import StageConfig, TrainConfig
+
+AUTO = "auto"  # a setting of the segmenter: the value stored with the weights, else the default
+
+
+def store_defaults() -> None:
+    """Give Hydra every setting with its default, from the dataclasses: ``train_defaults``,
+    ``eval_defaults`` and the ``base`` of each group. A dataset has only the settings that mean
+    something to its kind."""
+    store = ConfigStore.instance().store
+
+    def defaults(kind: type) -> dict[str, Any]:
+        return OmegaConf.to_container(OmegaConf.structured(kind))  # type: ignore[return-value]
+
+    segmenter = defaults(SegmenterConfig)
+    store("train_defaults", defaults(TrainConfig) | {"segmenter": segmenter})
+    store("eval_defaults", defaults(EvalConfig) | {"segmenter": dict.fromkeys(segmenter, AUTO)})
+    store("base", defaults(ModelConfig), group="model")
+    store("base", defaults(StageConfig), group="stage")
+    for kind, needless in NEEDLESS.items():
+        block = {k: v for k, v in defaults(DatasetConfig).items() if k not in needless}
+        name = "base" if kind == DatasetConfig.kind else f"base_{kind}"
+        store(name, block | {"kind": kind}, group="dataset")
+
+
+store_defaults()
 
 
 def load_config(config_dir: Path, name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -45,8 +76,25 @@ def load_resolved(
     return config
 
 
+def parse_train_config(config: DictConfig) -> TrainConfig:
+    """The settings of train.py. Of the segmenter's, those that differ from the defaults remain, to
+    be stored with the weights.
+
+    Raises:
+        InputError: see :func:`~stma.runtime.config.parse_config`.
+    """
+    parsed = parse_config(TrainConfig, config)
+    segmenter = parse_config(SegmenterConfig, config.segmenter, "segmenter")
+    values = {setting: getattr(segmenter, setting.name) for setting in fields(segmenter)}
+    changed = {setting.name: v for setting, v in values.items() if v != setting.default}
+    return replace(parsed, segmenter=changed)
+
+
 def _explained(error: Exception, shown: str) -> str:
-    reason = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
+    cause = error.__cause__ or error
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return f"{shown}: {in_one_line(cause)}"
+    reason = str(cause).splitlines()[0]
     return (
         f"{shown}: {reason} (put a value with spaces, brackets or an equals sign in quotes: "
         "\"root='/my data'\")"
@@ -54,12 +102,9 @@ def _explained(error: Exception, shown: str) -> str:
 
 
 @contextmanager
-def hydra_errors_told(kind: type, arguments: Sequence[str]) -> Iterator[None]:
+def hydra_errors_told(arguments: Sequence[str]) -> Iterator[None]:
     """Wraps a ``hydra.main`` program: what Hydra refuses on its command line is reported in one
     line, instead of six whose advice would be refused next.
-
-    Args:
-        kind: the dataclass of its settings.
 
     Raises:
         InputError: names the setting, and a similar one that exists.
@@ -68,8 +113,6 @@ def hydra_errors_told(kind: type, arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        if match := re.match(r"Could not override '([\w.]+)'", str(error)):
-            raise InputError(unknown_key(kind, match[1])) from error
         raise InputError(_explained(error, ", ".join(arguments))) from error
 
 
@@ -99,10 +142,10 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
         group, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"\w+", group) or not (config_dir / group).is_dir():
             continue
-        known = sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+        known = _names(config_dir, group)
         chosen = [name.strip() for name in value.strip("[]'\"").split(",")]
         for name in chosen:
-            if re.fullmatch(r"[\w-]+", name) and name not in [*known, "null"]:
+            if re.fullmatch(r"[\w-]+", name) and name not in known:
                 raise InputError(
                     f"{group}={value}: no {group} {name}; there are {', '.join(known)}"
                 )
@@ -116,6 +159,11 @@ def _check_there(config_dir: Path) -> None:
         )
 
 
+def _names(config_dir: Path, group: str) -> list[str]:
+    _check_there(config_dir)
+    return sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+
+
 def quoted(value: object) -> str:
     """Quoted as a value for Hydra's command line, whatever characters it contains."""
     # Hydra takes backslashes literally, except before a quote.
@@ -125,8 +173,7 @@ def quoted(value: object) -> str:
 
 def model_names(config_dir: Path) -> list[str]:
     """The configurations in ``model/``."""
-    _check_there(config_dir)
-    return sorted(path.stem for path in (config_dir / "model").glob("*.yaml"))
+    return _names(config_dir, "model")
 
 
 def load_model_config(config_dir: Path, model: str) -> ModelConfig:
@@ -142,16 +189,12 @@ def load_model_config(config_dir: Path, model: str) -> ModelConfig:
 
 def benchmark_names(config_dir: Path) -> list[str]:
     """The benchmarks in ``benchmark/``."""
-    _check_there(config_dir)
-    return sorted(path.stem for path in (config_dir / "benchmark").glob("*.yaml"))
+    return _names(config_dir, "benchmark")
 
 
 def dataset_names(config_dir: Path) -> list[str]:
     """The datasets in ``dataset/``."""
-    _check_there(config_dir)
-    shared = ("base", "static")
-    names = sorted(path.stem for path in (config_dir / "dataset").glob("*.yaml"))
-    return [name for name in names if name not in shared]
+    return [name for name in _names(config_dir, "dataset") if name != "static"]  # shared by others
 
 
 def load_data_config(config_dir: Path, dataset: str, overrides: Sequence[str] = ()) -> DataConfig:

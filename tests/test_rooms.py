@@ -25,7 +25,7 @@ MAY_KNOW = {
     "video": {"runtime", "data", "model", "inference"},
     "app": {"runtime", "data", "model", "inference", "video"},
     "evaluation": {"runtime", "data", "memory", "model", "inference", "training"},
-    "compose": {"runtime", "data", "model"},
+    "compose": {"runtime", "data", "model", "training", "inference", "evaluation"},
     "__init__": {"model", "inference"},
     "cli": {"runtime", "inference", "video", "app"},
     "__main__": {"cli"},
