@@ -1,5 +1,4 @@
 # make demo   see the shipped network segment, then train a tiny one, on a CPU or a GPU
-#             CLIP=my.mp4 or CLIP=FOLDER: segment your own instead
 # make test   run all tests, in two processes
 # make gpu    run the tests that need a GPU, then measure it, into docs/gpu.md. Uses .venv, or else
 #             $(PYTHON) with the packages that it has
@@ -15,7 +14,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo gpu test lint lock install
 
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py $(if $(CLIP),--clip "$(CLIP)")
+	$(BIN)/python scripts/demo.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

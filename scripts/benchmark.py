@@ -244,10 +244,7 @@ def train_config(overrides: Sequence[str]) -> TrainConfig:
 
 
 def training(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    default = {
-        "cpu": ["experiment=small", "weights=null"],
-        "cuda": ["stage=[static,video]", "model=convvit_b"],
-    }
+    default = {"cpu": ["experiment=small", "weights=null"], "cuda": ["stage=[static,video]"]}
     config = train_config(arguments.train or default[device.type])
     for name, stage in config.stages.items():
         # Nothing is read, so that no data set need be there.
