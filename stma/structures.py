@@ -15,8 +15,8 @@ S     length of any other sequence of keys
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class ClipBatch:
         masks: ``(B, T, H, W)`` uint8 index masks.
         valid_objects: ``(B, N)`` bool, False where the batch pads.
         references: ``(B, T, R)`` int64, see :class:`Clip`.
+        has_padding: False promises that all objects are valid, so that nothing needs to be masked;
+            known on the host, which then need not wait for a GPU.
     """
 
     names: list[str]
@@ -65,6 +67,7 @@ class ClipBatch:
     masks: Tensor
     valid_objects: Tensor
     references: Tensor
+    has_padding: bool = True
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> "ClipBatch":
@@ -81,6 +84,7 @@ class ClipBatch:
             masks=torch.from_numpy(np.stack([clip.masks for clip in clips])),
             valid_objects=torch.arange(int(num_objects.max())) < num_objects[:, None],
             references=torch.from_numpy(np.stack([clip.references for clip in clips])),
+            has_padding=bool((num_objects != num_objects[0]).any()),
         )
 
     def to(self, device: torch.device | str) -> "ClipBatch":
@@ -91,12 +95,12 @@ class ClipBatch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "ClipBatch":
-        tensors = {
+        tensors: dict[str, Any] = {
             field.name: function(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return ClipBatch(names=self.names, **tensors)
+        return replace(self, **tensors)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -211,6 +211,24 @@ def test_the_full_model_has_the_parameters_of_its_variants_or_more() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_without_padding_no_attention_carries_a_mask(variant: str) -> None:
+    model = model_of(variant).train()
+    masks = []
+    for block in model.backbone.last_stage:
+        block.attn.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[2]))
+    clip = replace(make_batch(batch=2, num_frames=3), has_padding=True)
+    clip.valid_objects[:] = True
+    expected = model(clip).logits
+    reads_objects = variant in STREAMS and STREAMS[variant].reads_objects
+    assert any(mask is not None for mask in masks) == reads_objects
+    masks.clear()
+    found = model(replace(clip, has_padding=False)).logits
+    assert masks
+    assert all(mask is None for mask in masks)
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_says_itself_whether_it_gives_object_tokens(variant: str) -> None:
     model = model_of(variant).train()
     given = model(make_batch(num_frames=2)).object_logits is not None

@@ -20,6 +20,8 @@ def test_collate_pads_objects_and_puts_channels_first() -> None:
     assert len(batch) == 2
     assert batch.frames.shape == (2, 3, 3, 8, 8)
     assert batch.valid_objects.tolist() == [[True, False, False], [True, True, True]]
+    assert batch.has_padding
+    assert not ClipBatch.collate([clip(2), clip(2)]).to("cpu").has_padding
     assert batch.masks.dtype == torch.uint8
     assert (batch.masks[1] == 3).all()
 

@@ -248,7 +248,8 @@ class STMA(nn.Module):
         )
 
         reading = self.train_reading if self.training else READ_ALL
-        memory = VideoMemory(valid_objects=clip.valid_objects)
+        # Without a mask, attention takes its fastest implementation.
+        memory = VideoMemory(valid_objects=clip.valid_objects if clip.has_padding else None)
         features = self.encode(frames[0], memory)
         masks = pad_to_stride(first_masks.to(images.dtype))
         logits = []
