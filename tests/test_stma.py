@@ -31,7 +31,7 @@ def test_padding_a_clip_with_objects_changes_nothing(tiny_model: STMA) -> None:
     clip = make_batch(batch=1)
     count = clip.valid_objects.shape[1]
     valid = torch.cat([clip.valid_objects, torch.zeros(1, 2, dtype=torch.bool)], dim=1)
-    padded = dataclasses.replace(clip, valid_objects=valid)
+    padded = dataclasses.replace(clip, valid_objects=valid, has_padding=True)
     alone, together = tiny_model(clip).probabilities, tiny_model(padded).probabilities
     assert torch.allclose(together[:, :, : count + 1], alone, atol=1e-9)
     assert (together[:, :, count + 1 :] == 0).all()
