@@ -10,23 +10,19 @@ from stma.training.learner import Learner
 from stma.training.run import train
 
 
-@pytest.fixture
-def no_estimate(monkeypatch) -> None:
-    """The one on paper takes a second or two, and only the first test looks at it."""
-    monkeypatch.setattr("stma.training.dry_run.training_bytes", lambda *arguments: 0)
-
-
 def test_memory_is_told_and_nothing_is_written(tmp_path, caplog) -> None:
     settings = config(tmp_path / "run", batch_size=4, accumulate=2, dry_run=True)
     with caplog.at_level(logging.INFO):
         train(settings)
-    assert "only: 2 clips at once need 0.0 GB on paper" in caplog.text
     assert "only: 2 clips at once take" in caplog.text
     assert "the largest batch that fits is 2 clips a process" in caplog.text
     assert not (tmp_path / "run").exists()
 
 
-def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch, no_estimate) -> None:
+def test_it_grows_until_the_memory_is_full(
+    tmp_path,
+    monkeypatch,
+) -> None:
     """As on a GPU whose memory holds five clips; a process's share is two."""
     trainer = trainer_of(config(tmp_path, batch_size=2))
     tried = []
@@ -40,7 +36,6 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch, no_estimate) -
     monkeypatch.setattr("stma.training.dry_run._step", step)
     monkeypatch.setattr("stma.training.dry_run.peak_gigabytes", lambda device: 1.0)
     monkeypatch.setattr("stma.training.dry_run.Learner", lambda *arguments, **more: None)
-    monkeypatch.setattr("stma.training.dry_run.training_bytes", lambda *arguments: 1)
     trainer.device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert dry_run(trainer, None) == 5
@@ -54,7 +49,7 @@ def test_it_grows_until_the_memory_is_full(tmp_path, monkeypatch, no_estimate) -
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_that_was_cut_short_leaves_nothing_behind(
-    tmp_path, monkeypatch, no_estimate, precision: str
+    tmp_path, monkeypatch, precision: str
 ) -> None:
     """Memory runs out in the middle of a step, when the gradient exists and, in fp16, is already
     unscaled; a fresh network takes the steps after it."""
@@ -80,7 +75,8 @@ def test_a_step_that_was_cut_short_leaves_nothing_behind(
 
 
 def test_parts_after_the_first_find_its_gradient_in_memory(
-    tmp_path, monkeypatch, no_estimate
+    tmp_path,
+    monkeypatch,
 ) -> None:
     trainer = trainer_of(config(tmp_path, batch_size=8, accumulate=4))
     taken = []
@@ -95,7 +91,10 @@ def test_parts_after_the_first_find_its_gradient_in_memory(
     assert taken == [[2, 2]] * 2
 
 
-def test_a_finished_run_can_be_tried_again(tmp_path, caplog, no_estimate) -> None:
+def test_a_finished_run_can_be_tried_again(
+    tmp_path,
+    caplog,
+) -> None:
     train(config(tmp_path, iterations=1))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
     before.pop(tmp_path / "train.log")  # this process writes its log there still

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_cuda
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, random_frame
+from fake_cuda import backward, can_do_without, put_on, without_numbers
 from test_segmenter import blob_mask
 from test_trainer import config
 from torch import Tensor
@@ -25,8 +27,6 @@ from stma.inference.state import read_state
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.streams import VARIANTS
-from stma.runtime import footprint
-from stma.runtime.footprint import backward, can_do_without, put_on, without_numbers
 from stma.training import learner as learner_module
 from stma.training.dry_run import random_batch
 from stma.training.learner import Learner
@@ -36,7 +36,7 @@ CUDA = torch.device("cuda", 0)
 CONFIGS = Path(__file__).parent.parent / "configs"
 PACKAGE = str(Path(stma.__file__).parent)
 SIMILAR = ("convvit_s", "convvit_t", "convvit_xs", "full")
-FOOTPRINT = footprint.__file__  # takes part in every call
+FAKE = fake_cuda.__file__  # takes part in every call
 
 
 def shallow(name: str) -> ModelConfig:
@@ -104,7 +104,7 @@ class Waits(TorchDispatchMode):
     def _note(self) -> None:
         """The function of the package that waits."""
         frame = sys._getframe()
-        while not (path := frame.f_code.co_filename).startswith(PACKAGE) or path == FOOTPRINT:
+        while not (path := frame.f_code.co_filename).startswith(PACKAGE) or path == FAKE:
             frame = frame.f_back
         self.places.append(frame.f_code.co_name)
 

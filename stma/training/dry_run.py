@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stma.model.factory import build_model
 from stma.model.stma import STMA
-from stma.runtime.device import autocast, peak_gigabytes
-from stma.runtime.footprint import backward, on_paper, precision_on_paper, put_on
+from stma.runtime.device import peak_gigabytes, reset_peak
 from stma.structures import ClipBatch
-from stma.training.config import StageConfig, TrainConfig
+from stma.training.config import StageConfig
 from stma.training.learner import Learner, release_memory
 from stma.training.losses import LossConfig, clip_loss
 from stma.training.trainer import Trainer
@@ -36,9 +34,6 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
         return Learner(trainer.config, trainer.stage, trainer.device, weights=weights)
 
     share = trainer.numbers(0).part
-    if not trainer.config.compile:
-        paper = training_bytes(trainer.config, trainer.stage, share, trainer.device)
-        log.info("%s: %d clips at once need %.1f GB on paper", trainer.name, share, paper / 1e9)
     count, largest, too_many = share, 0, None
     learner = build()
     while True:
@@ -70,40 +65,6 @@ def dry_run(trainer: Trainer, weights: str | Path | None) -> int:
     return largest
 
 
-def training_bytes(
-    config: TrainConfig, stage: StageConfig, clips: int, device: torch.device
-) -> int:
-    """The peak memory on the device in a step, without ``compile``.
-
-    Args:
-        clips: at once: a process's share of a batch divided by ``accumulate``.
-        device: need not exist here.
-    """
-    with torch.device("meta"):
-        model = build_model(config.model)
-    precision = precision_on_paper(device, config.precision)
-    with on_paper(device) as footprint:
-        put_on(model, device)
-        model.train()
-        model.checkpoint_blocks(config.checkpoint_blocks)
-        weights = footprint.now
-        parameters = sum(p.nbytes for p in model.parameters())
-        moments = 2 * parameters
-        average = weights if config.ema > 0 else 0
-        if config.accumulate > 1:  # the first part's gradients exist while the second runs
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-        batch = random_batch(stage, clips, device)
-        with autocast(device, precision):
-            prediction = model(batch)
-        logits = prediction.logits.detach()  # which a step returns
-        loss = [clip_loss(prediction, batch, stage.loss, stage.loss.bootstrap_end).total]
-        del prediction
-        backward(loss.pop())
-        del logits
-    return footprint.peak + moments + average
-
-
 def _try_step(learner: Learner, clips: int) -> float | None:
     """Seconds of a step; None if memory does not suffice. The error is not kept, since it holds
     everything the step had allocated."""
@@ -118,8 +79,7 @@ def _step(learner: Learner, clips: int) -> float:
     gradient of the first is kept while the second is computed."""
     batch = random_batch(learner.stage, clips, learner.device)
     parts = [batch] * min(learner.config.accumulate, 2)
-    if learner.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(learner.device)
+    reset_peak(learner.device)
     for iteration in range(2):
         start = time.perf_counter()
         learner.step(parts, iteration, progress=0.5)

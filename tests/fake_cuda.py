@@ -1,9 +1,7 @@
-"""Memory on paper: code runs on tensors that know their device and shape but hold no numbers, on
-any machine, and the memory they would take on the device is added up."""
+"""Tensors that know their device and shape but hold no numbers, as if they were on a GPU."""
 
 import heapq
 import itertools
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,63 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from stma.errors import InputError
 
 # Torch 2.6 looks for the driver when it builds a graph of gradients, and ends the process without
 # one. Nobody has tried those between the two.
 FIRST_WITHOUT_CARD = "2.15"
-
-
-class Footprint(TorchDispatchMode):
-    """Adds up the tensors that are alive.
-
-    A kernel's own workspace, and what an allocator loses between tensors, are left out.
-
-    Attributes:
-        now, peak: bytes.
-        moved: bytes that kernels have read and written, without any fusion.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = self.moved = 0
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        keywords = keywords or {}
-        if function is not torch.ops.prim.device.default:
-            with self:  # in inference mode, an operator may arrive whole that is several
-                result = function.decompose(*arguments, **keywords)
-            if result is not NotImplemented:
-                return result
-        result = function(*arguments, **keywords)
-        new = [
-            each
-            for each in tree_leaves(result)
-            if isinstance(each, Tensor) and each.untyped_storage() not in self._known
-        ]
-        for each in new:
-            self._add(each.untyped_storage())
-        if new:  # not a view
-            read = [each for each in tree_leaves(arguments) if isinstance(each, Tensor)]
-            self.moved += sum(each.nbytes for each in (*read, *new))
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self._known[storage] = None
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, storage.nbytes())
-
-    def _remove(self, size: int) -> None:
-        self.now -= size
 
 
 class FusedAttention(TorchFunctionMode):
@@ -100,16 +45,7 @@ def can_do_without(device: torch.device) -> bool:
 
 @contextmanager
 def without_numbers(device: torch.device) -> Iterator[None]:
-    """A context in which tensors hold no numbers and torch believes in a card with bf16.
-
-    Raises:
-        InputError: there is no card, and torch is too old to do without.
-    """
-    if not can_do_without(device):
-        raise InputError(
-            f"memory of a card that is not here: torch is {torch.__version__}; install "
-            f"{FIRST_WITHOUT_CARD} or newer, or run this where the card is"
-        )
+    """A context in which tensors hold no numbers and torch believes in a card with bf16."""
     with ExitStack() as stack:
         if device.type == "cuda":
             for owner, name, value in (
@@ -121,20 +57,6 @@ def without_numbers(device: torch.device) -> Iterator[None]:
             stack.enter_context(FusedAttention())
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
-
-
-@contextmanager
-def on_paper(device: torch.device) -> Iterator[Footprint]:
-    """As :func:`without_numbers`, where the memory of all tensors is added up."""
-    with without_numbers(device), Footprint() as footprint:
-        yield footprint
-
-
-def precision_on_paper(device: torch.device, precision: str) -> str:
-    """What ``auto`` is on the device, which need not exist: any card has bf16."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def put_on(module: nn.Module, device: torch.device) -> None:
