@@ -164,7 +164,7 @@ def _add_segment(commands: Commands) -> None:
     )
     _add_device(parser)
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what another command left in the output"
+        "--overwrite", action="store_true", help="start over, whatever command left the output"
     )
 
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -233,6 +234,80 @@ def test_done_it_only_makes_what_is_missing(segment, monkeypatch) -> None:
     assert Path("out/masks.json").exists()
 
 
+def test_masks_that_are_gone_are_made_again(segment, monkeypatch, capsys) -> None:
+    """After the end with none or some of them left, and in the middle, with any outputs."""
+    first = ("--mask=3=first.png", "--backward")
+    segment(*first, "-o", "whole", "--save=masks")
+    whole = masks("whole")
+    segment(*first, "-o", "out", "--save=masks")
+    shutil.rmtree("out/masks")
+    segment(*first, "-o", "out", "--save=masks")
+    assert same(masks("out"), whole)
+    Path("out/masks/00001.png").unlink()
+    Path("out/masks/00007.png").write_bytes(b"")
+    capsys.readouterr()
+    segment(*first, "-o", "out")
+    assert "8 frames" in capsys.readouterr().out
+    assert same(masks("out"), whole)
+    Stop(monkeypatch, 6)  # two of those after the first mask
+    with pytest.raises(SystemExit):
+        segment(*first, "-o", "half")
+    Path("half/masks/00000.png").unlink()
+    segment(*first, "-o", "half", "--save=masks,coco")
+    assert same(masks("half"), whole)
+
+
+def changed(content: bytes) -> bytes:
+    """With another byte near the end, among the tensors."""
+    return content[:-9] + bytes([content[-9] ^ 0x40]) + content[-8:]
+
+
+@pytest.mark.parametrize("after", [2, 6])  # in the frames before the first mask, and after it
+@pytest.mark.parametrize("damage", [lambda content: b"", changed])
+def test_a_damaged_state_costs_time_alone(segment, monkeypatch, caplog, after, damage) -> None:
+    first = ("--mask=3=first.png", "--backward", "--save=masks")
+    segment(*first, "-o", "whole")
+    Stop(monkeypatch, after)
+    with pytest.raises(SystemExit):
+        segment(*first, "-o", "out")
+    (state,) = Path("out").glob("*.safetensors")
+    state.write_bytes(damage(state.read_bytes()))
+    segment(*first, "-o", "out")
+    assert f"{state}: " in caplog.text
+    assert same(masks("out"), masks("whole"))
+    assert not list(Path("out").glob("*.safetensors"))
+
+
+def test_a_damaged_mask_is_named_and_can_be_deleted(segment, capsys) -> None:
+    first = ("--mask=first.png", "-o", "out")
+    segment(*first, "--save=masks")
+    whole = masks("out")
+    mask = Path("out/masks/00004.png")
+    mask.write_bytes(mask.read_bytes()[:40])
+    assert "out/masks/00004.png: cannot be read" in refused(segment, capsys, *first)
+    mask.unlink()
+    segment(*first)
+    assert same(masks("out"), whole)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"kind": "a segmented video", "identity": 1}'])
+def test_a_damaged_record_is_refused_or_started_over(segment, capsys, content: str) -> None:
+    first = ("--mask=first.png", "-o", "out", "--save=masks")
+    segment(*first)
+    Path("out/run.json").write_text(content)
+    assert "out/run.json: damaged" in refused(segment, capsys, *first)
+    segment(*first, "--overwrite")
+    assert len(masks("out")) == 8
+
+
+def test_masks_that_are_a_file_are_not_replaced(segment, capsys) -> None:
+    Path("out").mkdir()
+    Path("out/masks").touch()
+    for more in ([], ["--overwrite"]):
+        assert "masks" in refused(segment, capsys, "--mask=first.png", "-o", "out", *more)
+    assert Path("out/masks").is_file()
+
+
 def refused(run, capsys, *arguments: str) -> str:
     """The one line with which the command ends."""
     with pytest.raises(SystemExit) as caught:
@@ -312,7 +387,8 @@ def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> N
     segment(first, "-o", "out", "--save=masks")
     before = masks("out")
     told = refused(segment, capsys, "--mask=late.png", "--short-side=32", "-o", "out")
-    assert "out: holds the result of another command (with different masks, settings)" in told
+    assert "out holds another run's result (masks.0: " in told
+    assert "settings.short_side: None there, 32 here" in told
     assert same(masks("out"), before)
     told = refused(segment, capsys, "--mask=out/masks/00000.png", "-o", "out")
     assert "out/masks/00000.png: the mask is in the output" in told

@@ -136,7 +136,7 @@ def test_the_result_of_another_run_is_refused_or_removed(root, weights, tmp_path
     kept = masks_below(output)
     with pytest.raises(
         InputError,
-        match=r"holds another run's result.*overwrite=true.*\n  method: copy there, flow here",
+        match=r"holds another run's result \(method: copy there, flow here\).*overwrite=true",
     ):
         evaluate(config(root, output, method="flow"))
     other = config(root, output, benchmark=BenchmarkConfig(void=255))

@@ -422,6 +422,11 @@ def test_what_is_no_saved_video_of_this_network_is_refused(tmp_path, tiny_model:
     other = perturbed(build_model(TINY), seed=1).eval()
     with pytest.raises(InputError, match="saved with other weights"):
         Segmenter.load(path, other)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(InputError, match="video: damaged"):
+        Segmenter.load(path, tiny_model)
+    path.write_bytes(whole)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="not a complete safetensors file"):
         Segmenter.load(path, tiny_model)

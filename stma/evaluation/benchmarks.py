@@ -215,7 +215,7 @@ class EvalClip:
         Raises:
             OSError: one is missing.
         """
-        return files_state((*self.frames, *self.video.masks.values()))
+        return files_state((*self.frames, *self.video.masks.values()), times=True)
 
 
 class FrameRange(NamedTuple):

@@ -14,7 +14,7 @@ from stma.errors import InputError
 from stma.model.stma import STMA
 from stma.runtime.outputs import full_disks_told, replacing
 
-FORMAT = "stma-video-1"
+FORMAT = "stma-video-2"
 SAMPLED = 64  # values of every parameter that distinguish networks
 
 
@@ -29,31 +29,44 @@ def write_state(path: Path, values: dict[str, Any], tensors: dict[str, Tensor]) 
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file")
-    metadata = {"format": FORMAT, "values": json.dumps(values)}
+    text = json.dumps(values)
+    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "values": text, "digest": _digest(text, kept)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disks_told(path.parent), replacing(path) as partial:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        partial.write_bytes(save(contiguous, metadata))
+        partial.write_bytes(save(kept, metadata))
 
 
 def read_state(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what :func:`write_state` wrote.
 
     Raises:
-        InputError: there is no such file, it is damaged, or holds something else.
+        InputError: there is no such file, it is damaged (by a checksum of its content), or holds
+            something else.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
             # Cloned, since kernels may round differently if memory is aligned differently.
-            tensors = {name: file.get_tensor(name).clone().to(device) for name in names}
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: not a saved video; give a file that Segmenter.save wrote")
-    return json.loads(metadata["values"]), tensors
+    if metadata["digest"] != _digest(metadata["values"], tensors):
+        raise InputError(f"{path}: damaged: its content has changed since it was written")
+    return json.loads(metadata["values"]), {n: tensor.to(device) for n, tensor in tensors.items()}
+
+
+def _digest(values: str, tensors: dict[str, Tensor]) -> str:
+    """Of all that a state holds; the tensors are on the CPU."""
+    digest = hashlib.sha256(values.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def network_digest(model: STMA) -> str:

@@ -1,7 +1,8 @@
 """What a folder holds the result of, how this run differs from it, and what is done.
 
 A record is a small JSON file beside a result. An output folder has one, ``run.json``; so has every
-part that is done on its own: a stage of a training, a clip of an evaluation.
+part that is done on its own: a stage of a training, a clip of an evaluation. A result may be
+continued if its kind and identity are this run's; otherwise the folder is refused, or started over.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ from stma.runtime.outputs import replacing
 RECORD = "run.json"
 TRAINING, STAGE = "a training", "a stage of a training"
 EVALUATION, CLIP = "an evaluation", "a clip of an evaluation"
+VIDEO = "a segmented video"
+TAIL = 1 << 16  # bytes
 
 
 class DamagedRecord(InputError):
@@ -48,7 +51,7 @@ class Record:
     def digest(self) -> str:
         """Of the kind and the identity."""
         text = json.dumps([self.kind, self.identity], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def write(self, path: Path, *, flush: bool = True) -> None:
         """Raises :class:`OSError`.
@@ -134,8 +137,8 @@ def earlier_run(
     found = differences(earlier.identity, record.identity)
     if found and held and not overwrite:
         raise InputError(
-            f"output: {folder} holds another run's result; choose another output, or {over}\n  "
-            + "\n  ".join(found)
+            f"output: {folder} holds another run's result ({'; '.join(found)}); choose another "
+            f"output, or {over}"
         )
     return None if found or overwrite else earlier
 
@@ -175,26 +178,32 @@ def _remove(path: Path) -> None:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
+    """Of a file's content: the first 16 digits of its SHA-256."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
-def files_state(paths: Iterable[Path], *, times: bool = True) -> str:
-    """Changes when a file is renamed, or its size or time changes, without reading any.
+def files_state(paths: Iterable[Path], *, times: bool) -> str:
+    """Changes when a file is renamed, or what is in it changes, without reading large ones.
 
     Args:
-        times: also compare times of modification.
+        times: compare sizes and times of modification; otherwise sizes and what the files end with,
+            which a copy has, too.
 
     Raises:
-        OSError: one does not exist.
+        OSError: a file does not exist.
     """
     digest = hashlib.sha256()
     for path in paths:
         state = path.stat()
-        when = state.st_mtime_ns if times else ""
-        digest.update(f"{path.name} {state.st_size} {when}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        digest.update(f"{path.name} {state.st_size} ".encode("utf-8", "surrogateescape"))
+        if times:
+            digest.update(str(state.st_mtime_ns).encode())
+            continue
+        with path.open("rb") as file:
+            file.seek(max(0, state.st_size - TAIL))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -1,13 +1,11 @@
 """A whole video, from a file and its first mask to files; if stopped, it continues from there."""
 
-import hashlib
-import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +14,31 @@ import numpy as np
 from stma.data.images import almost_equal_sizes, image_size, interpolated_ids, read_mask
 from stma.errors import InputError
 from stma.runtime.opencv import cv2
-from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials, replacing
+from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials
+from stma.runtime.resume import (
+    RECORD,
+    VIDEO,
+    Record,
+    begin,
+    earlier_run,
+    file_digest,
+    files_state,
+)
 from stma.runtime.threads import read_ahead
 from stma.video.reading import Video, VideoFrameAt
 from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer
 
 if TYPE_CHECKING:
     from stma.inference.segmenter import Segmenter  # imports torch, which takes seconds
+    from stma.model.stma import STMA
 
 log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0  # seconds: the most that is lost if the program is killed
-RUN = "run.json"  # says what the folder is the result of
 MASKS = "masks"
 STATE, BACKWARD_STATE = "state.safetensors", "backward.safetensors"
-OURS = (RUN, MASKS, STATE, BACKWARD_STATE, *(name for name, _ in OUTPUTS.values()))
+OVER = "--overwrite to start over"
+OURS = (MASKS, STATE, BACKWARD_STATE, *(name for name, _ in OUTPUTS.values()))
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Order:
         weights: see :func:`~stma.model.weights.find_weights`.
         settings: of :class:`~stma.inference.segmenter.SegmenterConfig`, if they differ from those
             stored with the weights.
-        overwrite: replace what another order has left in the folder.
+        overwrite: start over: replace what any order has left in the folder.
         absent: objects that are not in a frame, by its number; see :func:`find_absent`.
     """
 
@@ -201,13 +209,18 @@ def segment_video(
 
     SegmenterConfig(**order.settings)  # raises before a folder is made
     _check_output(order)
-    identity = _identity(order)
+    record = Record(VIDEO, _identity(order))
+    earlier_run(order.output, record, OURS, overwrite=order.overwrite, over=OVER)
     with holding(order.output), full_disks_told(order.output):
-        done = _is_done(order, identity)
+        earlier = begin(order.output, record, OURS, overwrite=order.overwrite, over=OVER)
         remove_partials(order.output)
-        outcome = _Run(order, stopped, on_frame).run(done)
+        run = _Run(order, stopped, on_frame)
+        frames = earlier.details.get("frames") if earlier is not None and earlier.done else None
+        whole = isinstance(frames, int) and run.has_masks(range(frames))
+        outcome = run.run(frames if whole else None)
         if outcome.complete:
-            _note(order, identity, done=True)
+            details = {"frames": outcome.num_frames}
+            Record(VIDEO, record.identity, done=True, details=details).write(order.output / RECORD)
             (order.output / STATE).unlink(missing_ok=True)
         return outcome
 
@@ -232,54 +245,19 @@ def _check_output(order: Order) -> None:
     if not output.is_dir():
         raise InputError(f"{order.output}: exists and is a file; choose another output")
     names = {entry.name for entry in output.iterdir()} - {LOCK}
-    if names and RUN not in names:
+    if names and RECORD not in names:
         some = ", ".join(sorted(names)[:3])
         raise InputError(
             f"{order.output}: the folder holds other files ({some}); choose another output"
         )
 
 
-def _is_done(order: Order, identity: dict[str, Any]) -> bool:
-    """Whether all masks exist. What another order has left is refused or, with ``overwrite``,
-    removed."""
-    path = order.output / RUN
-    if path.exists():
-        try:
-            record = json.loads(path.read_text())
-            theirs, done = record["order"], record["done"]
-        except (ValueError, KeyError, TypeError):
-            theirs, done = {}, False
-        differing = [key for key in identity if identity[key] != theirs.get(key)]
-        if not differing:
-            return done
-        if not order.overwrite and (order.output / MASKS).exists():
-            raise InputError(
-                f"{order.output}: holds the result of another command (with different "
-                f"{', '.join(differing)}); choose another output, or give --overwrite"
-            )
-        for name in OURS:
-            old = order.output / name
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
-    _note(order, identity, done=False)
-    return False
-
-
-def _note(order: Order, identity: dict[str, Any], *, done: bool) -> None:
-    with replacing(order.output / RUN) as partial:
-        partial.write_text(json.dumps({"order": identity, "done": done}, indent=1) + "\n")
-
-
 def _identity(order: Order) -> dict[str, Any]:
     """What the masks depend on."""
     from stma.model.weights import find_weights
-    from stma.runtime.resume import file_digest
 
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in order.video.files]
     return {
-        "video": hashlib.sha256(repr(stats).encode()).hexdigest(),
+        "video": files_state(order.video.files, times=False),
         "masks": {str(n): file_digest(path) for n, path in order.masks.items()},
         "weights": file_digest(find_weights(order.weights)),
         "settings": order.settings,
@@ -300,29 +278,32 @@ class _Run:
         self._palette = read_video_mask(order.masks[self._first], self._video)[1]
         self._saved_at = time.monotonic()
 
-    def run(self, done: bool) -> Outcome:
+    def run(self, done: int | None) -> Outcome:
         """
         Args:
-            done: whether all masks exist; other outputs may be missing.
+            done: the number of frames if all masks exist, and perhaps other outputs.
         """
         asked = [OUTPUTS[kind] for kind in self._order.save if kind != "masks"]
         files = [self._output / MASKS, *(self._output / name for name, _ in asked)]
-        if done and all(file.exists() for file in files):
-            return Outcome(True, len(self._video), files)
-        if self._order.backward and not done and not self._backward():
-            return Outcome(False, 0, files[:1])
+        if done is not None and all(file.exists() for file in files):
+            return Outcome(True, done, files)
+        segmenter = None
+        if done is None:
+            saved = self._saved_states()
+            if self._order.backward and not self._backward(saved):
+                return Outcome(False, 0, files[:1])
+            segmenter = saved.get(STATE) or self._new_segmenter()
         writers = [make(self._output / name, self._video) for name, make in asked]
-        segmenter = None if done else self._segmenter(STATE)
         complete, count = self._forward(segmenter, writers)
         return Outcome(complete, count, files)
 
-    def _backward(self) -> bool:
+    def _backward(self, saved: "dict[str, Segmenter]") -> bool:
         """Segment the frames before the first mask, last to first; False if stopped."""
-        if (self._output / STATE).exists():  # written only after this
+        if STATE in saved:  # written only after this
             for _ in range(self._first):
                 self._on_frame()
             return True
-        segmenter = self._segmenter(BACKWARD_STATE)
+        segmenter = saved.get(BACKWARD_STATE) or self._new_segmenter()
         for _ in range(segmenter.num_frames - 1):
             self._on_frame()
         frames = self._video.frames_backward(self._first - segmenter.num_frames)
@@ -399,18 +380,59 @@ class _Run:
         absent = self._order.absent.get(frame.number, set())
         return segmenter.step(frame.image, given, absent=absent, last=last).mask
 
-    def _segmenter(self, state: str) -> "Segmenter":
-        """One that continues from the saved state, or a new one."""
-        from stma.inference.segmenter import Segmenter, SegmenterConfig
+    @cached_property
+    def _model(self) -> "STMA":
         from stma.model.weights import load_model
         from stma.runtime.device import resolve_device
 
-        model = load_model(self._order.weights, resolve_device(self._order.device))
-        path = self._output / state
-        if path.exists():
-            return Segmenter.load(path, model)
-        settings = model.segmenter_settings | self._order.settings
-        return Segmenter(model, SegmenterConfig(**settings))
+        return load_model(self._order.weights, resolve_device(self._order.device))
+
+    def _new_segmenter(self) -> "Segmenter":
+        from stma.inference.segmenter import Segmenter, SegmenterConfig
+
+        settings = self._model.segmenter_settings | self._order.settings
+        return Segmenter(self._model, SegmenterConfig(**settings))
+
+    def _saved_states(self) -> dict[str, "Segmenter"]:
+        """What an earlier start has saved, by name. Nothing if a file is damaged, or a mask that
+        would not be made again is not there: then all are made anew."""
+        from stma.inference.segmenter import Segmenter
+
+        paths = {name: self._output / name for name in (STATE, BACKWARD_STATE)}
+        try:
+            saved = {
+                name: Segmenter.load(path, self._model)
+                for name, path in paths.items()
+                if path.exists()
+            }
+        except InputError as error:
+            log.warning("%s; the video is segmented from its beginning", error)
+            saved = {}
+        begin = self._first
+        if STATE in saved:
+            end = self._first + saved[STATE].num_frames
+            begin = 0 if self._order.backward else begin
+        else:
+            end = self._first
+            if BACKWARD_STATE in saved:
+                begin -= saved[BACKWARD_STATE].num_frames - 1
+        if self.has_masks(range(begin, end)) and saved:
+            return saved
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        return {}
+
+    def has_masks(self, numbers: range) -> bool:
+        """Whether all these frames have a mask; if not, the first without is logged."""
+        for number in numbers:
+            path = self._mask_path(number)
+            if not path.is_file() or not path.stat().st_size:
+                log.warning("%s: is gone; the video is segmented from its beginning", path)
+                return False
+        return True
+
+    def _mask_path(self, number: int) -> Path:
+        return self._output / MASKS / f"{self._video.name(number)}.png"
 
     def _saved(self, segmenter: "Segmenter", state: str, masks: Background) -> bool:
         """Save the state if it is time to, or if the run is to stop; returns True in that case."""
@@ -429,4 +451,7 @@ class _Run:
         return None if path is None else read_video_mask(path, self._video)[0]
 
     def _written(self, number: int) -> np.ndarray:
-        return read_mask(self._output / MASKS / f"{self._video.name(number)}.png")[0]
+        try:
+            return read_mask(self._mask_path(number))[0]
+        except InputError as error:
+            raise InputError(f"{error}; delete it, and all masks are made anew") from error
