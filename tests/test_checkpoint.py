@@ -21,13 +21,16 @@ def test_the_newest_stay_and_the_last_is_read(tmp_path: Path) -> None:
     assert list((tmp_path / "c").iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "no checkpoint"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "no checkpoint", "changed"])
 def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path: Path, caplog, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.save(1, {"iteration": 1})
     path = checkpoints.save(2, {"iteration": 2, "x": torch.ones(1000)})
     content = path.read_bytes()
-    path.write_bytes({"cut": content[:-50], "empty": b"", "no checkpoint": b"hello"}[damage])
+    at = content.index(torch.ones(1000).numpy().tobytes()) + 2000
+    changed = content[:at] + b"\x01" + content[at + 1 :]
+    damaged = {"cut": content[:-50], "empty": b"", "no checkpoint": b"hello", "changed": changed}
+    path.write_bytes(damaged[damage])
     with caplog.at_level(logging.WARNING):
         assert checkpoints.load_newest() == {"iteration": 1}
     assert "00000002.pt: cannot be read" in caplog.text

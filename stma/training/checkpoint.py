@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".pt"
 BEST = "best.pt"
+UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError)
 NAME = re.compile(r"(\d{8})\.pt")
 
 
@@ -88,11 +89,12 @@ class Checkpoints:
         paths = self.paths()
         for path in reversed(paths):
             try:
-                if not zipfile.is_zipfile(path):  # torch would read it as a bare pickle
-                    raise EOFError("not a complete torch.save file")
+                with zipfile.ZipFile(path) as archive:  # or torch might read a bare pickle
+                    if not mapped and archive.testzip() is not None:  # checksums; torch skips them
+                        raise EOFError("its content has changed since it was written")
                 # On the CPU: the optimiser and the generators move tensors where they belong.
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            except UNREADABLE as error:
                 log.warning("%s: cannot be read (%s); trying the one before", path, error)
                 continue
             missing = [e for e in self.entries if not isinstance(state, dict) or e not in state]
