@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from stma.errors import InputError
-from stma.training.checkpoint import Checkpoints, rng_state, set_rng_state
+from stma.training.checkpoint import Checkpoints
+from stma.training.learner import rng_state, set_rng_state
 
 
 def test_the_newest_stay_and_the_last_is_read(tmp_path: Path) -> None:

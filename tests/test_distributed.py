@@ -19,7 +19,7 @@ from stma.data.sampling import BatchNumbers
 from stma.errors import InputError, ToldByAnother
 from stma.model.weights import read_weights
 from stma.runtime.distributed import Launch, Processes, join_processes, read_launch
-from stma.training.leaving import EXIT_PREEMPTED
+from stma.training.preemption import EXIT_PREEMPTED
 from stma.training.run import train
 
 TESTS = Path(__file__).parent

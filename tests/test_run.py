@@ -20,7 +20,7 @@ from stma.runtime.outputs import holding
 from stma.runtime.resume import EVALUATION, Record
 from stma.training import run as run_module
 from stma.training.config import TrainConfig, ValidationConfig
-from stma.training.leaving import Preempted
+from stma.training.preemption import EXIT_PREEMPTED, Preempted
 from stma.training.run import train
 from stma.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monke
     step = Trainer.step
 
     def told_in_second(self, *arguments):
-        self.leave.asked = self.name == "second"
+        self.stop.status = EXIT_PREEMPTED * (self.name == "second")
         return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "step", told_in_second)
@@ -134,7 +134,8 @@ def told_after(trainer_name: str, monkeypatch) -> None:
 
     def saved(self) -> None:
         save(self)
-        self.leave.asked = self.name == trainer_name and self.iteration == self.stage.iterations
+        at_the_end = self.name == trainer_name and self.iteration == self.stage.iterations
+        self.stop.status = EXIT_PREEMPTED * at_the_end
 
     monkeypatch.setattr(Trainer, "save", saved)
 
@@ -204,7 +205,7 @@ def test_weights_to_start_from_may_move_but_not_change(tmp_path, monkeypatch) ->
     step = Trainer.step
 
     def told(self, *arguments):
-        self.leave.asked = self.iteration < 3
+        self.stop.status = EXIT_PREEMPTED * (self.iteration < 3)
         return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "step", told)

@@ -22,8 +22,8 @@ from stma.model.weights import load_model, read_weights
 from stma.runtime import outputs
 from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
-from stma.training.leaving import Preempted, signals_noted
 from stma.training.optimizer import OptimizerConfig
+from stma.training.preemption import Preempted, stop_signals
 from stma.training.run import train
 from stma.training.trainer import Trainer
 
@@ -103,7 +103,7 @@ def interrupted(folder, number=signal.SIGUSR1, status: int = 75, **settings) -> 
         return step(*arguments)
 
     trainer.step = step_and_signal  # type: ignore[method-assign]
-    with signals_noted() as trainer.leave, pytest.raises(Preempted) as left:
+    with stop_signals() as trainer.stop, pytest.raises(Preempted) as left:
         trainer.run()
     assert left.value.code == status
     return trainer
@@ -260,7 +260,7 @@ def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path, capfd) -> No
     assert interrupted(tmp_path, signal.SIGINT, 130).saved == 3
     assert "saving after this step; Ctrl-C once more" in capfd.readouterr().err
     assert trained(config(tmp_path, iterations=6)).iteration == 6
-    with signals_noted():
+    with stop_signals():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

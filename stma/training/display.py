@@ -13,7 +13,6 @@ from stma.runtime.device import autocast, peak_gigabytes
 from stma.structures import ClipBatch
 from stma.training.board import Board, prediction_picture
 from stma.training.config import TrainConfig
-from stma.training.feed import Pace
 from stma.training.learner import Learner, Step
 from stma.training.losses import Losses, bootstrap_fraction
 from stma.training.optimizer import learning_rate
@@ -148,3 +147,21 @@ def _mean(learner: Learner, losses: Losses) -> Losses:
     """The mean over all processes."""
     values = torch.stack([losses.total, losses.cross_entropy, losses.dice])
     return Losses(*(learner.processes.sum(values) / learner.processes.world_size))
+
+
+class Pace:
+    """The speed of the steps, from one reading to the next."""
+
+    def __init__(self, iteration: int) -> None:
+        self._last = (iteration, time.monotonic(), 0.0)
+
+    def look(self, iteration: int, waited: float) -> tuple[float, float]:
+        """Since the last reading: iterations per second, and the share of time spent fetching.
+
+        Args:
+            waited: see :class:`Feed`.
+        """
+        now = (iteration, time.monotonic(), waited)
+        steps, seconds, waiting = (b - a for a, b in zip(self._last, now, strict=True))
+        self._last = now
+        return steps / seconds, waiting / seconds

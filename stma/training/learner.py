@@ -1,4 +1,4 @@
-"""The network in training with all that belongs to it, and one optimiser step."""
+"""The network in training, its average and random generators, and one optimiser step."""
 
 import gc
 import inspect
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stma.model.factory import build_model
+from stma.model.object_features import ObjectFeatures
 from stma.model.pretrained import load_pretrained
 from stma.model.stma import STMA
 from stma.model.weights import check_same_architecture, load_state, read_weights
 from stma.runtime.device import autocast, uses_fp16
 from stma.runtime.distributed import Processes
 from stma.structures import ClipBatch, Prediction
-from stma.training.averaging import build_average, update_average
-from stma.training.checkpoint import seed_generators
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.losses import Losses, clip_loss
 from stma.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -264,3 +264,55 @@ def release_memory(device: torch.device) -> None:
     gc.collect()  # compiled parts and their module refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def build_average(model: STMA, decay: float) -> AveragedModel:
+    """Holds a copy of the network, whose parameters follow it."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: STMA, decay: float) -> None:
+    """Call after each optimiser step; the first copies the weights.
+
+    At step ``n`` (from 0) the decay is at most ``n / (n + 9)``, as in TensorFlow's
+    ExponentialMovingAverage but for the first: the average of a short stage, too, is of its end.
+    With 0.998 alone, 400 steps would keep almost half of the weights that they began with.
+
+    The running mean over objects is averaged like the weights it comes from. The other buffers are
+    constants or counters. (`AveragedModel.update_parameters` would make the host wait for the
+    device, to which it copies its counter.)
+    """
+    theirs = cast(STMA, average.module)
+    followed = [(list[Tensor](theirs.parameters()), list[Tensor](model.parameters()))]
+    if isinstance(theirs.object_features, ObjectFeatures):
+        assert isinstance(model.object_features, ObjectFeatures)
+        followed.append(([theirs.object_features.center], [model.object_features.center]))
+    step = int(average.n_averaged)  # which is on the host
+    follow = get_ema_multi_avg_fn(min(decay, step / (step + 9)))
+    for averages, values in followed:
+        follow(averages, values, None)
+    for (name, buffer), value in zip(theirs.named_buffers(), model.buffers(), strict=True):
+        if name != "object_features.center":
+            buffer.copy_(value)
+    average.n_averaged += 1
+
+
+def seed_generators(seed: int, rank: int, iteration: int) -> None:
+    """Seed torch, in this process: every process draws different numbers."""
+    words = np.random.SeedSequence((seed, rank, iteration)).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that training on a device draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

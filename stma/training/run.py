@@ -24,10 +24,10 @@ from stma.runtime.outputs import (
 )
 from stma.runtime.provenance import versions
 from stma.runtime.resume import RECORD, TRAINING, Record, differences, earlier_run
+from stma.training.checkpoint import OVER
 from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
-from stma.training.leaving import Preempted, signals_noted
-from stma.training.stage_folder import OVER
+from stma.training.preemption import Preempted, stop_signals
 from stma.training.step_log import FILE
 from stma.training.trainer import Trainer, Validation
 
@@ -60,7 +60,7 @@ def train(
             config = replace(config, weights=str(find_weights(given)))
         if config.dry_run:  # whatever the output contains
             config = replace(config, resume=False)
-        leave = until_the_end.enter_context(signals_noted())
+        stop = until_the_end.enter_context(stop_signals())
 
         def build() -> list[Trainer]:
             if not config.stages:
@@ -68,8 +68,7 @@ def train(
             validation = build_validation(config.validation)
             # All of them first: a fault in the last stage's data is found now, not in a week.
             return [
-                Trainer(config, name, device, processes, validation, leave)
-                for name in config.stages
+                Trainer(config, name, device, processes, validation, stop) for name in config.stages
             ]
 
         trainers = processes.together(build)
@@ -98,8 +97,8 @@ def train(
 
         processes.together(begin)
         for trainer in trainers:
-            if status := max(processes.gather(leave.note)):
-                _leave(trainer, status)
+            if status := max(processes.gather(stop.status)):
+                _stop_before(trainer, status)
             trainer.run(weights)
             trainer.release()
             weights = trainer.weights_path
@@ -145,7 +144,7 @@ def _folders(config: TrainConfig) -> list[Path]:
     return folders
 
 
-def _leave(trainer: Trainer, status: int) -> None:
+def _stop_before(trainer: Trainer, status: int) -> None:
     log.warning(
         "asked to stop before stage %s; the same command continues with it (exit status %d)",
         trainer.name,

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,19 @@ from stma.runtime.outputs import full_disks_told
 from stma.runtime.provenance import versions
 from stma.runtime.resume import file_digest
 from stma.structures import ClipBatch
-from stma.training.checkpoint import rng_state, seed_generators, set_rng_state
+from stma.training.checkpoint import COUNTS, LENGTH, StageFolder, new_length, stage_settings
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.display import Display
-from stma.training.feed import Feed
-from stma.training.learner import Learner, read_own_weights, release_memory
-from stma.training.leaving import Leave, Preempted
+from stma.training.learner import (
+    Learner,
+    read_own_weights,
+    release_memory,
+    rng_state,
+    seed_generators,
+    set_rng_state,
+)
 from stma.training.optimizer import learning_rate
-from stma.training.stage_folder import COUNTS, LENGTH, StageFolder, new_length, stage_settings
+from stma.training.preemption import Preempted, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +52,48 @@ def progress(stage: StageConfig, seconds: float, iteration: int) -> float:
     return done
 
 
+class Feed:
+    """Batches in parts, on the device.
+
+    Args:
+        batches: the parts of all batches, one after another.
+        count: parts per batch.
+
+    Attributes:
+        waited: seconds spent fetching.
+    """
+
+    def __init__(self, batches: Iterator[ClipBatch], count: int, device: torch.device) -> None:
+        self.batches, self.count, self.device = batches, count, device
+        self.waited = 0.0
+        self._ready: list[ClipBatch] = []
+
+    def fetch(self) -> None:
+        """Load the next batch, unless it is already loaded or there is none left.
+
+        Raises:
+            InputError: a file is faulty; the message names it.
+        """
+        if not self._ready:
+            start = time.monotonic()
+            parts = list(islice(self.batches, self.count))
+            self.waited += time.monotonic() - start
+            self._ready = [part.to(self.device) for part in parts]
+
+    def take(self) -> list[ClipBatch]:
+        """The parts of the next batch."""
+        self.fetch()
+        parts, self._ready = self._ready, []
+        return parts
+
+
 class Trainer:
     """Trains one network on one stage's clips.
 
     Args:
         name: of the stage.
         validation: gives a model's J&F, given a folder to work in.
-        leave: records that the run has been asked to stop.
+        stop: records that the run has been asked to stop.
 
     Attributes:
         iteration: steps taken, including skipped ones.
@@ -70,13 +111,13 @@ class Trainer:
         device: torch.device,
         processes: Processes | None = None,
         validation: Validation | None = None,
-        leave: Leave | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config, self.stage, self.name = config, config.stages[name], name
         self.device = device
         self.processes = processes or Processes()
         self.validation = validation
-        self.leave = leave or Leave()
+        self.stop = stop or StopRequest()
         self.output = Path(config.output) / name
         self.folder = StageFolder(self.output, config.keep_checkpoints)
         self.weights_path, self.checkpoints = self.folder.weights, self.folder.checkpoints
@@ -85,7 +126,7 @@ class Trainer:
         self.best: float | None = None  # validation J&F
         self.validated = self.saved = -1  # iterations of the last ones
         # As agreed on by all processes: progress, the exit status, whether to save.
-        self.progress, self.leave_with, self.due = 0.0, 0, False
+        self.progress, self.stop_with, self.due = 0.0, 0, False
         self.weights: str | None = None  # digest of those the stage starts from
         self.display = Display(config, name, self.output if self.processes.is_main else None)
         self._since = self._last_save = time.monotonic()
@@ -253,22 +294,22 @@ class Trainer:
         progress, and whether it is time to save."""
         now, minutes = time.monotonic(), self.config.save_minutes
         due = minutes is not None and now - self._last_save > 60 * minutes
-        return [self.leave.note, self._progress(now - self._since, iteration), due]
+        return [self.stop.status, self._progress(now - self._since, iteration), due]
 
     def _agree(self, notes: list[float]) -> None:
-        leave, self.progress, due = notes
-        self.leave_with, self.due = int(leave), bool(due)
+        stop, self.progress, due = notes
+        self.stop_with, self.due = int(stop), bool(due)
 
     def _between_steps(self) -> None:
-        if self.leave_with:
+        if self.stop_with:
             self.save()
             log.warning(
                 "asked to stop: saved after iteration %d; the same command continues from there "
                 "(exit status %d)",
                 self.iteration,
-                self.leave_with,
+                self.stop_with,
             )
-            raise Preempted(self.leave_with)
+            raise Preempted(self.stop_with)
         due = self.iteration > 0 and self.iteration % self.config.validation.every == 0
         if due and self.validated != self.iteration:
             self.validate()

@@ -14,7 +14,7 @@ STATUSES = {
     signal.SIGUSR1: EXIT_PREEMPTED,
     signal.SIGINT: EXIT_INTERRUPTED,
 }
-PROMISE = b"\ninterrupted: saving after this step; Ctrl-C once more leaves at once\n"
+NOTICE = b"\ninterrupted: saving after this step; Ctrl-C once more leaves at once\n"
 
 
 class Preempted(SystemExit):
@@ -27,37 +27,35 @@ class Preempted(SystemExit):
 
 
 @dataclass
-class Leave:
-    """Whether this process has been asked to stop, and with which status."""
+class StopRequest:
+    """Whether this process has been asked to stop.
 
-    asked: bool = False
-    status: int = EXIT_PREEMPTED
+    Attributes:
+        status: to exit with; 0 to go on.
+    """
 
-    @property
-    def note(self) -> int:
-        """The exit status; 0 to go on."""
-        return self.status if self.asked else 0
+    status: int = 0
 
 
 @contextmanager
-def signals_noted() -> Iterator[Leave]:
+def stop_signals() -> Iterator[StopRequest]:
     """Note signals to stop, for the caller to follow when it can. A second Ctrl-C is a
     KeyboardInterrupt."""
-    leave = Leave()
+    request = StopRequest()
 
     def ask(number: int, frame: object) -> None:
         if number == signal.SIGINT:
-            if leave.asked:
+            if request.status:
                 raise KeyboardInterrupt
-            os.write(2, PROMISE)  # not print or a log, which may be writing right now
-        leave.asked, leave.status = True, STATUSES[signal.Signals(number)]
+            os.write(2, NOTICE)  # not print or a log, which may be writing right now
+        request.status = STATUSES[signal.Signals(number)]
 
     if threading.current_thread() is not threading.main_thread():
-        yield leave  # only the main thread may set handlers
+        yield request  # only the main thread may set handlers
         return
     before = {number: signal.signal(number, ask) for number in STATUSES}
     try:
-        yield leave
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
