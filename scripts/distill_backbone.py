@@ -1,4 +1,4 @@
-"""A start for training from a network that knows ImageNet, without labels (docs/small.md):
+"""A start for training from a network that knows ImageNet, without labels (docs/networks.md):
 
 python scripts/distill_backbone.py TEACHER OUT experiment=small stage=[shipped_distill] \\
     weights=null datasets=ROOT
