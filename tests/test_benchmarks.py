@@ -53,6 +53,7 @@ def test_archives_go_where_the_servers_want_them() -> None:
         "davis2016_val",
         "davis2017_val",
         "lvos_val",
+        "lvos_v2_val",
     }
     assert roots["davis2017_test_dev"] == roots["mose_val"] == ""
     assert roots["youtubevos2019_val"] == roots["lvos_test"] == "Annotations"

@@ -31,6 +31,31 @@ def evaluation(**changes) -> Evaluation:
     return Evaluation(**{**settings, **changes})
 
 
+def test_seen_and_unseen_classes_weigh_the_same() -> None:
+    """By hand: the seen clip has two objects, the unseen one a single one. V of the first object:
+    J&F is 0.4 and 0.8, so 0.2 from its mean; those of the other objects do not change."""
+    scores = [
+        score("a", 1, [0.4, 0.8], [0.4, 0.8]),
+        score("a", 2, [0.8, 0.8], [0.6, 0.6]),
+        score("b", 1, [0.1, 0.1], [0.3, 0.3]),
+    ]
+    result = evaluation(benchmark="lvos_val", scores=scores, unseen=["b", "elsewhere"])
+    figures = [
+        (round(g.jf, 9), round(g.j, 9), round(g.f, 9), round(g.v, 9)) for g in result.groups()
+    ]
+    assert figures == [
+        (65, 70, 60, 10),
+        (20, 10, 30, 0),
+        (42.5, 40, 45, 5),
+    ]
+    assert round(result.mean().jf, 9) == 50
+    assert result.table().rows[0][2] == "42.5"  # beside published figures
+    line = next(line for line in result.text().splitlines() if "mean of both" in line)
+    assert line.replace("|", "").split()[3:] == ["42.5", "40.0", "45.0", "5.0"]
+    assert evaluation(scores=scores, unseen=["elsewhere"]).groups() == []
+    assert evaluation(scores=scores).groups() == []
+
+
 def test_speed_by_hand() -> None:
     speed = Speed.of(RUNS, processes=2)
     assert speed.frames == 4

@@ -57,6 +57,7 @@ class BenchmarkConfig:
         archive: where the clips' folders are in the archive for the server, ``""`` for its root;
             null if no server takes one.
         published: ``dataset:split``, whose number of clips is compared.
+        unseen: clips of classes that are not in training; LVOS averages seen and unseen ones.
     """
 
     name: str = "folder"
@@ -71,6 +72,7 @@ class BenchmarkConfig:
     scored: bool = False
     archive: str | None = None
     published: str | None = None
+    unseen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -250,6 +250,7 @@ def _evaluation(
         archive=archive,
         problems=[] if problems is None else problems,
         speed_only=config.fps_only,
+        unseen=config.benchmark.unseen,
     )
 
 

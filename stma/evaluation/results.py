@@ -11,7 +11,7 @@ import numpy as np
 
 from stma.evaluation.reported import columns, reported
 from stma.evaluation.running import ClipRun
-from stma.evaluation.scoring import ObjectScore, Score, summarize
+from stma.evaluation.scoring import ObjectScore, Score, seen_and_unseen, summarize
 from stma.evaluation.tables import Table, number, one_line
 from stma.runtime.outputs import replacing
 
@@ -83,6 +83,7 @@ class Evaluation:
         archive: for the server; None if none was written.
         problems: with the archive, the pictures and the page, which leave the scores valid.
         speed_only: nothing else was to be measured.
+        unseen: clips of classes that are not in training, if the benchmark averages by them.
     """
 
     benchmark: str
@@ -95,6 +96,7 @@ class Evaluation:
     archive: Path | None = None
     problems: list[str] = field(default_factory=list)
     speed_only: bool = False
+    unseen: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
@@ -104,6 +106,10 @@ class Evaluation:
     def mean(self) -> Score | None:
         """Over all objects of all scored clips."""
         return summarize(self.scores)[-1] if self.scores else None
+
+    def groups(self) -> list[Score]:
+        """LVOS's seen and unseen classes and the mean of both; empty for other benchmarks."""
+        return seen_and_unseen(self.scores, self.unseen)
 
     def why_no_score(self) -> str:
         """For a result without scores."""
@@ -118,7 +124,7 @@ class Evaluation:
     def table(self) -> Table:
         """This result with what the paper and its peers report for the benchmark."""
         region = columns(self.benchmark)
-        mean = self.mean()
+        mean = next(reversed(self.groups()), self.mean())
         if mean is None or len(region) != 3:
             ours: list[str] = [number(None)] * (len(region) + 4)
         else:
@@ -159,6 +165,9 @@ class Evaluation:
             scored = len({score.clip for score in self.scores})
             parts[0] += f", {len(self.scores)} objects of {scored} clips scored"
             parts.append(self.clip_table().markdown())
+            if groups := self.groups():
+                rows = [[g.name, *map(number, (g.jf, g.j, g.f, g.v))] for g in groups]
+                parts.append(Table(["classes", "J&F", "J", "F", "V"], rows).markdown())
         else:
             parts.append(self.why_no_score())
         if reported(self.benchmark):
@@ -200,12 +209,14 @@ def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -
     rows = None
     if result.scores:
         rows = [asdict(row) | {"jf": row.jf} for row in summarize(result.scores)]
+    groups = [asdict(group) | {"jf": group.jf} for group in result.groups()]
     summary = {
         "benchmark": result.benchmark,
         "frames": result.frames,
         "method": result.method,
         "mean": None if rows is None else rows[-1],
         "clips": None if rows is None else rows[:-1],
+        "seen_and_unseen": groups or None,
         "why_no_score": None if rows is not None else result.why_no_score(),
         "speed": None if result.speed is None else asdict(result.speed),
         "archive": None if result.archive is None else result.archive.name,

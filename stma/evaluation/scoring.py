@@ -5,8 +5,8 @@ these are all frames of the clip but the first and the last; LVOS states its ran
 object's first frame is the one where the ground truth first shows it, and its last is the clip's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,12 @@ class ObjectScore:
     stems: list[str]
     j: Measure
     f: Measure
+
+    @property
+    def v(self) -> float:
+        """LVOS's V: how far J&F deviates from its mean over time, in percentage points. The
+        variance is rounded to four digits, as in the released evaluator."""
+        return 100 * float(round(np.var((self.j.values + self.f.values) / 2), 4)) ** 0.5
 
 
 class ClipScorer:
@@ -226,7 +232,11 @@ def _try_score(clip: EvalClip, results: Path) -> list[ObjectScore] | str:
 
 @dataclass(frozen=True)
 class Score:
-    """Means over objects, in percent."""
+    """Means over objects, in percent.
+
+    Attributes:
+        v: of LVOS, see :attr:`ObjectScore.v`.
+    """
 
     name: str
     j: float
@@ -235,6 +245,7 @@ class Score:
     j_decay: float
     f_recall: float
     f_decay: float
+    v: float
 
     @property
     def jf(self) -> float:
@@ -242,20 +253,10 @@ class Score:
 
     @classmethod
     def mean_of(cls, name: str, scores: Sequence[ObjectScore]) -> "Score":
-        return cls(
-            name,
-            *(
-                float(np.mean([getattr(getattr(score, measure), what) for score in scores]))
-                for measure, what in (
-                    ("j", "mean"),
-                    ("f", "mean"),
-                    ("j", "recall"),
-                    ("j", "decay"),
-                    ("f", "recall"),
-                    ("f", "decay"),
-                )
-            ),
-        )
+        each = [
+            (s.j.mean, s.f.mean, s.j.recall, s.j.decay, s.f.recall, s.f.decay, s.v) for s in scores
+        ]
+        return cls(name, *np.mean(each, axis=0).tolist())
 
 
 def summarize(scores: Sequence[ObjectScore]) -> list[Score]:
@@ -265,3 +266,18 @@ def summarize(scores: Sequence[ObjectScore]) -> list[Score]:
         for clip in dict.fromkeys(score.clip for score in scores)
     ]
     return [*rows, Score.mean_of("mean", scores)]
+
+
+def seen_and_unseen(scores: Sequence[ObjectScore], unseen: Collection[str]) -> list[Score]:
+    """As LVOS's evaluator: the means over the objects of seen and of unseen classes, and the mean
+    of both, which is the benchmark's figure. Empty if there are not both.
+
+    Args:
+        unseen: clips.
+    """
+    groups = [[s for s in scores if (s.clip in unseen) == new] for new in (False, True)]
+    if not all(groups):
+        return []
+    seen, new = (Score.mean_of(*each) for each in zip(("seen", "unseen"), groups, strict=True))
+    both = np.mean([astuple(each)[1:] for each in (seen, new)], axis=0)
+    return [seen, new, Score("mean of both", *both.tolist())]
