@@ -1,25 +1,33 @@
 """The command `stma`. Subcommands import what they need when they run, so that --help is quick."""
 
 import argparse
+import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from stma.errors import InputError, input_errors_end_the_program
 from stma.version import __version__
+
+if TYPE_CHECKING:
+    from stma.video.reading import Video
+    from stma.video.segmenting import Order
+
+MIN_SHORT_SIDE = 16  # a token's side
 
 SEGMENT = """\
 Segment objects through a video, from a mask of the frame where they first appear.
 
 VIDEO is a file (mp4, mov, webm, mkv, gif, ...) or a folder of pictures. A mask is a PNG of the
 video's size in which each pixel holds the number of its object: 0 is background, 1 to 255 are
-objects (a palette or greyscale PNG; a black-and-white one is a single object). `stma app` draws
-them.
+objects (a palette or greyscale PNG; a black-and-white one is a single object), or a JSON file of
+COCO's or labelme's. `stma app` draws masks.
 
 examples:
   stma segment dog.mp4 --mask first.png
@@ -28,11 +36,17 @@ examples:
   stma segment dog.mp4 --mask first.png --mask 120=late.png -o out
       at frame 120 (the first is 0) late.png brings new objects, or corrects known ones
 
+  stma segment dog.mp4 --mask 0:1=dog.png --mask 0:2=ball.png
+      a black-and-white picture for each object; or a folder of such, masks/00000/1.png, ...
+
   stma segment dog.mp4 --mask 50=middle.png --backward --save cutout,webm
       from a frame in the middle in both directions; the objects alone, with alpha
 
   stma segment frames/ --mask masks/ --short-side 240 --device cpu
       pictures, and a folder of masks named like their frames; smaller for the network, so faster
+
+  stma segment a.mp4 b.mp4 --masks folder/ --start 100 --end 400 --step 2
+      several videos, with folder/a.png and folder/b.png; every other frame of a part
 
 Ctrl-C keeps what is done; the same command continues from there. More in docs/own_video.md.
 """
@@ -62,7 +76,7 @@ example:
 SAVE = """\
 what to write, separated by commas: masks (palette PNGs, always written), overlay (an mp4 with the
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
-lengths as JSON, for pycocotools); default: masks,overlay"""
+lengths as JSON, for pycocotools), mkv (a lossless video of the IDs); default: masks,overlay"""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -83,6 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _add_export(commands)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name need not fit its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if getattr(parsed, "device", "").startswith("mps"):  # read when torch is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     run: Callable[[argparse.Namespace], None] = parsed.run
     run(parsed)
 
@@ -112,28 +130,44 @@ def _command(
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, mps"
+    )
 
 
 def _add_segment(commands: Commands) -> None:
     parser = _command(
         commands, "segment", "segment a video from the mask of its first frame", SEGMENT, _segment
     )
-    parser.add_argument("video", type=Path, metavar="VIDEO", help="a file or a folder of pictures")
+    parser.add_argument(
+        "video", nargs="+", metavar="VIDEO", help="files, or folders of pictures"
+    )  # not a Path, which would shorten rtsp://
     parser.add_argument(
         "--mask",
         action="append",
-        required=True,
-        metavar="[FRAME=]PNG",
-        help="a mask of the first frame, or of the one named; or a folder of PNGs named like their "
-        "frames; may be given several times",
+        default=[],
+        metavar="[FRAME[:ID]=]FILE",
+        help="a mask of the first frame, or of the one named, or of one object there; or a folder "
+        "of files named like their frames; may be given several times",
+    )
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="of several videos: a mask, or a folder of masks, named like each",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where to write; default: VIDEO's name with -segmented, in the current folder",
+        help="where to write; default: VIDEO's name with -segmented, in the current folder; of "
+        "several videos, a folder in FOLDER for each",
+    )
+    parser.add_argument("--start", metavar="FRAME", help="the first frame; default: the video's")
+    parser.add_argument("--end", metavar="FRAME", help="the last frame; default: the video's")
+    parser.add_argument(
+        "--step", type=_count, default=1, metavar="N", help="take every Nth frame; default: all"
     )
     parser.add_argument(
         "--absent",
@@ -180,7 +214,7 @@ def _add_app(commands: Commands) -> None:
         help="0.0.0.0 lets everyone on the network in, without a password; default: 127.0.0.1, "
         "this machine alone",
     )
-    parser.add_argument("--port", type=_count, help="default: the first free one from 7860 on")
+    parser.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
     parser.add_argument(
         "--max-megabytes", type=_count, default=500, help="of an upload; default: 500"
     )
@@ -210,6 +244,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give 1 to 65535")
+    return int(text)
+
+
 def _kinds(text: str) -> tuple[str, ...]:
     from stma.video.writing import OUTPUTS
 
@@ -221,37 +261,95 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 
 def _segment(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
+    orders = [_order(arguments, video) for video in arguments.video]
+    outputs = [order.output.resolve() for order in orders]
+    if twice := [output for output in outputs if outputs.count(output) > 1]:
+        raise InputError(f"{twice[0]}: the output of two videos; segment them one by one")
+    with _interruptions() as stopped:
+        for order in orders:
+            _carry_out(order, stopped)
 
-    from stma.video.reading import open_video
-    from stma.video.segmenting import (
-        Order,
-        find_absent,
-        find_masks,
-        num_steps,
-        segment_video,
-    )
 
-    video = open_video(arguments.video)
+def _order(arguments: argparse.Namespace, name: str) -> "Order":
+    """What to do with one of the videos."""
+    from stma.runtime.outputs import check_path
+    from stma.video.given import find_absent, find_masks
+    from stma.video.reading import Span, open_video
+    from stma.video.segmenting import Order
+
+    video = open_video(name)
+    path = Path(name).resolve()
+    stem = path.name if path.is_dir() else path.stem
+    several = len(arguments.video) > 1
+    masks = arguments.mask
+    if several and masks:
+        raise InputError("--mask is of one video; give --masks FOLDER for several")
+    if arguments.masks is not None:
+        masks = [*masks, _masks_of(arguments.masks, stem)]
+    if not masks:
+        raise InputError(
+            f"{name}: give the mask of its first frame, --mask FIRST.png; `stma app {name}` is a "
+            "page to draw it on"
+        )
+    if arguments.start is not None or arguments.end is not None or arguments.step != 1:
+        ends = [_frame(video, option, getattr(arguments, option)) for option in ("start", "end")]
+        video = Span(video, ends[0] or 0, ends[1], arguments.step)
+    output = Path(f"{stem}-segmented")
+    if arguments.output is not None:
+        output = arguments.output / stem if several else arguments.output
+    check_path(output)
     settings = {}
     if arguments.short_side is not None:
+        if 0 < arguments.short_side < MIN_SHORT_SIDE:
+            raise InputError(
+                f"--short-side {arguments.short_side}: give {MIN_SHORT_SIDE} or more, or 0 to "
+                "never scale"
+            )
         settings["short_side"] = arguments.short_side or None
     if arguments.memory_every is not None:
         settings["memory_interval"] = arguments.memory_every
-    masks = find_masks(video, arguments.mask)
-    order = Order(
+    given = find_masks(video, masks)
+    return Order(
         video,
-        masks,
-        arguments.output or Path(f"{arguments.video.resolve().stem}-segmented"),
+        given,
+        output,
         arguments.save,
         arguments.backward,
         arguments.weights,
         settings,
         arguments.device,
         arguments.overwrite,
-        find_absent(video, arguments.absent, masks, arguments.backward),
+        find_absent(video, arguments.absent, given, arguments.backward),
     )
-    with _interruptions() as stopped, ExitStack() as stack:
+
+
+def _frame(video: "Video", option: str, name: str | None) -> int | None:
+    number = None if name is None else video.number(name)
+    if name is not None and number is None:
+        raise InputError(
+            f"--{option} {name}: the video has no such frame; they are {video.name(0)} to "
+            f"{video.name(len(video) - 1)}"
+        )
+    return number
+
+
+def _masks_of(folder: Path, stem: str) -> str:
+    """The mask, or folder of masks, that belongs to a video."""
+    from stma.runtime.outputs import check_path
+
+    check_path(folder)
+    for name in (f"{stem}.png", f"{stem}.json", stem):
+        if (folder / name).exists():
+            return str(folder / name)
+    raise InputError(f"{folder}: holds no {stem}.png, {stem}.json or folder {stem}")
+
+
+def _carry_out(order: "Order", stopped: Callable[[], bool]) -> None:
+    from tqdm import tqdm
+
+    from stma.video.segmenting import num_steps, segment_video
+
+    with ExitStack() as stack:
 
         @cache
         def bar() -> tqdm:  # shown with the first frame, and not above an error

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def test_an_absent_object(segment, weights, first: int, capsys) -> None:
 
 def test_an_object_that_cannot_be_absent(segment, capsys) -> None:
     for absent, told in {
-        "9=1": "give FRAME=ID, such as 120=3",
+        "9=1": "the video has no frame 9; its frames are 00000 to 00007",
+        "2=x": "give FRAME=ID, such as 120=3",
         "2": "give FRAME=ID",
         "2=7": "no mask has given object 7 by then",
         "0=1": "no mask has given object 1 by then",
@@ -365,9 +367,10 @@ def test_a_mask_one_pixel_off_is_resized(segment, caplog) -> None:
 
 def test_bad_settings_are_refused(segment, capsys, weights) -> None:
     first = "--mask=first.png"
-    assert "required: --mask" in refused(segment, capsys)
+    assert "--mask FIRST.png; `stma app clip.mp4`" in refused(segment, capsys)
     assert "no 'gif'; choose from masks, overlay" in refused(segment, capsys, first, "--save=gif")
-    assert "short_side is 3" in refused(segment, capsys, first, "--short-side=3")
+    told = refused(segment, capsys, first, "--short-side=3")
+    assert "--short-side 3: give 16 or more, or 0" in told
     assert "memory_interval is 0" in refused(segment, capsys, first, "--memory-every=0")
     assert "'many' is not a whole number" in refused(segment, capsys, first, "--memory-every=many")
     assert "none: no such weights file" in refused(segment, capsys, first, "--weights=none")
@@ -468,6 +471,119 @@ def test_a_video_that_ends_before_a_mask(segment, capsys, monkeypatch) -> None:
     told = refused(segment, capsys, "--mask=first.png", "--mask=50=late.png", "-o", "out")
     assert "late.png: the video has no frame 50; it ended after 8 frames" in told
     assert len(masks("out")) == 8
+
+
+def test_a_part_of_a_video(segment, weights) -> None:
+    """Its masks and its overlay are those of the frames by themselves, under their own names."""
+    segment("--mask=2=first.png", "--start=2", "--end=6", "--step=2", "-o", "out")
+    assert sorted(os.listdir("out/masks")) == ["00002.png", "00004.png", "00006.png"]
+    segmenter = Segmenter(stma.load_model(weights))
+    frames = [frame.image for frame in open_video("clip.mp4").frames()][2:7:2]
+    wanted = [segmenter.step(f, FIRST if n == 0 else None).mask for n, f in enumerate(frames)]
+    assert same(masks("out"), wanted)
+    overlay = list(open_video("out/overlay.mp4").frames())
+    assert [frame.pts * open_video("out/overlay.mp4").time_base for frame in overlay] == [
+        0,
+        Fraction(2, 25),
+        Fraction(4, 25),
+    ]
+
+
+def test_no_such_part(segment, capsys) -> None:
+    told = refused(segment, capsys, "--mask=first.png", "--start=9")
+    assert "--start 9: the video has no such frame; they are 00000 to 00007" in told
+    told = refused(segment, capsys, "--mask=3=first.png", "--start=2", "--step=2")
+    assert "first.png: the video has no frame 3; its frames are 00002 to 00006" in told
+    assert "00005 to 00003" in refused(segment, capsys, "--mask=f.png", "--start=5", "--end=3")
+    assert "the step is 0" in refused(segment, capsys, "--mask=first.png", "--step=0")
+
+
+def test_several_videos_in_one_command(clip, weights, capsys) -> None:
+    shutil.copy("clip.mp4", "other.mp4")
+    Path("given/other").mkdir(parents=True)
+    save_mask(Path("given/clip.png"), FIRST)
+    save_mask(Path("given/other/3.png"), LATE)
+    command = ["segment", "clip.mp4", "other.mp4", f"--weights={weights}", "--save=masks"]
+    main([*command, "--masks=given", "-o", "out"])
+    assert same(masks("out/clip"), expected(weights, {0: FIRST}))
+    assert same(masks("out/other"), expected(weights, {3: LATE}))
+    run = lambda *more: main([*command, *more])  # noqa: E731
+    assert "--mask is of one video" in refused(run, capsys, "--mask=first.png")
+    Path("given/other/3.png").unlink()
+    Path("given/other").rmdir()
+    assert "given: holds no other.png" in refused(run, capsys, "--masks=given", "-o", "new")
+    assert not Path("new").exists()  # all are checked before the first begins
+    again = lambda *more: main(["segment", "clip.mp4", "./clip.mp4", *more])  # noqa: E731
+    assert "output of two videos" in refused(again, capsys, "--masks=given")
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        ("rtsp://camera:554/stream", "rtsp://camera:554/stream: not a video file"),
+        ("/dev/null", "/dev/null: not a video file"),
+        ("loop", "loop: Too many levels of symbolic links"),
+        ("x" * 300, "x: File name too long"),
+        ("caf\udce9.mp4", r"caf\udce9.mp4': the name is not UTF-8"),
+        ("first.png", "first.png: a single picture"),
+    ],
+)
+def test_paths_that_no_video_can_have(clip, capsys, video: str, message: str) -> None:
+    os.symlink("loop", "loop")
+    told = refused(lambda: main(["segment", video, "--mask=first.png"]), capsys)
+    assert message in told
+
+
+@pytest.mark.parametrize("option", ["-o", "--mask", "--weights", "--masks"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("loop", "symbolic links"),
+        ("x" * 300, "too long"),
+        ("caf\udce9", "not UTF-8"),
+        ("first.png/x", "first.png"),
+    ],
+)
+def test_paths_that_no_other_file_can_have(
+    segment, capsys, option: str, value: str, message: str
+) -> None:
+    os.symlink("loop", "loop")
+    given = [] if option in ("--mask", "--masks") else ["--mask=first.png"]
+    assert message in refused(segment, capsys, *given, option, value)
+
+
+def test_names_with_a_colon(clip, weights) -> None:
+    for name in ("a:b.mp4", "concat:x.mp4"):
+        shutil.copy("clip.mp4", name)
+        main(["segment", name, "--mask=first.png", f"--weights={weights}", "--end=1"])
+        overlay = Path(f"{Path(name).stem}-segmented/overlay.mp4")
+        assert len(list(open_video(overlay).frames())) == 2
+
+
+def test_a_name_need_not_fit_the_terminal(clip, weights) -> None:
+    shutil.copy("clip.mp4", "größe.mp4")
+    command = ["stma", "segment", "größe.mp4", "--mask=first.png", f"--weights={weights}"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--save=masks"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"8 frames" in done.stdout
+
+
+def test_a_lack_of_memory_is_one_line(segment, capsys, monkeypatch) -> None:
+    def step(*_, **__) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Segmenter, "step", step)
+    assert "--short-side" in refused(segment, capsys, "--mask=first.png")
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "-1", "x"])
+def test_no_port(port: str, capsys) -> None:
+    assert port in refused(lambda: main(["app", f"--port={port}"]), capsys)
 
 
 def test_help_is_learnt_from(capsys) -> None:

@@ -1,13 +1,19 @@
+import threading
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from conftest import gradient, number_of, turned, write_clip_file
+from conftest import box, gradient, number_of, turned, write_clip_file
 
 from stma.data.pictures import save_picture
 from stma.errors import InputError
-from stma.video.reading import open_video
+from stma.video import reading as module
+from stma.video.reading import Span, open_video
+
+MASK = box(8, 8, 24, 24, size=(48, 64))
 
 
 @pytest.mark.parametrize(
@@ -238,3 +244,96 @@ def test_a_file_cut_anywhere_is_told_and_what_is_before_comes_out(tmp_path, capl
     assert (f"unreadable from frame {len(numbers)} on" in told and "a copy skips" in told) or (
         f"ends after {len(numbers)} of the 20 frames" in told
     )
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {"movflags": "faststart"}), ("a.mkv", {})])
+def test_a_truncated_file_is_named(tmp_path, caplog, name: str, options: dict) -> None:
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(20)]
+    path = write_clip_file(tmp_path / name, frames, **options)
+    assert len(list(open_video(path).frames())) == 20
+    assert not caplog.text
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    left = len(list(open_video(path).frames()))
+    assert 0 < left < 15
+    assert f"{name}: the video ends after {left} " in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["a.mp4", "a.gif", "folder"])
+def test_frames_from_one_on(tmp_path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "folder":
+        path.mkdir()
+        for number in range(12):
+            save_picture(path / f"{number}.png", gradient(number))
+    else:
+        codec = {"a.mp4": ("libx264", "yuv420p"), "a.gif": ("gif", "rgb8")}[kind]
+        write_clip_file(path, map(gradient, range(12)), *codec)
+    video = open_video(path)
+    whole = list(video.frames())
+    for first in (0, 1, 7, 11):
+        found = list(video.frames(first))
+        assert [frame.number for frame in found] == list(range(first, 12))
+        assert [frame.pts for frame in found] == [frame.pts for frame in whole[first:]]
+        assert [number_of(frame.image) for frame in found] == list(range(first, 12))
+        assert video.seconds(first) == whole[first].pts * video.time_base
+
+
+def test_from_one_on_nothing_before_its_key_frame_is_decoded(tmp_path, monkeypatch) -> None:
+    video = open_video(write_clip_file(tmp_path / "a.mp4", map(gradient, range(20))))  # keys: 5
+    decoded = []
+    original = module._decoded
+
+    def counting(*arguments):
+        for frame in original(*arguments):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(module, "_decoded", counting)
+    assert number_of(next(video.frames(17)).image) == 17
+    assert len(decoded) <= 3
+
+
+def test_a_span_is_numbered_anew_and_named_as_before(tmp_path) -> None:
+    video = open_video(write_clip_file(tmp_path / "a.mp4", map(gradient, range(12)), sound=True))
+    span = Span(video, 3, 10, 3)
+    assert len(span) == 3
+    assert [span.name(number) for number in range(3)] == ["00003", "00006", "00009"]
+    assert [span.number(name) for name in ("3", "9", "4", "0", "12", "x")] == [0, 2, *4 * [None]]
+    assert span.start == Fraction(3, 25)
+    assert span.rate == Fraction(25, 3)
+    assert not span.whole
+    forward, backward = list(span.frames()), list(span.frames_backward(2))
+    assert [frame.number for frame in forward] == [0, 1, 2]
+    assert [number_of(frame.image) for frame in forward] == [3, 6, 9]
+    assert [frame.number for frame in backward] == [2, 1, 0]
+    assert [number_of(frame.image) for frame in backward] == [9, 6, 3]
+    assert [frame.number for frame in span.frames(1)] == [1, 2]
+    with pytest.raises(InputError, match="no frame from 00005 to 00003"):
+        Span(video, 5, 3)
+
+
+def test_the_program_for_a_stream_runs(tmp_path) -> None:
+    """As docs/own_video.md has it, on a stream of this machine."""
+    text = (Path(__file__).parent.parent / "docs" / "own_video.md").read_text(encoding="utf-8")
+    (program,) = [part for part in text.split("```python\n")[1:] if "rtsp://" in part]
+    clip = write_clip_file(tmp_path / "a.ts", map(gradient, range(4)))
+
+    class Stream(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)  # without a length or a way to seek
+            self.end_headers()
+            self.wfile.write(clip.read_bytes())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    shown = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stream) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/stream"
+        code = program.partition("```")[0].replace("rtsp://camera/stream", address)
+        exec(code, {"first_mask": lambda _: MASK, "show": lambda *pair: shown.append(pair)})
+        server.shutdown()
+    assert [number_of(image) for image, _ in shown] == [0, 1, 2, 3]
+    assert np.array_equal(shown[0][1], MASK)

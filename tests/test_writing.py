@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from stma.data.images import read_mask
-from stma.video.reading import Video, VideoFrameAt, open_video
+from stma.video.reading import Span, Video, VideoFrameAt, open_video
 from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
 
 MASKS = [box(4, 2 * t, 20, 16, 1 + t % 2, size=(48, 64)) for t in range(6)]
@@ -154,6 +154,33 @@ def test_a_cut_out_picture_holds_the_objects_alone(tmp_path, clip) -> None:
     around = cut_out(frame.image, MASKS[3], np.ones((3, 3), np.uint8))
     assert around[3, 10, :3].any()
     assert around[3, 10, 3] == 0
+
+
+def test_a_mask_video_is_lossless(tmp_path, clip) -> None:
+    video = open_video(clip)
+    path, writer = output("mkv", tmp_path, video)
+    write(writer, video)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        found = [frame.to_ndarray(format="gray") for frame in frames]
+    assert [round(float(frame.time) * 100) for frame in frames] == [0, 4, 5, 6, 20, 24]
+    assert np.array_equal(np.stack(found), np.stack(MASKS))
+
+
+def test_a_part_has_its_own_sound(tmp_path) -> None:
+    clip = write_clip_file(tmp_path / "a.mp4", map(gradient, [0] * 50), sound=True)
+    video = Span(open_video(clip), 25, 34)
+    path, writer = output("overlay", tmp_path, video)
+    for frame in video.frames():
+        writer.write(frame, MASKS[0])
+    writer.close()
+    whole, part = sound(clip), sound(path)
+    assert 0.3 < part[-1][0] - part[0][0] < 0.5
+    first = [packet for _, packet in whole].index(part[1][1])
+    assert [packet for _, packet in whole][first : first + len(part) - 1] == [
+        packet for _, packet in part[1:]
+    ]
+    assert abs(whole[first][0] - 1 - part[1][0]) < 0.01
 
 
 def test_coco_reads_the_masks_back(tmp_path, clip) -> None:

@@ -22,7 +22,7 @@ from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.runtime.config import parse_config
 from stma.runtime.device import resolve_device
-from stma.runtime.outputs import replacing
+from stma.runtime.outputs import check_path, replacing
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def find_weights(weights: str | Path) -> Path:
     if str(weights) in shipped_weights():
         return SHIPPED / f"{weights}.safetensors"
     path = Path(weights)
+    check_path(path)
     if path.is_dir():
         if not (path / "weights.safetensors").is_file():
             raise InputError(f"{path}: a folder without a weights.safetensors; give a file")

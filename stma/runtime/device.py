@@ -2,8 +2,10 @@
 
 import logging
 import math
+import os
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,8 +32,17 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     on_cpu = device is not None and device.type == "cpu" and device.index in (None, 0)
-    if device is None or not (on_cpu or device.type == "cuda"):
-        raise InputError(f"device is {name!r}; give auto, cpu, cuda or cuda:N")
+    if device is None or not (on_cpu or device.type in ("cuda", "mps")):
+        raise InputError(f"device is {name!r}; give auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError(f"device is {name!r}, but PyTorch finds no GPU of Apple's here")
+        if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
+            log.warning(
+                "set PYTORCH_ENABLE_MPS_FALLBACK=1 before torch is imported, so that what it "
+                "lacks on %s runs on the CPU",
+                name,
+            )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(f"device is {name!r}, but PyTorch finds {count} CUDA devices")
@@ -114,3 +125,18 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the tensors' own precision, also on devices without autocast (meta)."""
     # Not is_autocast_available: torch 2.6 cannot compile it.
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def out_of_memory_explained() -> Iterator[None]:
+    """Turn a lack of memory, of the device or of the machine, into an :class:`InputError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lacks = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not lacks and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "out of memory; the network needs less with smaller frames (--short-side 240; "
+            "short_side in a program) and fewer objects"
+        ) from error

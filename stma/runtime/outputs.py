@@ -21,6 +21,22 @@ class _OutputLog(logging.FileHandler):
     """Our own class, so that a second call in a process replaces only this handler."""
 
 
+def check_path(path: Path) -> None:
+    """Refuse a path that no file can have, or that libraries and messages cannot take.
+
+    Raises:
+        InputError: it is not UTF-8, too long, or a loop of links.
+    """
+    try:
+        str(path).encode()
+        path.stat()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(path)!a}: the name is not UTF-8; rename it") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{path}: {error.strerror}") from error
+
+
 def prepare_output(folder: Path, log_name: str) -> None:
     """Make the folder, and write the log there too.
 

@@ -4,9 +4,11 @@ import logging
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain, dropwhile
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +21,21 @@ from av.video.stream import VideoStream
 
 from stma.data.images import IMAGE_SUFFIXES, image_size, read_image
 from stma.errors import InputError
+from stma.runtime.outputs import check_path
 
 # What FFmpeg may read a file as. Without a list it also reads playlists, which open other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpegts,mpeg,flv,asf,ogg,apng,ivf"
 MIN_SIDE = 16  # pixels, the side of one token
 MAX_PIXELS = 20_000_000  # 5K passes, 8K does not
 PICTURE_RATE = 24  # frames per second of a folder of pictures
+TRUNCATED = 0.9  # of the length in the header; a little less is normal
 BACKWARD_BYTES = 200_000_000  # of frames held at once when a file is read backward
+
+KINDS = {"image": "a single picture", "audio": "sound, or damaged"}  # of files that are no video
+NOT_A_FILE = (
+    "not a video file; download what is at an address first. A camera or a live stream needs ten "
+    "lines of Python: docs/own_video.md has them"
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +66,14 @@ class Video(Protocol):
         start: seconds, where its clock begins.
         pixel_aspect: width of a pixel by its height, as shown.
         files: all files it is read from.
+        has_sound: whether there is a sound track.
+        whole: whether it goes on to the end of its file, and so does its sound.
     """
 
     path: Path
     files: list[Path]
+    has_sound: bool
+    whole: bool
     size: tuple[int, int]
     time_base: Fraction
     rate: Fraction
@@ -78,8 +92,12 @@ class Video(Protocol):
         """The number of the frame that the user calls ``name``; None if there is none."""
         ...
 
-    def frames(self) -> Iterator[VideoFrameAt]:
-        """All frames in order, in constant memory.
+    def seconds(self, number: int) -> Fraction:
+        """When a frame is shown, by the video's clock."""
+        ...
+
+    def frames(self, first: int = 0) -> Iterator[VideoFrameAt]:
+        """All frames from this one on, in order, in constant memory.
 
         Raises:
             InputError: a frame cannot be read.
@@ -97,12 +115,25 @@ def open_video(path: str | Path) -> Video:
     Raises:
         InputError: there is none, it cannot be read, or its frames are too small or too large.
     """
+    if "://" in str(path):
+        raise InputError(f"{path}: {NOT_A_FILE}")
     path = Path(path)
+    check_path(path)
     if path.is_dir():
         return PictureFolder(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    return VideoFile(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {NOT_A_FILE}")
+    try:
+        return VideoFile(path)
+    except InputError as error:
+        kind, _, _ = str(guess_type(path.name, strict=False)[0]).partition("/")
+        if kind not in KINDS or not isinstance(error.__cause__, av.FFmpegError):
+            raise
+        raise InputError(
+            f"{path}: {KINDS[kind]}; give a video (mp4, mov, webm, ...) or a folder of pictures"
+        ) from error
 
 
 class VideoFile:
@@ -110,10 +141,9 @@ class VideoFile:
 
     Frames are rotated and mirrored as the file says, scaled to the first one's size if it changes,
     and converted to 8 bits.
-
-    Attributes:
-        has_sound: whether there is a sound track.
     """
+
+    whole = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -156,22 +186,50 @@ class VideoFile:
         number = int(name) if name.isdecimal() else -1
         return number if 0 <= number < len(self) else None
 
-    def frames(self) -> Iterator[VideoFrameAt]:
+    def seconds(self, number: int) -> Fraction:
+        if number < len(self._times):
+            return self._times[number] * self.time_base
+        return self.start + number / self.rate
+
+    def frames(self, first: int = 0) -> Iterator[VideoFrameAt]:
         with self._opened() as (container, stream):
-            number, last = -1, -1
-            for number, frame in enumerate(_decoded(container.decode(stream), self.path, 0)):
+            begin, decoded = 0, _decoded(container.decode(stream), self.path, first)
+            if 0 < first < len(self._times):
+                due = self._times[first]
+                container.seek(due, stream=stream)
+                decoded = dropwhile(lambda frame: frame.pts is None or frame.pts < due, decoded)
+                found = next(decoded, None)
+                if found is None or found.pts != due:  # seeking is impossible
+                    yield from dropwhile(lambda frame: frame.number < first, self.frames())
+                    return
+                begin, decoded = first, chain([found], decoded)
+            number, last = begin - 1, None
+            for number, frame in enumerate(decoded, begin):
                 # Some formats have no times, and some files wrong ones.
                 pts = round(number / self.rate / self.time_base) if frame.pts is None else frame.pts
-                last = max(pts, last + 1) if number else pts
-                yield VideoFrameAt(number, self._image(frame), last)
-        if number + 1 < self._num_in_header:
-            log.warning(
-                "%s: the video ends after %d of the %d frames in its header; either the file is "
-                "truncated, or it hides some",
-                self.path,
-                number + 1,
-                self._num_in_header,
-            )
+                last = pts if last is None else max(pts, last + 1)
+                if number >= first:
+                    yield VideoFrameAt(number, self._image(frame), last)
+            if number + 1 < self._num_in_header:
+                log.warning(
+                    "%s: the video ends after %d of the %d frames in its header; either the file "
+                    "is truncated, or it hides some",
+                    self.path,
+                    number + 1,
+                    self._num_in_header,
+                )
+            elif "matroska" in container.format.name and container.duration and last is not None:
+                told = container.duration / av.time_base  # of the longest stream
+                seconds = float(last * self.time_base + 1 / self.rate - self.start)
+                if seconds < TRUNCATED * told:
+                    log.warning(
+                        "%s: the video ends after %d frames and %.1f s of the %.1f s in its "
+                        "header; it may be truncated",
+                        self.path,
+                        number + 1,
+                        seconds,
+                        told,
+                    )
 
     def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
         most = max(1, BACKWARD_BYTES // (3 * self.size[0] * self.size[1]))
@@ -298,6 +356,9 @@ class PictureFolder:
     """A folder of JPEGs or PNGs, one for each frame, in the order of their names; see
     :class:`Video`. A frame has the name of its file."""
 
+    whole = True
+    has_sound = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         found = [
@@ -337,8 +398,11 @@ class PictureFolder:
             return next((n for n in same if int(self.name(n)) == int(name)), None)
         return self._numbers.get(name)
 
-    def frames(self) -> Iterator[VideoFrameAt]:
-        return map(self._read, range(len(self)))
+    def seconds(self, number: int) -> Fraction:
+        return number * self.time_base
+
+    def frames(self, first: int = 0) -> Iterator[VideoFrameAt]:
+        return map(self._read, range(first, len(self)))
 
     def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
         return map(self._read, range(start, -1, -1))
@@ -353,6 +417,62 @@ class PictureFolder:
                 f"{self.size[0]}; all frames of a video must have the same size"
             )
         return VideoFrameAt(number, image, number)
+
+
+class Span:
+    """Every ``step``-th frame of a video from ``first`` to ``last``, both included; see
+    :class:`Video`. Frames keep their names, and are numbered anew.
+
+    Raises:
+        InputError: there is no frame in it.
+    """
+
+    def __init__(
+        self, video: Video, first: int = 0, last: int | None = None, step: int = 1
+    ) -> None:
+        if step < 1:
+            raise InputError(f"the step is {step} frames; give 1 or more")
+        last = len(video) - 1 if last is None else last
+        if first > last:
+            raise InputError(
+                f"{video.path}: no frame from {video.name(first)} to {video.name(last)}"
+            )
+        self._video, self._numbers = video, range(first, last + 1, step)
+        self.path, self.size, self.time_base = video.path, video.size, video.time_base
+        self.pixel_aspect, self.has_sound = video.pixel_aspect, video.has_sound
+        self.files = (
+            [video.files[n] for n in self._numbers] if len(video.files) > 1 else video.files
+        )
+        self.rate = video.rate / step
+        self.start = video.seconds(first) if first else video.start
+        self.whole = video.whole and last == len(video) - 1
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def name(self, number: int) -> str:
+        return self._video.name(self._numbers[number])
+
+    def number(self, name: str) -> int | None:
+        number = self._video.number(name)
+        return None if number not in self._numbers else self._numbers.index(number)  # type: ignore[arg-type]
+
+    def seconds(self, number: int) -> Fraction:
+        return self._video.seconds(self._numbers[number])
+
+    def frames(self, first: int = 0) -> Iterator[VideoFrameAt]:
+        for frame in self._video.frames(self._numbers[first]):
+            if frame.number in self._numbers:
+                yield replace(frame, number=self._numbers.index(frame.number))
+            if frame.number >= self._numbers[-1]:
+                return
+
+    def frames_backward(self, start: int) -> Iterator[VideoFrameAt]:
+        for frame in self._video.frames_backward(self._numbers[start]):
+            if frame.number in self._numbers:
+                yield replace(frame, number=self._numbers.index(frame.number))
+            if frame.number <= self._numbers[0]:
+                return
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

@@ -1,9 +1,10 @@
 """A whole video, from a file and its first mask to files; if stopped, it continues from there."""
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stma.data.images import almost_equal_sizes, image_size, interpolated_ids, read_mask
+from stma.data.images import read_mask
 from stma.errors import InputError
-from stma.runtime.opencv import cv2
-from stma.runtime.outputs import LOCK, full_disks_told, holding, remove_partials
+from stma.runtime.outputs import (
+    LOCK,
+    PARTIAL,
+    check_path,
+    full_disks_told,
+    holding,
+    remove_partials,
+)
 from stma.runtime.resume import (
     RECORD,
     VIDEO,
@@ -25,6 +32,7 @@ from stma.runtime.resume import (
     files_state,
 )
 from stma.runtime.threads import read_ahead
+from stma.video.given import GivenMask
 from stma.video.reading import Video, VideoFrameAt
 from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer
 
@@ -46,7 +54,7 @@ class Order:
     """What to do.
 
     Attributes:
-        masks: files, by the number of their frame; see :func:`find_masks`.
+        masks: by the number of their frame; see :func:`~stma.video.given.find_masks`.
         output: a folder that is new, empty, or holds what the same order has left.
         save: any of ``masks`` (always written) and the keys of ``OUTPUTS``.
         backward: also segment the frames before the first mask; otherwise they are background.
@@ -54,11 +62,12 @@ class Order:
         settings: of :class:`~stma.inference.segmenter.SegmenterConfig`, if they differ from those
             stored with the weights.
         overwrite: start over: replace what any order has left in the folder.
-        absent: objects that are not in a frame, by its number; see :func:`find_absent`.
+        absent: objects that are not in a frame, by its number; see
+            :func:`~stma.video.given.find_absent`.
     """
 
     video: Video
-    masks: dict[int, Path]
+    masks: dict[int, GivenMask]
     output: Path
     save: Sequence[str] = ("masks", "overlay")
     backward: bool = False
@@ -84,113 +93,6 @@ class Outcome:
     files: list[Path]
 
 
-def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, Path]:
-    """The masks given by the user, checked, by the number of their frame.
-
-    Args:
-        arguments: each a file (for the first frame), ``FRAME=FILE``, or a folder of PNGs named like
-            their frames.
-
-    Raises:
-        InputError: names the file and what is wrong with it.
-    """
-    found: dict[int, Path] = {}
-    for argument in arguments:
-        for name, path in _named_masks(video, argument):
-            number = video.number(name)
-            if number is None:
-                raise InputError(
-                    f"{path}: the video has no frame {name}; its frames are {video.name(0)} to "
-                    f"{video.name(len(video) - 1)}"
-                )
-            if number in found:
-                raise InputError(f"two masks for frame {name}: {found[number]} and {path}")
-            mask, _ = read_video_mask(path, video)
-            if (size := image_size(path)) != mask.shape:
-                log.warning("%s: %d x %d pixels, one off its video; resized", path, *size[::-1])
-            found[number] = path
-    if not found:
-        raise InputError("no mask; give one with --mask FIRST.png")
-    return dict(sorted(found.items()))
-
-
-def find_absent(
-    video: Video, arguments: Sequence[str], masks: dict[int, Path], backward: bool
-) -> dict[int, set[int]]:
-    """The objects that the user says are not in a frame, by its number.
-
-    Args:
-        arguments: each ``FRAME=ID``.
-        masks: see :func:`find_masks`.
-        backward: see :class:`Order`.
-
-    Raises:
-        InputError: there is no such frame, or the object is not known there.
-    """
-    found: dict[int, set[int]] = {}
-    if not arguments:
-        return found
-    first = min(masks)
-    ids = {n: set(np.unique(read_video_mask(path, video)[0]).tolist()) for n, path in masks.items()}
-    for argument in arguments:
-        name, _, identity = argument.partition("=")
-        number = video.number(name)
-        if number is None or not identity.isdecimal():
-            raise InputError(f"--absent {argument}: give FRAME=ID, such as 120=3")
-        if number < first:
-            earlier = [first] if backward else []
-        else:
-            earlier = [each for each in masks if each < number]
-        if not any(int(identity) in ids[each] - {0} for each in earlier):
-            raise InputError(f"--absent {argument}: no mask has given object {identity} by then")
-        if int(identity) in ids.get(number, ()):
-            raise InputError(f"--absent {argument}: the object is in {masks[number]}")
-        found.setdefault(number, set()).add(int(identity))
-    return found
-
-
-def _named_masks(video: Video, argument: str) -> Iterator[tuple[str, Path]]:
-    path = Path(argument)
-    frame, equals, rest = argument.partition("=")
-    if path.is_dir():
-        files = sorted(path.glob("*.png"))
-        if not files:
-            raise InputError(f"{path}: the folder holds no PNG")
-        yield from ((file.stem, file) for file in files)
-    elif equals and not path.exists():
-        yield frame, Path(rest)
-    else:
-        yield video.name(0), path
-
-
-def read_video_mask(path: Path, video: Video) -> tuple[np.ndarray, bytes | None]:
-    """A mask of the video, and its palette if it has one.
-
-    One that is a pixel off is resized: encoded videos often have only even sides.
-
-    Raises:
-        InputError: it is not an index image of the video's size with at least one object.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such mask")
-    mask, palette = read_mask(path)
-    if mask.shape != video.size and almost_equal_sizes(mask.shape, video.size):
-        mask = cv2.resize(mask, video.size[::-1], interpolation=cv2.INTER_NEAREST)
-    if mask.shape != video.size:
-        raise InputError(
-            f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, the video {video.size[1]} x "
-            f"{video.size[0]}; a mask must have the size of its video, as it is shown"
-        )
-    if suspects := interpolated_ids(mask):
-        raise InputError(
-            f"{path}: {len(suspects)} IDs occur only on edges: the mask was antialiased or scaled "
-            "as a picture; save it again without smoothing (each pixel holds the ID of its object)"
-        )
-    if not mask.any():
-        raise InputError(f"{path}: the mask holds no object; every pixel is 0")
-    return mask, palette
-
-
 def segment_video(
     order: Order,
     stopped: Callable[[], bool] = lambda: False,
@@ -206,12 +108,13 @@ def segment_video(
         InputError: says what is wrong. What was done until then is kept.
     """
     from stma.inference.segmenter import SegmenterConfig
+    from stma.runtime.device import out_of_memory_explained
 
     SegmenterConfig(**order.settings)  # raises before a folder is made
     _check_output(order)
     record = Record(VIDEO, _identity(order))
     earlier_run(order.output, record, OURS, overwrite=order.overwrite, over=OVER)
-    with holding(order.output), full_disks_told(order.output):
+    with holding(order.output), full_disks_told(order.output), out_of_memory_explained():
         earlier = begin(order.output, record, OURS, overwrite=order.overwrite, over=OVER)
         remove_partials(order.output)
         run = _Run(order, stopped, on_frame)
@@ -232,13 +135,14 @@ def num_steps(order: Order) -> int:
 
 def _check_output(order: Order) -> None:
     """Refuse a folder that holds anything else."""
+    check_path(order.output / f"{max(OURS, key=len)}.{os.getpid()}{PARTIAL}")
     output, source = order.output.resolve(), order.video.path.resolve()
     if output in (source, source.parent):
         raise InputError(f"{order.output}: the folder of the video itself; choose another output")
-    for path in order.masks.values():
-        if output in path.resolve().parents:
+    for given in order.masks.values():
+        if output in given.path.resolve().parents:
             raise InputError(
-                f"{path}: the mask is in the output folder; move it, or choose another output"
+                f"{given.path}: the mask is in the output folder; move it, or choose another output"
             )
     if not output.exists():
         return
@@ -258,7 +162,8 @@ def _identity(order: Order) -> dict[str, Any]:
 
     return {
         "video": files_state(order.video.files, times=False),
-        "masks": {str(n): file_digest(path) for n, path in order.masks.items()},
+        "masks": {str(n): given.digest for n, given in order.masks.items()},
+        "frames": [order.video.name(0), order.video.name(len(order.video) - 1), len(order.video)],
         "weights": file_digest(find_weights(order.weights)),
         "settings": order.settings,
         "backward": order.backward,
@@ -275,7 +180,7 @@ class _Run:
         self._order, self._video, self._output = order, order.video, order.output
         self._stopped, self._on_frame = stopped, on_frame
         self._first = min(order.masks)
-        self._palette = read_video_mask(order.masks[self._first], self._video)[1]
+        self._palette = order.masks[self._first].read()[1]
         self._saved_at = time.monotonic()
 
     def run(self, done: int | None) -> Outcome:
@@ -368,9 +273,9 @@ class _Run:
         if damage is not None:
             raise damage
         if not stopped and (late := [n for n in self._order.masks if n >= count]):
+            path = self._order.masks[late[0]].path
             raise InputError(
-                f"{self._order.masks[late[0]]}: the video has no frame {late[0]}; it ended after "
-                f"{count} frames"
+                f"{path}: the video has no frame {late[0]}; it ended after {count} frames"
             )
         return not stopped, count
 
@@ -447,8 +352,8 @@ class _Run:
         return MaskWriter(self._output / MASKS, self._video, self._palette)
 
     def _given(self, number: int) -> np.ndarray | None:
-        path = self._order.masks.get(number)
-        return None if path is None else read_video_mask(path, self._video)[0]
+        given = self._order.masks.get(number)
+        return None if given is None else given.read()[0]
 
     def _written(self, number: int) -> np.ndarray:
         try:

@@ -25,7 +25,7 @@ from stma.runtime.opencv import cv2
 from stma.runtime.outputs import replacing
 from stma.runtime.threads import Later
 from stma.version import __version__
-from stma.video.reading import Video, VideoFile, VideoFrameAt
+from stma.video.reading import Video, VideoFrameAt
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,8 @@ class VideoWriter:
 
     Args:
         draw: makes the picture to show from a frame and its mask.
-        kind: ``mp4`` (H.264; odd sizes lose their last row or column) or ``webm`` (VP9; keeps an
-            alpha channel).
+        kind: ``mp4`` (H.264; odd sizes lose their last row or column), ``webm`` (VP9; keeps an
+            alpha channel) or ``matroska`` (FFV1, lossless, one channel and no sound).
     """
 
     def __init__(
@@ -113,13 +113,16 @@ class VideoWriter:
         self._video = video
         self._stack = ExitStack()
         partial = self._stack.enter_context(replacing(path))
-        self._container = self._stack.enter_context(av.open(str(partial), "w", format=kind))
+        self._container = self._stack.enter_context(av.open(f"file:{partial}", "w", format=kind))
         self._height, self._width = video.size
         if kind == "mp4":
             self._height, self._width = self._height // 2 * 2, self._width // 2 * 2
             options = {"preset": "ultrafast", "crf": "23"}
             stream = self._container.add_stream("libx264", rate=video.rate, options=options)
             stream.pix_fmt = "yuv420p"
+        elif kind == "matroska":
+            stream = self._container.add_stream("ffv1", rate=video.rate)
+            stream.pix_fmt = "gray"
         else:
             options = {"deadline": "realtime", "cpu-used": "6", "crf": "28", "b": "0"}
             # Alternate references are impossible with an alpha channel.
@@ -135,7 +138,7 @@ class VideoWriter:
         stream.codec_context.time_base = video.time_base
         self._stream = stream
         self._sound = None
-        if isinstance(video, VideoFile) and video.has_sound:
+        if video.has_sound and kind != "matroska":
             self._sound = self._stack.enter_context(
                 _Sound(video.path, self._container, video.start)
             )
@@ -143,7 +146,9 @@ class VideoWriter:
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
         drawn = self._draw(frame.image, mask)[: self._height, : self._width]
-        if drawn.shape[2] == 3:  # converted by OpenCV in a third of FFmpeg's time
+        if drawn.ndim == 2:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn), format="gray")
+        elif drawn.shape[2] == 3:  # converted by OpenCV in a third of FFmpeg's time
             planes = np.asarray(cv2.cvtColor(drawn, cv2.COLOR_RGB2YUV_I420), np.uint8)
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         else:
@@ -159,7 +164,7 @@ class VideoWriter:
         with self._stack:
             self._container.mux(self._stream.encode())
             if self._sound is not None:
-                self._sound.copy(None if complete else self._end)
+                self._sound.copy(None if complete and self._video.whole else self._end)
 
 
 class _Sound:
@@ -198,6 +203,9 @@ class _Sound:
                     return
                 shift = round(self._start / packet.time_base)
                 packet.pts -= shift
+                if packet.pts + (packet.duration or 0) < 0:  # over before the first frame
+                    self._advance()
+                    continue
                 if packet.dts is not None:
                     packet.dts -= shift
                 packet.stream = self._copy
@@ -253,7 +261,11 @@ class CocoWriter:
         with self._stack:
             self._file.write('],\n"images": [')
             for index, number in enumerate(self._numbers):
-                name = f"{self._video.name(number)}.png"
+                name = self._video.name(number)
+                if self._video.path.is_dir():
+                    name = self._video.files[number].name
+                else:
+                    name += ".png"
                 image = {"id": number, "file_name": name, "height": height, "width": width}
                 self._file.write((",\n" if index else "\n") + json.dumps(image))
             rest = {
@@ -278,6 +290,10 @@ OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
         lambda path, video: VideoWriter(
             path, video, lambda image, mask: cut_out(image, mask, FRINGE), "webm"
         ),
+    ),
+    "mkv": (
+        "masks.mkv",
+        lambda path, video: VideoWriter(path, video, lambda image, mask: mask, "matroska"),
     ),
     "coco": ("masks.json", CocoWriter),
 }
