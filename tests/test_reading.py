@@ -1,6 +1,6 @@
+import socket
 import threading
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -319,21 +319,18 @@ def test_the_program_for_a_stream_runs(tmp_path) -> None:
     (program,) = [part for part in text.split("```python\n")[1:] if "rtsp://" in part]
     clip = write_clip_file(tmp_path / "a.ts", map(gradient, range(4)))
 
-    class Stream(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)  # without a length or a way to seek
-            self.end_headers()
-            self.wfile.write(clip.read_bytes())
-
-        def log_message(self, *_: object) -> None:
-            pass
+    def send(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(clip.read_bytes())
 
     shown = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Stream) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/stream"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=send, args=(listener,), daemon=True)
+        thread.start()
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         code = program.partition("```")[0].replace("rtsp://camera/stream", address)
         exec(code, {"first_mask": lambda _: MASK, "show": lambda *pair: shown.append(pair)})
-        server.shutdown()
+        thread.join()
     assert [number_of(image) for image, _ in shown] == [0, 1, 2, 3]
     assert np.array_equal(shown[0][1], MASK)
