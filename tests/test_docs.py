@@ -1,0 +1,80 @@
+"""The documentation's links lead somewhere, and its commands have keys and options that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from stma.compose import load_resolved
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "datasets" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Shell commands of the project's programs, in blocks and in running text."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:python|torchrun|stma|train\.py|eval\.py) [^`]+)`", text)
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("; ")]
+    return [each for each in words if each]
+
+
+def arguments_of(program: str) -> list[tuple[str, ...]]:
+    """What follows a program's name in each command that has it."""
+    found = set()
+    for words in (each for page in PAGES for each in commands(page)):
+        if program in words:
+            arguments = words[words.index(program) + 1 :]
+            end = [i for i, word in enumerate(arguments) if word in (";", "&&", "}", "|")]
+            found.add(tuple(arguments[: end[0]] if end else arguments))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if path.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in anchors, link
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_settings_exist(program: str) -> None:
+    for arguments in arguments_of(program):
+        swept = "-m" in arguments
+        overrides = []
+        for argument in arguments:
+            if "=" not in argument or argument.startswith(("-", "hydra")) or "..." in argument:
+                continue
+            key, _, value = argument.partition("=")
+            if swept and not value.startswith("["):
+                value = value.partition(",")[0]
+            overrides.append(f"{key}={value}")
+        load_resolved(ROOT / "configs", program.removesuffix(".py"), overrides)
+
+
+def test_options_exist() -> None:
+    programs = {f"scripts/{path.name}": path for path in ROOT.glob("scripts/*.py")}
+    programs |= {"stma": ROOT / "stma" / "cli.py"}
+    for words in (each for page in PAGES for each in commands(page)):
+        for number, word in enumerate(words):
+            assert not word.startswith("scripts/") or word in programs, word
+            if word in programs and (word != "stma" or number == 0):
+                source = programs[word].read_text(encoding="utf-8")
+                options = {each.partition("=")[0] for each in words if each.startswith("--")}
+                for option in options - {"--help"}:
+                    assert f'"{option}"' in source, (word, option)
+
+
+def test_no_command_reads_what_others_do_not_have() -> None:
+    for page in PAGES:
+        assert "../shared" not in page.read_text(encoding="utf-8"), page
