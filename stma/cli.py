@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -73,6 +73,21 @@ Table 1 cannot. More in docs/export.md.
 example:
   stma export --weights small -o small-onnx
 """
+MASK = """\
+Make a mask of one object in a frame from clicks on it, or a box around it.
+
+Places are in pixels, x and y from the top left corner. The engine is MobileSAM, if it is installed
+(pip install 'stma[click]'), or else OpenCV's GrabCut, which prefers a box.
+
+examples:
+  stma mask dog.mp4 --click 320,240 -o first.png
+  stma mask dog.mp4 --frame 120 --box 100,80,400,300 --not-click 120,90 -o late.png
+
+  stma mask dog.mp4 --mask first.png --object 2 --click 500,200 -o first.png
+      another object in the same mask; with --object 1, the clicks would correct the first
+
+Then: stma segment dog.mp4 --mask first.png
+"""
 SAVE = """\
 what to write, separated by commas: masks (palette PNGs, always written), overlay (an mp4 with the
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
@@ -93,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"stma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_segment(commands)
+    _add_mask(commands)
     _add_app(commands)
     _add_export(commands)
     parsed = parser.parse_args(arguments)
@@ -202,6 +218,34 @@ def _add_segment(commands: Commands) -> None:
     )
 
 
+def _add_mask(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "mask",
+        help="make a mask from clicks on an object, or a box around it",
+        description=MASK,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_mask)
+    parser.add_argument("video", type=Path, metavar="VIDEO", help="a file or a folder of pictures")
+    parser.add_argument("--frame", default="0", help="number or name; default: the first, 0")
+    click, box = partial(_numbers, count=2), partial(_numbers, count=4)
+    for name, what in (("--click", "on the object"), ("--not-click", "beside the object")):
+        parser.add_argument(
+            name,
+            action="append",
+            default=[],
+            type=click,
+            metavar="X,Y",
+            help=f"a place {what}; may be given several times",
+        )
+    parser.add_argument("--box", type=box, metavar="LEFT,TOP,RIGHT,BOTTOM", help="around it")
+    parser.add_argument("--object", type=_count, default=1, help="its number; default: 1")
+    parser.add_argument("--mask", type=Path, metavar="PNG", help="what there is, to add to")
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", required=True)
+    parser.add_argument("--engine", default="auto", help="mobilesam or grabcut; default: the best")
+    _add_device(parser)
+
+
 def _add_app(commands: Commands) -> None:
     parser = _command(commands, "app", "draw and segment on a page in the browser", APP, _app)
     parser.add_argument(
@@ -248,6 +292,16 @@ def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text} is no port; give 1 to 65535")
     return int(text)
+
+
+def _numbers(text: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(map(float, text.split(",")))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise argparse.ArgumentTypeError(f"{text!r}: give {count} numbers with commas between")
+    return numbers
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -361,6 +415,25 @@ def _carry_out(order: "Order", stopped: Callable[[], bool]) -> None:
     if not outcome.complete:
         raise KeyboardInterrupt
     print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
+
+
+def _mask(arguments: argparse.Namespace) -> None:
+    from stma.app.prompts import Stroke, write_mask
+
+    strokes = [Stroke([click]) for click in arguments.click]
+    strokes += [Stroke([click], inside=False) for click in arguments.not_click]
+    share = write_mask(
+        arguments.output,
+        arguments.video,
+        arguments.frame,
+        strokes,
+        arguments.box,
+        arguments.object,
+        arguments.mask,
+        arguments.engine,
+        arguments.device,
+    )
+    print(f"{arguments.output}: object {arguments.object} covers {share:.1%} of the frame")
 
 
 def _app(arguments: argparse.Namespace) -> None:
