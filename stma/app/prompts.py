@@ -20,8 +20,8 @@ from stma.errors import InputError
 from stma.runtime.device import resolve_device
 from stma.runtime.opencv import cv2
 from stma.runtime.outputs import full_disks_told
+from stma.video.given import find_masks
 from stma.video.reading import open_video
-from stma.video.segmenting import read_video_mask
 
 GRABCUT_SIDE = 480  # pixels; the larger side of what GrabCut sees
 SOLID = 0.3  # share of its box that an object covers at least
@@ -366,7 +366,7 @@ def write_mask(
         raise InputError(f"--object {object_id}: give a number from 1 to 255")
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: a mask is a PNG; give a name that ends in .png")
-    mask = None if before is None else read_video_mask(before, source)[0]
+    mask = None if before is None else find_masks(source, [f"{frame}={before}"])[number].read()[0]
     prompt = Prompt(strokes, box, None if mask is None else mask == object_id)
     prompt.check(source.size)
     picture = next(iter(source.frames_backward(number))).image
