@@ -36,6 +36,7 @@ from stma.evaluation.tables import Table, number
 from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
+from stma.model.streams import VARIANTS
 from stma.model.weights import read_weights
 from stma.runtime.resume import file_digest
 
@@ -246,9 +247,8 @@ def distinctions(rows: Sequence[Row]) -> list[str]:
 
 
 def make_table(rows: list[Row], objects: int) -> Table:
-    """In the paper's order of variants."""
-    order = list(TABLE_1)
-    rows = sorted(rows, key=lambda row: order.index(row.runs[0].model.variant))
+    """The full model first."""
+    rows = sorted(rows, key=lambda row: VARIANTS.index(row.runs[0].model.variant))
     lines = []
     for row, settings in zip(rows, distinctions(rows), strict=True):
         model, start = row.runs[0].model, starting_point(row)
@@ -261,7 +261,7 @@ def make_table(rows: list[Row], objects: int) -> Table:
         speeds = [result.speed for result in row.results if result.speed is not None]
         parameters, parts = count_cost(model, HEIGHT, WIDTH, objects)
         none: tuple[None, ...] = (None,) * 7
-        table_1 = TABLE_1[model.variant] if model.backbone == "convvit" else none
+        table_1 = TABLE_1.get(model.variant, none) if model.backbone == "convvit" else none
         table_2 = TABLE_2.get((model.backbone, start), none) if model.variant == "full" else none
         lines.append(
             [
