@@ -50,7 +50,8 @@ def test_the_base_of_all_datasets_is_the_dataclass() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_composes(stage: str) -> None:
-    config = parse_config(TrainConfig, load_config(CONFIGS, "train", [f"stage={stage}"]))
+    given = ["stages.shipped_distill.teacher=vit.pth"] * (stage == "shipped_distill")
+    config = parse_config(TrainConfig, load_config(CONFIGS, "train", [f"stage={stage}", *given]))
     assert list(config.stages) == [stage]
     assert config.stages[stage].data.sources
 
@@ -95,7 +96,8 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
 
 
 def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
-    recipe = load_config(CONFIGS, "train", ["experiment=small", "datasets=/data"])
+    teacher = "stages.shipped_distill.teacher=vit.pth"
+    recipe = load_config(CONFIGS, "train", ["experiment=small", "datasets=/data", teacher])
     finetune = load_config(CONFIGS, "train", ["experiment=finetune"])
     assert finetune.weights == "small"
     assert finetune.model == recipe.model == read_weights("small")[0]
@@ -108,8 +110,8 @@ def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
 def test_the_shipped_networks_share_their_stages() -> None:
     names = ("small", "medium")
     small, medium = (load_config(CONFIGS, "train", [f"experiment={name}"]) for name in names)
-    assert list(small.stages) == list(medium.stages)
-    for name in small.stages:
+    assert list(small.stages) == ["shipped_distill", *medium.stages]
+    for name in medium.stages:
         one, other = (OmegaConf.to_container(c.stages[name]) for c in (small, medium))
         differing = {key for key in one if one[key] != other[key]}
         assert differing <= {"iterations", "optimizer"}

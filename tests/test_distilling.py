@@ -1,97 +1,89 @@
-"""Tests of stma.training.distilling."""
-
-from itertools import repeat
 from pathlib import Path
 
 import pytest
-import timm
 import torch
+from conftest import TINY
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stma.errors import InputError
-from stma.model.factory import ModelConfig, build_model
+from stma.model.factory import build_model
+from stma.model.vit import ViT
 from stma.structures import ClipBatch
-from stma.training.distilling import CALIBRATION, Teacher, distill, frame_tokens
+from stma.training.config import StageConfig, TrainConfig
+from stma.training.distilling import Distillation, build_teacher, lone_tokens
+from stma.training.learner import Learner
 from stma.training.optimizer import OptimizerConfig
 
-NETWORK = "tf_efficientnet_lite0"
-
 
 @pytest.fixture(scope="module")
-def state() -> dict[str, Tensor]:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT of two blocks 64 wide, as MAE writes it."""
     torch.manual_seed(0)
-    return timm.create_model(NETWORK).state_dict()  # with its classifier, as public files have it
-
-
-@pytest.fixture(scope="module")
-def file(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save(state, path)
+    vit = ViT(dim=64, depth=2, num_heads=1, fine_dims=(8, 8), class_token=True)
+    state = {n: x for n, x in vit.state_dict().items() if not n.startswith("to_stride")}
+    path = tmp_path_factory.mktemp("teacher") / "vit.safetensors"
+    save_file(state, path)
     return path
 
 
-def images(count: int, size: int = 64) -> Tensor:
+def batch(count: int = 2) -> ClipBatch:
     generator = torch.Generator().manual_seed(count)
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
-
-
-def test_weights_under_other_names_are_taken_in_their_order(
-    state: dict[str, Tensor], file: Path, tmp_path: Path
-) -> None:
-    kept = [x for name, x in state.items() if not name.endswith("num_batches_tracked")]
-    torch.save({f"_{i}": tensor for i, tensor in enumerate(kept)}, tmp_path / "renamed.pth")
-    batch = images(2)
-    expected = Teacher(NETWORK, file)(batch)
-    assert torch.equal(Teacher(NETWORK, tmp_path / "renamed.pth")(batch), expected)
-
-
-def test_a_file_of_another_network_is_refused(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"teacher\.pth: not of this network"):
-        Teacher("tf_efficientnet_lite1", file)
-    (tmp_path / "broken.pth").write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"broken\.pth: neither a torch\.save file nor"):
-        Teacher(NETWORK, tmp_path / "broken.pth")
-    with pytest.raises(InputError, match=r"timm .* has no network 'nothing'"):
-        Teacher("nothing", file)
-
-
-def test_targets_are_in_standard_deviations_and_never_change_once_calibrated(file: Path) -> None:
-    teacher = Teacher(NETWORK, file).train()
-    assert not any(module.training for module in teacher.modules())
-    first = teacher(images(8))
-    assert first.shape == (8, 16, 112 + 320)
-    assert first.mean((0, 1)).abs().max() < 0.2  # 0 but for the clamp
-    assert first.std((0, 1)).median() == pytest.approx(1, abs=0.05)
-    calibrated = teacher.mean.clone()
-    teacher.batches = CALIBRATION
-    assert torch.equal(teacher(images(8)), teacher(images(8)))
-    teacher(images(4))
-    assert torch.equal(teacher.mean, calibrated)
-
-
-def test_the_backbone_learns_the_features_and_nothing_else_moves(file: Path) -> None:
-    torch.manual_seed(0)
-    model = build_model(
-        ModelConfig(dims=[16, 32, 64], depths=[1, 1, 2], num_heads=1, value_widths=[8, 16, 32])
+    frames = torch.randint(0, 256, (count, 2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    return ClipBatch(
+        frames=frames,
+        masks=torch.zeros(count, 2, 64, 64, dtype=torch.uint8),
+        valid_objects=torch.ones(count, 1, dtype=torch.bool),
+        references=torch.zeros(count, 2, 1, dtype=torch.long),
+        names=["clip"] * count,
     )
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    clip = ClipBatch(
-        frames=images(4).unflatten(0, (2, 2)),
-        masks=torch.zeros(2, 2, 64, 64, dtype=torch.uint8),
-        valid_objects=torch.ones(2, 1, dtype=torch.bool),
-        references=torch.zeros(2, 2, 1, dtype=torch.long),
-        names=["a", "b"],
-    )
-    losses: list[float] = []
-    config = OptimizerConfig(learning_rate=3e-3, schedule="cosine")
-    teacher = Teacher(NETWORK, file)
-    last = distill(
-        model, teacher, repeat(clip), 40, config, each=lambda _, loss: losses.append(loss)
-    )
-    assert len(losses) == 40
-    assert last == pytest.approx(sum(losses[-4:]) / 4)
-    assert last < 0.7 * losses[0]
-    moved = {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
+
+
+def test_a_teacher_is_built_from_its_file(teacher: Path, tmp_path: Path) -> None:
+    vit = build_teacher(teacher)
+    assert (vit.dim, len(vit.blocks), vit.num_prefix) == (64, 2, 1)
+    assert not any(parameter.requires_grad for parameter in vit.parameters())
+    assert lone_tokens(vit, torch.randn(2, 3, 32, 48)).shape == (2, 6, 64)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"other\.safetensors: not a ViT's weights"):
+        build_teacher(tmp_path / "other.safetensors")
+
+
+def test_a_perfect_head_has_no_loss(teacher: Path) -> None:
+    """With the teacher's own backbone, and a head that normalises as targets are."""
+    model = build_model(TINY)
+    distillation = Distillation(model, teacher).eval()
+    distillation.backbone = distillation._teacher[0]
+    distillation.head = torch.nn.LayerNorm(64, elementwise_affine=False)
+    assert distillation(batch()).item() == pytest.approx(0, abs=1e-9)
+
+
+def learner(teacher: Path) -> Learner:
+    optimizer = OptimizerConfig(learning_rate=3e-3)
+    stage = StageConfig(teacher=str(teacher), optimizer=optimizer)
+    config = TrainConfig(output="runs", stages={"distill": stage}, model=TINY, precision="fp32")
+    return Learner(config, stage, torch.device("cpu"))
+
+
+def losses_of(student: Learner, steps: range) -> list[float]:
+    clip = batch()
+    return [student.step([clip], i, progress=0.5).losses.total.item() for i in steps]
+
+
+def test_the_backbone_learns_the_features_and_nothing_else_moves(teacher: Path) -> None:
+    student = learner(teacher)
+    before: dict[str, Tensor] = {n: x.clone() for n, x in student.model.state_dict().items()}
+    losses = losses_of(student, range(30))
+    assert losses[-1] < 0.8 * losses[0]
+    after = student.model.state_dict()
+    moved = {name for name, x in after.items() if not torch.equal(x, before[name])}
     assert moved
     assert all(name.startswith("backbone.") for name in moved)
-    assert frame_tokens(model.eval(), images(1)).shape == (1, 16, 64)
+
+
+def test_a_stage_resumes_exactly(teacher: Path) -> None:
+    whole, first, second = (learner(teacher) for _ in range(3))
+    expected = losses_of(whole, range(4))
+    begun = losses_of(first, range(2))
+    second.load_state(first.state())
+    assert begun + losses_of(second, range(2, 4)) == expected

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from conftest import TINY, box, gradient, write_clip, write_clip_file
 from forking import run_program
@@ -458,22 +457,6 @@ def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -
     assert "error: " in result.stderr
     assert "cannot be read as a mask" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_distilled_backbone_starts_training(tmp_path, monkeypatch, capsys) -> None:
-    teacher, start = tmp_path / "teacher.pth", tmp_path / "start.safetensors"
-    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), teacher)
-    settings = ["experiment=debug", "device=cpu", "stages.debug.iterations=2"]
-    output = f"output={tmp_path / 'run'}"
-    script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings, output)
-    assert f"{start}: loss " in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == [start.name, teacher.name]
-    training = run("train.py", *settings, f"weights={start}", output)
-    assert training.returncode == 0, training.stderr
-    with pytest.raises(SystemExit, match="exists; delete it"):
-        script(monkeypatch, "distill_backbone.py", str(teacher), str(start), *settings)
-    with pytest.raises(SystemExit, match="cannot be written"):
-        script(monkeypatch, "distill_backbone.py", str(teacher), str(start / "x"), *settings)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_a_perfect_prediction_costs_nothing_and_padding_changes_nothing() -> Non
     padded = clip_loss(Prediction(torch.cat([noisy, padding], 2)), clip(3), config, 0)
     assert padded.total.item() == pytest.approx(alone.total.item())
     assert alone.total.item() == pytest.approx(
-        0.5 * alone.cross_entropy.item() + 0.5 * alone.dice.item()
+        0.5 * alone.terms["cross_entropy"].item() + 0.5 * alone.terms["dice"].item()
     )
 
 

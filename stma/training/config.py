@@ -24,11 +24,14 @@ class StageConfig:
             (the frame gap's curriculum and the bootstrapping follow only the iterations). Runs that
             end by time are not reproducible.
         batch_size: clips per iteration, over all processes.
+        teacher: a public ViT's weights, whose features the backbone learns in this stage instead of
+            masks (ours); null for none.
     """
 
     iterations: int = 250_000
     max_minutes: float | None = None
     batch_size: int = 16
+    teacher: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -40,6 +43,7 @@ class StageConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise InputError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
+        check_not_empty(self, "teacher")
 
 
 @dataclass

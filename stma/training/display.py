@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from stma.runtime.device import autocast, peak_gigabytes
@@ -82,7 +81,8 @@ class Display:
             waited: seconds spent waiting for data since the start.
         """
         if iteration % self.config.log_every == 0:
-            losses = _mean(learner, step.losses)
+            processes = learner.processes
+            losses = step.losses.map(lambda values: processes.sum(values) / processes.world_size)
             speed, waiting = self.pace.look(iteration + 1, waited)
             loss, rate = losses.total.item(), learning_rate(self.stage.optimizer, progress)
             self._show_loss(loss, iteration, speed)
@@ -91,8 +91,10 @@ class Display:
                 norm = step.grad_norm.item()
                 self.steps.write(Row(self.name, iteration, loss, rate, norm, speed, left))
                 self._show_scalars(learner, losses, norm, iteration, rate, waiting)
-        if self.board.is_open and iteration % self.config.picture_every == 0:
-            picture = prediction_picture(clip, step.prediction)
+        prediction = step.prediction
+        due = self.board.is_open and iteration % self.config.picture_every == 0
+        if due and prediction is not None:
+            picture = prediction_picture(clip, prediction)
             self.board.picture("prediction", picture, iteration)
             with autocast(learner.device, self.config.precision):
                 self.board.attention(learner.model, clip, iteration)
@@ -127,8 +129,7 @@ class Display:
             return
         scalars = {
             "loss/total": losses.total.item(),
-            "loss/cross_entropy": losses.cross_entropy.item(),
-            "loss/dice": losses.dice.item(),
+            **{f"loss/{name}": term.item() for name, term in losses.terms.items()},
             "loss/bootstrap_fraction": bootstrap_fraction(self.stage.loss, iteration),
             "optimizer/learning_rate": rate,
             "optimizer/backbone_learning_rate": rate * self.stage.optimizer.backbone_rate,
@@ -141,12 +142,6 @@ class Display:
             scalars["optimizer/loss_scale"] = learner.scaler.get_scale()
             scalars["optimizer/overflows"] = learner.overflows
         self.board.scalars(scalars, iteration)
-
-
-def _mean(learner: Learner, losses: Losses) -> Losses:
-    """The mean over all processes."""
-    values = torch.stack([losses.total, losses.cross_entropy, losses.dice])
-    return Losses(*(learner.processes.sum(values) / learner.processes.world_size))
 
 
 class Pace:

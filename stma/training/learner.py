@@ -25,6 +25,7 @@ from stma.runtime.device import autocast, uses_fp16
 from stma.runtime.distributed import Processes
 from stma.structures import ClipBatch, Prediction
 from stma.training.config import StageConfig, TrainConfig
+from stma.training.distilling import Distillation
 from stma.training.losses import Losses, clip_loss
 from stma.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 LOSS_SCALE = 2.0**14  # of fp16, at first
 COUNTS = ("skipped", "skipped_in_a_row", "overflows")
-STATE = (*COUNTS, "model", "average", "optimizer", "scaler")
+STATE = (*COUNTS, "model", "head", "average", "optimizer", "scaler")
 
 
 @dataclass
@@ -41,13 +42,13 @@ class Step:
 
     Attributes:
         losses: of this process's share.
-        prediction: for the last part.
+        prediction: for the last part; None in a stage that learns from a teacher.
         grad_norm: before clipping.
         notes: the largest of each note over all processes.
     """
 
     losses: Losses
-    prediction: Prediction
+    prediction: Prediction | None
     grad_norm: Tensor
     notes: list[float]
 
@@ -87,7 +88,11 @@ class Learner:
         self.model.segmenter_settings = dict(config.segmenter)  # saved with the trained weights
         self.model.to(device)
         self.model.checkpoint_blocks(config.checkpoint_blocks)
-        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        self.network: nn.Module = self.model  # what is trained, and gives predictions or a loss
+        if stage.teacher is not None:
+            self.network = Distillation(self.model, stage.teacher).to(device)
+        self.trained = self.network  # before other processes are connected
+        self.optimizer = build_optimizer(self.network, stage.optimizer)
         self.scaler = torch.amp.GradScaler(
             device.type, LOSS_SCALE, enabled=uses_fp16(config.precision)
         )
@@ -96,7 +101,6 @@ class Learner:
             self.average = build_average(self.model, config.ema)
         if config.compile:
             self.model.compile_parts()
-        self.network: nn.Module = self.model
         # The weights are the same in all processes; what is drawn from here on is not.
         seed_generators(config.seed, self.processes.rank, 0)
 
@@ -109,11 +113,16 @@ class Learner:
                 sending = "broadcast_buffers"  # its name before torch 2.15
             options: dict[str, Any] = {sending: False}
             self.network = DistributedDataParallel(
-                self.model,
+                self.trained,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 **options,
             )
+
+    @property
+    def head(self) -> nn.Module | None:
+        """Of a stage that learns from a teacher."""
+        return self.trained.head if isinstance(self.trained, Distillation) else None
 
     @property
     def result(self) -> STMA:
@@ -124,6 +133,7 @@ class Learner:
         """Everything the next steps depend on, except the random number generators."""
         return {name: getattr(self, name) for name in COUNTS} | {
             "model": self.model.state_dict(),
+            "head": self.head.state_dict() if self.head is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -136,6 +146,8 @@ class Learner:
             RuntimeError, ValueError: it comes from another version of the network.
         """
         self.model.load_state_dict(state["model"])
+        if self.head is not None:
+            self.head.load_state_dict(state["head"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -176,7 +188,7 @@ class Learner:
         losses = Losses.mean(all_losses)
         self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), stage.optimizer.clip_norm
+            self.trained.parameters(), stage.optimizer.clip_norm
         )
         bad = [~losses.total.isfinite(), ~grad_norm.isfinite()]
         exchange = self._exchange(bad, notes())
@@ -202,14 +214,19 @@ class Learner:
 
     def _differentiate(
         self, part: ClipBatch, iteration: int, index: int, count: int
-    ) -> tuple[Losses, Prediction]:
+    ) -> tuple[Losses, Prediction | None]:
         """Add the gradient of one of several parts, keeping nothing of its graph."""
         with self._no_sync(index + 1 == count):
             with autocast(self.device, self.config.precision):
-                prediction = self.network(part)
-            losses = clip_loss(prediction, part, self.stage.loss, iteration)
+                result = self.network(part)
+            if isinstance(result, Prediction):
+                losses = clip_loss(result, part, self.stage.loss, iteration)
+            else:
+                losses = Losses(result, {"distillation": result})
             self.scaler.scale(losses.total / count).backward()
-        return losses.detach(), Prediction(prediction.logits.detach())
+        if isinstance(result, Prediction):
+            return losses.detach(), Prediction(result.logits.detach())
+        return losses.detach(), None
 
     def _no_sync(self, last: bool) -> AbstractContextManager[object]:
         """Exchange gradients only once, after the last part."""

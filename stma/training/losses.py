@@ -1,8 +1,8 @@
 """The paper's loss: half bootstrapped cross entropy, half Dice."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -53,24 +53,29 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars; ``total`` is minimised."""
+    """Scalars.
+
+    Attributes:
+        total: is minimised.
+        terms: what it is made of, by name, before they are weighted.
+    """
 
     total: Tensor
-    cross_entropy: Tensor
-    dice: Tensor
+    terms: dict[str, Tensor]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Losses":
+        """``function`` of a vector of all values."""
+        total, *terms = function(torch.stack([self.total, *self.terms.values()]))
+        return Losses(total, dict(zip(self.terms, terms, strict=True)))
 
     def detach(self) -> "Losses":
-        return Losses(self.total.detach(), self.cross_entropy.detach(), self.dice.detach())
+        return self.map(Tensor.detach)
 
     @staticmethod
     def mean(parts: Sequence["Losses"]) -> "Losses":
         """The mean over the parts of a batch, which have equal size."""
-        return Losses(
-            *(
-                torch.stack([getattr(part, field.name) for part in parts]).mean()
-                for field in fields(Losses)
-            )
-        )
+        first, *others = (torch.stack([part.total, *part.terms.values()]) for part in parts)
+        return parts[0].map(lambda _: torch.stack([first, *others]).mean(dim=0))
 
 
 def bootstrap_fraction(config: LossConfig, iteration: int) -> float:
@@ -138,9 +143,9 @@ def clip_loss(
     masks = F.one_hot(target, num_objects + 1)[..., 1:].permute(0, 3, 1, 2)
     valid = clip.valid_objects.repeat_interleave(clip.masks.shape[1] - 1, dim=0)
     dice = dice_loss(logits.softmax(1)[:, 1:], masks, valid)
-    total = config.cross_entropy * cross_entropy + config.dice * dice
+    terms = {"cross_entropy": cross_entropy, "dice": dice}
     if config.objects > 0:
         assert prediction.object_logits is not None, "the model has no object tokens"
-        object_logits = prediction.object_logits.flatten(0, 1)
-        total = total + config.objects * object_loss(object_logits, masks, valid)
-    return Losses(total=total, cross_entropy=cross_entropy, dice=dice)
+        terms["objects"] = object_loss(prediction.object_logits.flatten(0, 1), masks, valid)
+    total = torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+    return Losses(total, terms)

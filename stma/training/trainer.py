@@ -320,7 +320,7 @@ class Trainer:
         Raises:
             InputError: something is wrong with the set or the disk.
         """
-        if self.validation is None:
+        if self.validation is None or self.stage.teacher is not None:
             return
         self.save()  # whatever happens, the steps so far are safe
         self.validated = self.iteration
