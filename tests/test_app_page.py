@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -187,6 +188,13 @@ def test_a_video_that_is_damaged(
     monkeypatch.setattr(session, "run", run)
     ((_, _, text, *_),) = Page(model, tmp_path).run(session, {"number": 3})
     assert text.startswith("**Not segmented:** clip.mp4: damaged")
+
+
+def test_other_hosts_and_sites_are_refused(model: STMA) -> None:
+    with serving(model) as url:
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(urllib.request.Request(url, headers=headers))
 
 
 def test_a_port_that_is_taken(model: STMA) -> None:

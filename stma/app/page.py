@@ -17,7 +17,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from PIL import Image
+from starlette.middleware import Middleware
 
+from stma.app.guard import Guard
 from stma.app.session import Limits, Session
 from stma.data.pictures import bright_palette
 from stma.errors import InputError
@@ -426,6 +428,7 @@ def serving(
                 quiet=True,
                 footer_links=[],
                 share=False,
+                app_kwargs={"middleware": [Middleware(Guard, host=host)]},
             )
         except OSError as error:
             raise InputError(
