@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stma.model.factory import ModelConfig, build_model
     from stma.model.stma import STMA
     from stma.model.weights import load_model, save_weights
+    from stma.training.adapting import adapt
 
 # Names that need torch, and their modules: imported on demand, so that the commands, which import
 # this package first, start at once.
@@ -27,6 +28,7 @@ _MODULES = {
     "FrameResult": "stma.inference.segmenter",
     "ModelConfig": "stma.model.factory",
     "STMA": "stma.model.stma",
+    "adapt": "stma.training.adapting",
     "Segmenter": "stma.inference.segmenter",
     "SegmenterConfig": "stma.inference.segmenter",
     "build_model": "stma.model.factory",
@@ -42,6 +44,7 @@ __all__ = [
     "Segmenter",
     "SegmenterConfig",
     "__version__",
+    "adapt",
     "build_model",
     "load_model",
     "save_weights",

@@ -199,6 +199,11 @@ def _add_segment(commands: Commands) -> None:
         help="also segment the frames before the first mask; otherwise they are background",
     )
     parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="let the network learn from the masks first, for a minute or two on a CPU",
+    )
+    parser.add_argument(
         "--short-side",
         type=_count,
         metavar="PIXELS",
@@ -374,6 +379,7 @@ def _order(arguments: argparse.Namespace, name: str) -> "Order":
         arguments.device,
         arguments.overwrite,
         find_absent(video, arguments.absent, given, arguments.backward),
+        arguments.adapt,
     )
 
 

@@ -3,7 +3,9 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from stma.cli import main
 from stma.data.images import read_mask
 from stma.data.pictures import save_mask, save_picture
 from stma.inference.segmenter import Segmenter
+from stma.training.adapting import AdaptConfig
 from stma.video.reading import open_video
 from stma.video.segmenting import Outcome
 
@@ -132,6 +135,26 @@ def test_backward_gives_the_frames_before_the_first_mask(segment, weights) -> No
     forward = [segmenter.step(frames[t].image, FIRST if t == 5 else None).mask for t in range(5, 8)]
     assert same(masks("out"), backward[:0:-1] + forward)
     assert len(list(open_video("out/overlay.mp4").frames())) == 8
+
+
+def test_the_network_learns_from_the_masks_first(segment, monkeypatch) -> None:
+    few = partial(AdaptConfig, iterations=3, clips=1, num_frames=2, size=48, blend=1.0)
+    monkeypatch.setattr("stma.training.adapting.AdaptConfig", few)
+    segment("--mask=first.png", "--save=masks", "-o", "plain")
+    answers = iter([False, True])
+    with monkeypatch.context() as context:
+        context.setattr("stma.cli._interruptions", lambda: nullcontext(lambda: next(answers)))
+        with pytest.raises(SystemExit):
+            segment("--mask=first.png", "--adapt", "--save=masks", "-o", "out")
+    assert not Path("out/adapted.safetensors").exists()
+    segment("--mask=first.png", "--adapt", "--save=masks", "-o", "out")
+    adapted = Path("out/adapted.safetensors")
+    assert same(masks("out"), expected(adapted, {0: FIRST}))
+    before = adapted.stat()
+    shutil.rmtree("out/masks")
+    segment("--mask=first.png", "--adapt", "--save=masks", "-o", "out")  # and no learning again
+    assert adapted.stat().st_mtime_ns == before.st_mtime_ns
+    assert len(masks("out")) == len(masks("plain"))
 
 
 def test_every_kind_of_output_is_written(segment) -> None:

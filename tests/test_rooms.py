@@ -22,11 +22,11 @@ MAY_KNOW = {
     "model": {"runtime", "memory"},
     "training": {"runtime", "data", "memory", "model"},
     "inference": {"runtime", "memory", "model"},
-    "video": {"runtime", "data", "model", "inference"},
+    "video": {"runtime", "data", "model", "inference", "training"},
     "app": {"runtime", "data", "model", "inference", "video"},
     "evaluation": {"runtime", "data", "memory", "model", "inference", "training"},
     "compose": {"runtime", "data", "model", "training", "inference", "evaluation"},
-    "__init__": {"model", "inference"},
+    "__init__": {"model", "inference", "training"},
     "cli": {"runtime", "inference", "video", "app"},
     "__main__": {"cli"},
 }

@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 SAVE_EVERY = 60.0  # seconds: the most that is lost if the program is killed
 MASKS = "masks"
 STATE, BACKWARD_STATE = "state.safetensors", "backward.safetensors"
+ADAPTED = "adapted.safetensors"  # the network that has learned from the masks
 OVER = "--overwrite to start over"
-OURS = (MASKS, STATE, BACKWARD_STATE, *(name for name, _ in OUTPUTS.values()))
+OURS = (MASKS, STATE, BACKWARD_STATE, ADAPTED, *(name for name, _ in OUTPUTS.values()))
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Order:
         overwrite: start over: replace what any order has left in the folder.
         absent: objects that are not in a frame, by its number; see
             :func:`~stma.video.given.find_absent`.
+        adapt: let the network learn from the masks first; see
+            :func:`~stma.training.adapting.adapt`.
     """
 
     video: Video
@@ -76,6 +79,7 @@ class Order:
     device: str = "auto"
     overwrite: bool = False
     absent: dict[int, set[int]] = field(default_factory=dict)
+    adapt: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def segment_video(
     """Carry out the order, or what is left of it.
 
     Args:
-        stopped: asked after every frame; if so, all is saved, and the same order continues later.
+        stopped: asked after every frame, and every step of ``adapt``; if so, all is saved, and the
+            same order continues later.
         on_frame: called after every frame, :func:`num_steps` times in all.
 
     Raises:
@@ -168,7 +173,12 @@ def _identity(order: Order) -> dict[str, Any]:
         "settings": order.settings,
         "backward": order.backward,
         "absent": {str(n): sorted(ids) for n, ids in sorted(order.absent.items())},
+        "adapt": order.adapt,
     }
+
+
+class _Stopped(Exception):
+    """The run is to stop before the network has learned from the masks."""
 
 
 class _Run:
@@ -194,10 +204,13 @@ class _Run:
             return Outcome(True, done, files)
         segmenter = None
         if done is None:
-            saved = self._saved_states()
-            if self._order.backward and not self._backward(saved):
+            try:
+                saved = self._saved_states()
+                if self._order.backward and not self._backward(saved):
+                    return Outcome(False, 0, files[:1])
+                segmenter = saved.get(STATE) or self._new_segmenter()
+            except _Stopped:
                 return Outcome(False, 0, files[:1])
-            segmenter = saved.get(STATE) or self._new_segmenter()
         writers = [make(self._output / name, self._video) for name, make in asked]
         complete, count = self._forward(segmenter, writers)
         return Outcome(complete, count, files)
@@ -290,7 +303,28 @@ class _Run:
         from stma.model.weights import load_model
         from stma.runtime.device import resolve_device
 
-        return load_model(self._order.weights, resolve_device(self._order.device))
+        device = resolve_device(self._order.device)
+        adapted = self._output / ADAPTED
+        if self._order.adapt and not adapted.exists():
+            self._adapt(load_model(self._order.weights, device), adapted)
+        return load_model(adapted if self._order.adapt else self._order.weights, device)
+
+    def _adapt(self, model: "STMA", path: Path) -> None:
+        """Let the network learn from all masks that have objects, and write it."""
+        from stma.model.weights import read_weights, save_weights
+        from stma.training.adapting import adapt
+
+        def on_step() -> None:
+            if self._stopped():
+                raise _Stopped
+
+        masks = {number: given.read()[0] for number, given in self._order.masks.items()}
+        masks = {number: mask for number, mask in masks.items() if mask.any()}
+        frames = [next(self._video.frames(number)).image for number in masks]
+        log.info("learning from %d masks, which takes a minute or two", len(masks))
+        adapted = adapt(model, frames, list(masks.values()), on_step=on_step)
+        config, provenance, _ = read_weights(self._order.weights)
+        save_weights(path, adapted, config, provenance | {"adapted_to": sorted(masks)})
 
     def _new_segmenter(self) -> "Segmenter":
         from stma.inference.segmenter import Segmenter, SegmenterConfig
