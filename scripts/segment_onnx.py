@@ -4,6 +4,7 @@ python scripts/segment_onnx.py EXPORT FRAMES FIRST_MASK.png OUT     (FRAMES: a f
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -87,15 +88,29 @@ def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(each) for each in maps])
 
 
+def pictures(folder: Path) -> list[Path]:
+    """The frames, in order: img_2 comes before img_10, and 99 before 100."""
+    found = [x for x in folder.iterdir() if x.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    parts = {x: re.split(r"(\d+)", x.stem) for x in found if not x.name.startswith(".")}
+    return sorted(parts, key=lambda x: [int(y) if y.isdecimal() else y for y in parts[x]])
+
+
+def davis_palette() -> bytes:
+    palette = np.zeros((256, 3), int)
+    for bit in range(24):
+        palette[:, bit % 3] |= (np.arange(256) >> bit & 1) << (7 - bit // 3)
+    return palette.astype(np.uint8).tobytes()
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 5:
         sys.exit(__doc__)
     export, frames, first_mask, output = map(Path, sys.argv[1:])
     video, first = Video(export), Image.open(first_mask)
     output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(frames.iterdir()):
+    for path in pictures(frames):
         picture = np.asarray(Image.open(path).convert("RGB"))
         probabilities = video.step(picture, None if video.steps else np.asarray(first))
         result = Image.fromarray(np.array([0, *video.ids], np.uint8)[probabilities.argmax(axis=0)])
-        result.putpalette(first.getpalette() or bytes(768))
+        result.putpalette(first.getpalette() or davis_palette())
         result.save(output / f"{path.stem}.png")

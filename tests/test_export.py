@@ -13,6 +13,7 @@ from conftest import TINY, box, perturbed, procedural_data, random_frame, write_
 from stma.cli import main
 from stma.data.dataset import ClipDataset
 from stma.data.images import read_mask
+from stma.data.pictures import davis_palette
 from stma.errors import InputError
 from stma.inference import export as module
 from stma.inference.export import (
@@ -154,6 +155,15 @@ def test_example_is_the_segmenter(onnx: tuple[Path, Path], monkeypatch) -> None:
         assert np.abs(found - expected).max() < 1e-4, t
     assert video.ids == segmenter.ids
     assert len(video.memory["age"]) == len(segmenter.memory.temporal)
+
+
+def test_example_takes_frames_in_order_and_davis_colours(tmp_path: Path) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    for name in ("img_10.jpg", "img_9.JPG", "img_100.png", ".DS_Store", "._img_9.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    names = [path.name for path in script["pictures"](tmp_path)]
+    assert names == ["img_9.JPG", "img_10.jpg", "img_100.png"]
+    assert script["davis_palette"]() == davis_palette().tobytes()
 
 
 @pytest.mark.slow
