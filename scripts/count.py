@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 @input_errors_end_the_program()
 def main() -> None:
-    models = model_names(CONFIGS)
+    models = [name for name in model_names(CONFIGS) if name != "timm"]  # which needs a name
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=models, help=f"of {', '.join(models)}")
     parser.add_argument(

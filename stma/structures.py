@@ -14,7 +14,7 @@ S     length of any other sequence of keys
 ====  =====================================================================
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -119,6 +119,17 @@ class KeyValue(NamedTuple):
             torch.cat([part.key for part in parts], dim=2),
             torch.cat([part.value for part in parts], dim=2),
         )
+
+
+Rope = Sequence[Tensor]
+"""Rotary position embeddings of the tokens of a frame, one for each block: sines and cosines
+``(S, 2 d)`` or, for each head, ``(heads, S, 2 d)``."""
+
+
+def unrotated(rope: Tensor, count: int) -> Tensor:
+    """The embedding of so many tokens without a place, beside ``rope``: ``(..., count, 2 d)``."""
+    shape = (*rope.shape[:-2], count, rope.shape[-1] // 2)
+    return torch.cat([rope.new_zeros(shape), rope.new_ones(shape)], dim=-1)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-MODELS = model_names(CONFIGS)
+MODELS = [name for name in model_names(CONFIGS) if name != "timm"]  # which needs model.timm
 PAPERS = ("video", "static_video", "static_bl30k_video", "video_lvos")
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 

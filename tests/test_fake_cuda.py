@@ -56,7 +56,7 @@ OPTIONS = dataclasses.replace(
     train_kernel=0.2,
 )
 
-MODELS = {name: shallow(name) for name in model_names(CONFIGS)} | {
+MODELS = {name: shallow(name) for name in model_names(CONFIGS) if name != "timm"} | {
     variant: dataclasses.replace(TINY, variant=variant) for variant in VARIANTS
 }
 MODELS["options"] = OPTIONS

@@ -241,6 +241,16 @@ def test_dinov2(tmp_path, caplog) -> None:
         assert line in caplog.text
 
 
+def test_dinov2_with_registers_by_timms_names(tmp_path) -> None:
+    """Whose positions have none for the class token; they go the way of DINOv2's own."""
+    state = dinov2()
+    state["reg_token"] = state.pop("register_tokens")
+    state["pos_embed"] = state["pos_embed"][:, 1:]
+    backbone = build_backbone(VIT_MODEL)
+    load_pretrained(backbone, saved(tmp_path / "reg4.pth", state))
+    assert_holds(backbone, {"cls_token": state["cls_token"]})
+
+
 def test_features_are_those_of_timms_vit_with_its_class_token(tmp_path) -> None:
     """MAE's and MoCo v3's code are subclasses of this network."""
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from stma.model.probing import Cut, Look, Watched, mean_look, mean_shares, with_
 from stma.model.stma import STMA
 from stma.model.streams import Blocks, JointSelfAttention, JointTokens, Prepared, Streams
 from stma.runtime.opencv import cv2
+from stma.structures import Rope
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,21 @@ class ReferencesRemoved(Cut):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> Prepared:
         if references is not None and isinstance(self.inner, JointSelfAttention):
             references = references[:, :0]
-        return super().prepare(blocks, references, objects, valid_objects)
+        return super().prepare(blocks, references, objects, valid_objects, rope)
 
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+    def encode(
+        self,
+        blocks: Blocks,
+        tokens: Tensor,
+        prepared: Prepared | None,
+        rope: Rope | None = None,
+    ) -> Tensor:
         read = prepared if isinstance(prepared, JointTokens) else None
-        return self.inner.encode(blocks, tokens, read)
+        return self.inner.encode(blocks, tokens, read, rope)
 
 
 class ReferencesForeign(Cut):

@@ -33,6 +33,7 @@ from stma.model.backbone import PRETRAINING_GRID, STRIDE, map_to_tokens, pool_to
 from stma.model.decoder import soft_aggregate
 from stma.model.stma import STMA
 from stma.model.stml import encode_references, encode_test
+from stma.model.timm_backbone import facts
 from stma.model.weights import load_model, read_weights
 from stma.runtime.outputs import full_disks_told, replacing
 from stma.structures import KeyValue
@@ -246,6 +247,11 @@ def export(weights: str | Path, output: str | Path) -> list[Path]:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise InputError(f"export needs packages that are missing: pip install {' '.join(missing)}")
     config, provenance, _ = read_weights(weights)
+    if config.timm is not None and facts(config.timm).rotary:
+        raise InputError(
+            f"{weights}: the network has the rotary positions of model.timm={config.timm}; only "
+            "backbones without can be exported"
+        )
     if config.variant != "full":
         raise InputError(
             f"{weights}: the network is the ablation model.variant={config.variant}; only the full "
@@ -297,12 +303,12 @@ class PositionsOfAnyGrid:
     """Resamples a position embedding within the graph, for any image size: two matrix products,
     since bicubic interpolation is linear and separates rows from columns."""
 
-    def at(self, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+    def at(
+        self, embedding: Tensor, grid: tuple[int, int], old: tuple[int, int] = PRETRAINING_GRID
+    ) -> Tensor:
         """See :func:`stma.model.backbone.resample_positions`."""
-        table = embedding.unflatten(1, PRETRAINING_GRID)
-        rows, columns = (
-            bicubic(old, new, embedding) for old, new in zip(PRETRAINING_GRID, grid, strict=True)
-        )
+        table = embedding[:, embedding.shape[1] - old[0] * old[1] :].unflatten(1, old)
+        rows, columns = (bicubic(a, b, embedding) for a, b in zip(old, grid, strict=True))
         return torch.einsum("yj,xk,bjkc->byxc", rows, columns, table).flatten(1, 2)
 
 

@@ -424,7 +424,8 @@ class Segmenter:
         if self.config.compile is None:
             return segment_frame(self.model, image, memory, self.config.reading)
         if memory.prepared is None:
-            memory.prepared = self.model.prepare(memory, all_slots=True)
+            grid = (image.shape[2] // STRIDE, image.shape[3] // STRIDE)
+            memory.prepared = self.model.prepare(memory, grid, all_slots=True)
             self._read = memory.temporal.whole_buffer() if len(memory.temporal) else None
         read = None if self._read is None else replace(self._read, received=[])
         torch.compiler.cudagraph_mark_step_begin()

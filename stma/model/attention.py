@@ -60,8 +60,13 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.recompute = False  # the activations of `update` in the backward pass, to save memory
 
-    def project(self, x: Tensor) -> tuple[Tensor, KeyValue]:
-        """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block."""
+    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, KeyValue]:
+        """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block.
+
+        Args:
+            rope: of these tokens, see :data:`stma.structures.Rope`; only timm's blocks have it.
+        """
+        assert rope is None
         return self.attn.project(self.norm1(x))
 
     def update(

@@ -1,6 +1,7 @@
 """What STMA asks of a backbone: tokens at stride 16, transformer blocks, and finer features."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stma.model.attention import TransformerBlock
-from stma.structures import at_least_fp32
+from stma.structures import Rope, at_least_fp32
 
 STRIDE = 16
 PRETRAINING_GRID = (14, 14)  # 224 / 16
 MAX_GRIDS = 16
+Normalization = tuple[Sequence[float], Sequence[float]]
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Backbone(nn.Module, ABC):
         fine_dims: channels of the features at strides 8 and 4.
         norm: the norm after the last block.
         num_prefix: number of tokens before those of the patches: the class token.
+        normalization: mean and standard deviation of red, green and blue in ``[0, 1]`` that it
+            expects to be removed.
         added: how the names of parameters begin that no public checkpoint of the backbone fills.
     """
 
@@ -62,6 +67,7 @@ class Backbone(nn.Module, ABC):
     fine_dims: tuple[int, int]
     norm: nn.Module
     num_prefix: int = 0
+    normalization: Normalization = IMAGENET
     added: tuple[str, ...] = ()
 
     @property
@@ -76,6 +82,10 @@ class Backbone(nn.Module, ABC):
     def finish(self, tokens: Tensor) -> Tensor:
         """The last block's output, normalised, without the prefix: ``(B, L, C)``."""
         return self.norm(tokens)[:, self.num_prefix :]
+
+    def rope(self, grid: tuple[int, int]) -> Rope | None:
+        """Rotary embeddings of a frame's tokens; None without any."""
+        return None
 
     @abstractmethod
     def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,11 +103,15 @@ def sinusoidal_position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat([wave for x in angles for wave in (x.sin(), x.cos())], dim=1)[None]
 
 
-def resample_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Interpolate a ``(1, 14 * 14, C)`` position embedding to another grid."""
-    if grid == PRETRAINING_GRID:
+def resample_positions(
+    embedding: Tensor, grid: tuple[int, int], old: tuple[int, int] = PRETRAINING_GRID
+) -> Tensor:
+    """Interpolate a position embedding ``(1, P + L, C)`` of another grid, without its ``P`` prefix
+    tokens, to ``(1, L', C)``."""
+    embedding = embedding[:, embedding.shape[1] - old[0] * old[1] :]
+    if grid == old:
         return embedding
-    table = at_least_fp32(tokens_to_map(embedding, PRETRAINING_GRID))
+    table = at_least_fp32(tokens_to_map(embedding, old))
     resampled = F.interpolate(table, grid, mode="bicubic", antialias=True)
     return map_to_tokens(resampled).to(embedding.dtype)
 
@@ -115,10 +129,14 @@ class ResampledPositions:
     def __reduce__(self) -> tuple:
         return ResampledPositions, ()
 
-    def at(self, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+    def at(
+        self, embedding: Tensor, grid: tuple[int, int], old: tuple[int, int] = PRETRAINING_GRID
+    ) -> Tensor:
         """See :func:`resample_positions`."""
-        if torch.compiler.is_compiling():  # a graph has no use for what is kept
-            return resample_positions(embedding, grid)
+        # A graph has no use for what is kept, and a learned embedding needs its gradient.
+        learns = embedding.requires_grad and torch.is_grad_enabled()
+        if learns or torch.compiler.is_compiling():
+            return resample_positions(embedding, grid, old)
         version = -1 if embedding.is_inference() else embedding._version
         source = self._source
         if source is None or source[0] is not embedding or source[1] != version:
@@ -127,7 +145,7 @@ class ResampledPositions:
             if len(self._kept) == MAX_GRIDS:
                 self._kept.clear()
             with torch.inference_mode(False), torch.no_grad():  # training may follow
-                self._kept[grid] = resample_positions(embedding, grid)
+                self._kept[grid] = resample_positions(embedding, grid, old)
         return self._kept[grid]
 
 

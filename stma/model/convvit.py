@@ -4,6 +4,7 @@ Two convolutional stages at strides 4 and 8, then transformer blocks at stride 1
 halves (`TransformerBlock`), so that STML can run its three streams through them.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,13 +80,12 @@ class ConvStem(nn.Module):
         return self.blocks2(self.patch_embed2(stride4)), stride4
 
 
-class ConvViT(Backbone):
-    """ConvViT without its classification head.
+class TransformerStage(Backbone):
+    """ConvViT's third stage, transformer blocks at stride 16, above strides 4 and 8.
 
     Args:
         dims: channels at strides 4, 8 and 16.
-        depths: blocks in the three stages.
-        drop_path: stochastic depth of the last block, growing linearly from 0.
+        drop_paths: stochastic depth of every block.
     """
 
     pos_embed: Tensor
@@ -93,31 +93,20 @@ class ConvViT(Backbone):
     def __init__(
         self,
         dims: Sequence[int],
-        depths: Sequence[int],
         num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        mlp_ratio: float,
+        drop_paths: Sequence[float],
     ) -> None:
         super().__init__()
         dim1, dim2, dim3 = dims
-        rates = np.linspace(0, drop_path, sum(depths)).tolist()
-        rates1, rates2, rates3 = (
-            rates[: depths[0]],
-            rates[depths[0] : depths[0] + depths[1]],
-            rates[depths[0] + depths[1] :],
-        )
         self.dim = dim3
         self.fine_dims = (dim2, dim1)
-        self.patch_embed1 = PatchEmbed(3, dim1, patch_size=4)
-        self.blocks1 = nn.Sequential(*(ConvBlock(dim1, mlp_ratio, rate) for rate in rates1))
-        self.patch_embed2 = PatchEmbed(dim1, dim2, patch_size=2)
-        self.blocks2 = nn.Sequential(*(ConvBlock(dim2, mlp_ratio, rate) for rate in rates2))
         self.patch_embed3 = PatchEmbed(dim2, dim3, patch_size=2)
         self.patch_embed4 = nn.Linear(dim3, dim3)
         self.register_buffer("pos_embed", sinusoidal_position_embedding(PRETRAINING_GRID, dim3))
         self.positions = ResampledPositions()
         self.blocks3 = nn.ModuleList(
-            TransformerBlock(dim3, num_heads, mlp_ratio, rate) for rate in rates3
+            TransformerBlock(dim3, num_heads, mlp_ratio, rate) for rate in drop_paths
         )
         self.norm = nn.LayerNorm(dim3, eps=1e-6)
         self.apply(init_transformer_weights)
@@ -127,10 +116,13 @@ class ConvViT(Backbone):
     def last_stage(self) -> list[TransformerBlock]:
         return list(self.blocks3)  # type: ignore[arg-type]
 
+    @abstractmethod
+    def stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, 3, H, W)`` to ``(B, C8, H/8, W/8)`` and ``(B, C4, H/4, W/4)``."""
+
     def embed(self, images: Tensor) -> FrameEmbedding:
         """See :meth:`stma.model.backbone.Backbone.embed`."""
-        stride4 = self.blocks1(self.patch_embed1(images))
-        stride8 = self.blocks2(self.patch_embed2(stride4))
+        stride8, stride4 = self.stages(images)
         stride16 = self.patch_embed3(stride8)
         grid = (stride16.shape[-2], stride16.shape[-1])
         tokens = self.patch_embed4(map_to_tokens(stride16))
@@ -139,6 +131,42 @@ class ConvViT(Backbone):
         )
 
     def fine_features(self, frame: FrameEmbedding, features: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`stma.model.backbone.Backbone.fine_features`; made by stages 1 and 2."""
+        """See :meth:`stma.model.backbone.Backbone.fine_features`; made by the stages."""
         assert frame.fine is not None
         return frame.fine
+
+
+class ConvViT(TransformerStage):
+    """ConvViT without its classification head.
+
+    Args:
+        dims: channels at strides 4, 8 and 16.
+        depths: blocks in the three stages.
+        drop_path: stochastic depth of the last block, growing linearly from 0.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        rates = np.linspace(0, drop_path, sum(depths)).tolist()
+        rates1, rates2, rates3 = (
+            rates[: depths[0]],
+            rates[depths[0] : depths[0] + depths[1]],
+            rates[depths[0] + depths[1] :],
+        )
+        super().__init__(dims, num_heads, mlp_ratio, rates3)
+        dim1, dim2, _ = dims
+        self.patch_embed1 = PatchEmbed(3, dim1, patch_size=4)
+        self.blocks1 = nn.Sequential(*(ConvBlock(dim1, mlp_ratio, rate) for rate in rates1))
+        self.patch_embed2 = PatchEmbed(dim1, dim2, patch_size=2)
+        self.blocks2 = nn.Sequential(*(ConvBlock(dim2, mlp_ratio, rate) for rate in rates2))
+
+    def stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`TransformerStage.stages`."""
+        stride4 = self.blocks1(self.patch_embed1(images))
+        return self.blocks2(self.patch_embed2(stride4)), stride4

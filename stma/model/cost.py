@@ -34,14 +34,14 @@ def count_cost(
         features = model.encode(frame, memory)
         for index in range(memory_frames):
             model.memorize(image, frame, features, masks, memory, pinned=index == 0)
-        memory.prepared = model.prepare(memory)
+        memory.prepared = model.prepare(memory, frame.grid)
 
         def segment() -> object:
             return model.segment(frame, memory)
 
         parts = {
             "embed": gigaflops(lambda: model.embed(image)),
-            "references": gigaflops(lambda: model.prepare(memory)),
+            "references": gigaflops(lambda: model.prepare(memory, frame.grid)),
             "values": gigaflops(lambda: model.value_encoder(image, masks)),
             "readout": gigaflops(segment, "Association"),
             "decoder": gigaflops(segment, "Decoder"),

@@ -6,18 +6,19 @@ import torch
 
 from stma.errors import InputError
 from stma.model.association import SIMILARITIES, Association, Reading
-from stma.model.backbone import Backbone
+from stma.model.backbone import IMAGENET, Backbone, Normalization
 from stma.model.convvit import ConvViT
 from stma.model.decoder import Decoder
 from stma.model.object_features import NoObjectFeatures, ObjectFeatures
 from stma.model.per_object import PerObjectSTMA
 from stma.model.stma import STMA
 from stma.model.streams import PER_OBJECT, STREAMS, VARIANTS
+from stma.model.timm_backbone import TimmStages, TimmViT, facts
 from stma.model.value_encoder import ValueEncoder
 from stma.model.vit import ViT
 from stma.runtime.config import check_types
 
-BACKBONES = ("convvit", "vit")
+BACKBONES = ("convvit", "vit", "timm")
 
 
 @dataclass
@@ -25,7 +26,9 @@ class ModelConfig:
     """Every size of the network. The defaults are ConvViT-B.
 
     Attributes:
-        backbone: ``convvit`` or ``vit``.
+        backbone: ``convvit``, ``vit`` or ``timm``.
+        timm: the name of a backbone of timm; what it has of ``dims``, ``depths`` and ``num_heads``
+            is taken from it: of a plain ViT all at stride 16, of another strides 4 and 8.
         dims: channels at strides 4, 8 and 16; a ViT makes the first two with its pyramid or stem.
         depths: blocks at these strides; a ViT without a stem has them only at stride 16. Every
             network needs 2 or more there, since nothing reads the objects after the last block.
@@ -47,11 +50,14 @@ class ModelConfig:
         conv_stem: whether a ViT's features at strides 4 and 8 come from a convolutional stem on the
             image, built as ConvViT's first two stages, instead of a pyramid on its last feature
             (ours).
+        mean, std: of red, green and blue in ``[0, 1]``, with which frames are normalised; null for
+            timm's, if it has the backbone, and otherwise ImageNet's.
         variant: ``full``, or an ablation of Table 1: ``no_object``, ``no_spatial_memory``,
             ``no_temporal_memory``, ``joint``.
     """
 
     backbone: str = "convvit"
+    timm: str | None = None
     dims: list[int] = field(default_factory=lambda: [256, 384, 768])
     depths: list[int] = field(default_factory=lambda: [2, 2, 11])
     num_heads: int = 12
@@ -68,6 +74,8 @@ class ModelConfig:
     reference_pooling: int = 1
     class_token: bool = False
     conv_stem: bool = False
+    mean: list[float] | None = None
+    std: list[float] | None = None
     variant: str = "full"
 
     def __post_init__(self) -> None:
@@ -81,12 +89,21 @@ class ModelConfig:
                 raise InputError(f"model.{name} is {list(value)}; give positive numbers")
         if self.backbone not in BACKBONES:
             raise InputError(f"model.backbone is {self.backbone!r}; choose one of {BACKBONES}")
+        if (self.backbone == "timm") != (self.timm is not None):
+            raise InputError(
+                f"model.timm is {self.timm!r}, but model.backbone {self.backbone!r}; model=timm "
+                "needs model.timm=NAME, and others have none"
+            )
+        self._take_from_timm()
+        for name, values in zip(("mean", "std"), self.normalization, strict=True):
+            if len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise InputError(f"model.{name} is {values}; give three numbers, or null")
         if self.backbone == "vit" and not self.conv_stem and list(self.depths[:2]) != [0, 0]:
             raise InputError(
                 f"model.depths is {list(self.depths)}; a ViT needs [0, 0, n], or model.conv_stem"
             )
-        for name in ("class_token", "conv_stem"):
-            if self.backbone != "vit" and getattr(self, name):
+        for name, without in (("class_token", ("convvit", "timm")), ("conv_stem", ("convvit",))):
+            if self.backbone in without and getattr(self, name):
                 raise InputError(f"model.{name} is true, but only a vit has one")
         if self.depths[2] < 2:
             raise InputError(
@@ -127,8 +144,60 @@ class ModelConfig:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}; give a positive number")
 
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation of red, green and blue in ``[0, 1]``."""
+        assert self.mean is not None
+        assert self.std is not None
+        return self.mean, self.std
+
+    def _take_from_timm(self) -> None:
+        """Fill in what the backbone of that name determines."""
+        mean, std = IMAGENET
+        if self.timm is not None:
+            known = facts(self.timm)
+            mean, std = known.mean, known.std
+            if known.is_vit:
+                self.dims[2], self.depths[2] = known.dims[0], known.depth
+                self.num_heads = known.num_heads
+            else:
+                self.dims[:2], self.conv_stem = known.dims, False
+            if not self.conv_stem:
+                self.depths[:2] = [0, 0]
+            if known.rotary and self.reference_pooling != 1:
+                raise InputError(
+                    f"model.reference_pooling is {self.reference_pooling}, but tokens of "
+                    f"model.timm={self.timm} have rotary positions, and means of them none"
+                )
+        self.mean = list(mean) if self.mean is None else self.mean
+        self.std = list(std) if self.std is None else self.std
+
 
 def build_backbone(config: ModelConfig) -> Backbone:
+    """A backbone with fresh weights."""
+    backbone = _fresh_backbone(config)
+    backbone.normalization = config.normalization
+    return backbone
+
+
+def _fresh_backbone(config: ModelConfig) -> Backbone:
+    if config.timm is not None and facts(config.timm).is_vit:
+        return TimmViT(
+            config.timm,
+            fine_dims=(config.dims[1], config.dims[0]),
+            mlp_ratio=config.mlp_ratio,
+            drop_path=config.drop_path,
+            stem_depths=config.depths[:2] if config.conv_stem else None,
+        )
+    if config.timm is not None:
+        return TimmStages(
+            config.timm,
+            config.dims[2],
+            config.depths[2],
+            config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            drop_path=config.drop_path,
+        )
     if config.backbone == "vit":
         return ViT(
             dim=config.dims[2],

@@ -23,7 +23,7 @@ from stma.model.backbone import (
 from stma.model.decoder import Decoder, soft_aggregate
 from stma.model.object_features import NoObjectFeatures
 from stma.model.stma import STMA, Segmentation
-from stma.model.streams import WithoutObjects
+from stma.model.streams import Prepared, WithoutObjects
 from stma.structures import at_least_fp32
 
 
@@ -61,14 +61,18 @@ class PerObjectSTMA(STMA):
         """Nothing: without temporal memory, no key is needed."""
         return frame.tokens[:, :0]
 
-    def prepare(self, memory: VideoMemory, *, all_slots: bool = False) -> list:  # type: ignore[override]
+    def prepare(  # type: ignore[override]
+        self, memory: VideoMemory, grid: tuple[int, int], *, all_slots: bool = False
+    ) -> list:
         """Keys and values of the references, for every group of objects that shares them."""
         prepared = []
         for objects in memory.spatial.object_groups():
             references = memory.spatial.references(objects)  # (B, N', R, L, C)
             flat = rearrange(references, "b n r l c -> (b n) r l c")
             empty = memory.spatial.empty_slots(objects) if all_slots else None
-            keys = self.streams.prepare_slots(self.backbone.last_stage, flat, None, None, empty)
+            keys = self.streams.prepare_slots(
+                self.backbone.last_stage, flat, None, None, empty, self.backbone.rope(grid)
+            )
             prepared.append((references.shape[1], keys))
         return prepared
 
@@ -77,12 +81,12 @@ class PerObjectSTMA(STMA):
     ) -> Segmentation:
         """One pass for each object, as a batch; then soft aggregation over all."""
         if memory.prepared is None:
-            memory.prepared = self.prepare(memory)
+            memory.prepared = self.prepare(memory, frame.grid)
         logits = [self._logits(frame, count, keys) for count, keys in memory.prepared]
         together = at_least_fp32(torch.cat(logits, dim=1))
         return Segmentation(frame.tokens[:, :0], soft_aggregate(together, memory.valid_objects))
 
-    def _logits(self, frame: FrameEmbedding, count: int, keys: object) -> Tensor:
+    def _logits(self, frame: FrameEmbedding, count: int, keys: Prepared) -> Tensor:
         """Logits ``(B, N', H, W)`` of a group of objects."""
 
         def for_each(x: Tensor) -> Tensor:
@@ -90,8 +94,7 @@ class PerObjectSTMA(STMA):
 
         fine = None if frame.fine is None else (for_each(frame.fine[0]), for_each(frame.fine[1]))
         copies = FrameEmbedding(for_each(frame.tokens), frame.grid, fine)
-        tokens = self.streams.encode(self.backbone.last_stage, copies.tokens, keys)  # type: ignore[arg-type]
-        features = self.backbone.finish(tokens)
+        features = self._encode(copies, keys)
         maps = tokens_to_map(features, frame.grid)
         logits = self.decoder(maps[:, None], maps, self.backbone.fine_features(copies, features))
         return rearrange(logits, "(b n) 1 h w -> b n h w", n=count)

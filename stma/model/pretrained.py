@@ -6,6 +6,7 @@ error.
 """
 
 import argparse
+import json
 import logging
 import math
 import pickle
@@ -14,6 +15,8 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,18 @@ from stma.model.backbone import (
     PRETRAINING_GRID,
     STRIDE,
     Backbone,
+    Normalization,
     sinusoidal_position_embedding,
 )
 from stma.model.convvit import ConvViT
+from stma.model.timm_backbone import TimmStages, TimmViT, create, facts
 from stma.model.vit import ViT
 from stma.model.weights import FORMAT, is_pickle
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
+TIMM = "timm"  # in place of a file: timm's own download
 
 CLASS_TOKEN = "cls_token"
 WITHOUT_CLASS_TOKEN = "model.class_token=false is the network without it"
@@ -45,7 +51,7 @@ PARALLEL = "module."
 MOCO_PREFIXES = ("base_encoder.", "momentum_encoder.")
 # The part of ConvMAE's decoder that reads stages 1 and 2: its fine-tuning leaves it out too.
 CONVMAE_DROPPED = re.compile(r"decoder_|mask_token$|stage[12]_output_decode\.|head\.|fc_norm\.")
-VIT_DROPPED = re.compile(r"decoder_|mask_token$|register_tokens$|head\.|fc_norm\.")
+VIT_DROPPED = re.compile(r"decoder_|mask_token$|register_tokens$|reg_token$|head\.|fc_norm\.")
 LAYER_SCALE = re.compile(r"(blocks\.\d+\.)(ls[12])\.gamma")
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 SHOWN = 8  # names in an error
@@ -127,14 +133,24 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
     """Load a public checkpoint into a backbone; logs what was kept, dropped, changed and is new.
 
     Args:
-        path: ``.safetensors``, or ``.pth``, of which only tensors, plain values and
+        path: ``timm`` for timm's own download, if the backbone is timm's; ``.safetensors``; or
+            ``.pth``, of which only tensors, plain values and
             ``argparse.Namespace`` (MAE's settings) are unpickled.
 
     Raises:
         InputError: no such file, damaged, none of the formats, or of another architecture or size;
             the message names the file and what it holds. The backbone is unchanged.
     """
+    if isinstance(backbone, TimmViT | TimmStages):
+        return _load_timm(backbone, path)
     state, kind = _recognise(path)
+    expected, own = normalization_of(path), backbone.normalization
+    if expected is not None and any(map(ne, chain(*expected), chain(*own))):
+        mean, std = (list(values) for values in expected)
+        raise InputError(
+            f"{path}: expects frames of mean {mean} and standard deviation {std}; set "
+            f"model.mean={mean} model.std={std}".replace(", ", ",")
+        )
     if not isinstance(backbone, kind.backbone):
         hint = "model=convvit_b" if kind.backbone is ConvViT else "model=vit_b"
         raise InputError(
@@ -165,6 +181,40 @@ def load_pretrained(backbone: Backbone, path: str | Path) -> None:
     backbone.load_state_dict(converted, strict=False)  # what is missing has been checked
     for line in summary(state, converted, new):
         log.info("%s: %s checkpoint: %s", path, kind.name, line)
+
+
+def normalization_of(path: str | Path) -> Normalization | None:
+    """What timm says of a file, in a config.json beside it or by its name; None if nothing."""
+    import timm
+
+    path = Path(path)
+    try:
+        config = json.loads((path.parent / "config.json").read_text())["pretrained_cfg"]
+        return config["mean"], config["std"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    known = timm.get_pretrained_cfg(path.stem) if timm.is_model(path.stem) else None
+    return None if known is None else (known.mean, known.std)
+
+
+def _load_timm(backbone: TimmViT | TimmStages, path: str | Path) -> None:
+    """Load a backbone's own part; timm converts and resamples it."""
+    options = dict(facts(backbone.name).options)
+    if str(path) != TIMM:
+        if not Path(path).is_file():
+            raise InputError(
+                f"{path}: no such weights file; pretrained={TIMM} is timm's own download"
+            )
+        options["pretrained_cfg_overlay"] = {"file": str(path)}
+    own = backbone.vit if isinstance(backbone, TimmViT) else backbone.network
+    names = own.state_dict()
+    try:
+        theirs = create(backbone.name, pretrained=True, **options).state_dict()
+        own.load_state_dict({name: x for name, x in theirs.items() if name in names})
+    except (*DAMAGED, SafetensorError) as error:
+        reason = str(error).partition("\n")[0][:300]
+        raise InputError(f"{path}: no weights of timm's {backbone.name} ({reason})") from error
+    log.info("%s: %d tensors of timm's %s", path, len(names), backbone.name)
 
 
 def kind_of(path: str | Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stma.model.stma import STMA
 from stma.model.streams import Blocks, JointTokens, Prepared, Streams
-from stma.structures import KeyValue
+from stma.structures import KeyValue, Rope
 
 
 class Cut(Streams):
@@ -38,13 +38,20 @@ class Cut(Streams):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> Prepared:
         references = None if references is None else self.references(references)
         objects = None if objects is None else self.objects(objects)
-        return self.inner.prepare(blocks, references, objects, valid_objects)
+        return self.inner.prepare(blocks, references, objects, valid_objects, rope)
 
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
-        return self.inner.encode(blocks, tokens, prepared)
+    def encode(
+        self,
+        blocks: Blocks,
+        tokens: Tensor,
+        prepared: Prepared | None,
+        rope: Rope | None = None,
+    ) -> Tensor:
+        return self.inner.encode(blocks, tokens, prepared, rope)
 
 
 @contextmanager
@@ -148,6 +155,7 @@ class Watched(Cut):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> Prepared:
         shares: list[Tensor] = []
 
@@ -157,14 +165,20 @@ class Watched(Cut):
                 shares.append(share_of_groups(weights, (own, length - own))[1])
 
         with attention_observed(blocks, observe):
-            prepared = super().prepare(blocks, references, objects, valid_objects)
+            prepared = super().prepare(blocks, references, objects, valid_objects, rope)
         if shares:
             self.object_shares.append(torch.stack(shares).cpu())
         return prepared
 
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+    def encode(
+        self,
+        blocks: Blocks,
+        tokens: Tensor,
+        prepared: Prepared | None,
+        rope: Rope | None = None,
+    ) -> Tensor:
         if prepared is None:
-            return super().encode(blocks, tokens, prepared)
+            return super().encode(blocks, tokens, prepared, rope)
         own = ("itself", tokens.shape[1])
         joint = isinstance(prepared, JointTokens)
         names, lengths = zip(
@@ -178,7 +192,7 @@ class Watched(Cut):
             spreads.append(spread_of(weights, mask))
 
         with attention_observed(blocks, observe):
-            encoded = super().encode(blocks, tokens, prepared)
+            encoded = super().encode(blocks, tokens, prepared, rope)
         self.looks.append(Look(names, torch.stack(shares).cpu(), torch.stack(spreads).cpu()))
         return encoded
 

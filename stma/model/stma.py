@@ -29,7 +29,6 @@ from stma.structures import ClipBatch, Prediction, at_least_fp32
 # All blocks run the same code, on three streams of several shapes, with and without gradient: about
 # 25 graphs. Beyond its limit of 8, dynamo would run the rest eagerly, with a warning.
 MAX_GRAPHS = 64
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class STMA(nn.Module):
         self.train_reading = train_reading
         self.reference_pooling = reference_pooling
         self.segmenter_settings = {}
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        mean, std = (torch.tensor(values) for values in backbone.normalization)
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
@@ -121,7 +120,7 @@ class STMA(nn.Module):
         self.decoder.compile(backend=backend)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)``, uint8 or float in ``[0, 1]``, to ImageNet statistics."""
+        """``(B, 3, H, W)``, uint8 or float in ``[0, 1]``, as the backbone expects it."""
         if images.dtype == torch.uint8:
             images = images.to(self.mean.dtype) / 255
         return (images - self.mean) / self.std
@@ -145,28 +144,44 @@ class STMA(nn.Module):
         With an empty memory the test stream runs alone, which gives the first frame's key.
         """
         if memory.prepared is None and not memory.is_empty:
-            memory.prepared = self.prepare(memory)
-        tokens = self.streams.encode(self.backbone.last_stage, frame.tokens, memory.prepared)
+            memory.prepared = self.prepare(memory, frame.grid)
+        return self._encode(frame, memory.prepared)
+
+    def _encode(self, frame: FrameEmbedding, prepared: Prepared | None) -> Tensor:
+        rope = self.backbone.rope(frame.grid)
+        tokens = self.streams.encode(self.backbone.last_stage, frame.tokens, prepared, rope)
         return self.backbone.finish(tokens)
 
-    def prepare(self, memory: VideoMemory, *, all_slots: bool = False) -> Prepared:
+    def prepare(
+        self, memory: VideoMemory, grid: tuple[int, int], *, all_slots: bool = False
+    ) -> Prepared:
         """What all frames until the next memory update will read from references and objects.
 
         Args:
+            grid: of the frames.
             all_slots: as large as with a full queue of references; the empty slots are masked.
         """
         objects = None
         if self.streams.reads_objects:
             objects = self.object_features(memory.temporal.object_tokens, memory.valid_objects)
-        return self._prepare(memory, objects, all_slots)
+        return self._prepare(memory, grid, objects, all_slots)
 
     def _prepare(
-        self, memory: VideoMemory, objects: Tensor | None, all_slots: bool = False
+        self,
+        memory: VideoMemory,
+        grid: tuple[int, int],
+        objects: Tensor | None,
+        all_slots: bool = False,
     ) -> Prepared:
         references = memory.spatial.references() if self.streams.reads_references else None
         empty = memory.spatial.empty_slots() if all_slots else None
         return self.streams.prepare_slots(
-            self.backbone.last_stage, references, objects, memory.valid_objects, empty
+            self.backbone.last_stage,
+            references,
+            objects,
+            memory.valid_objects,
+            empty,
+            self.backbone.rope(grid),
         )
 
     def _enhance(self, frame: FrameEmbedding, memory: VideoMemory, pooled: Tensor) -> Tensor:
@@ -182,10 +197,7 @@ class STMA(nn.Module):
             # Not seen by the running mean, which will see the same objects when the next frame
             # reads them.
             objects = self.object_features(pooled, observe=False)
-        prepared = self._prepare(memory, objects)
-        return self.backbone.finish(
-            self.streams.encode(self.backbone.last_stage, frame.tokens, prepared)
-        )
+        return self._encode(frame, self._prepare(memory, frame.grid, objects))
 
     def segment(
         self, frame: FrameEmbedding, memory: VideoMemory, reading: Reading = READ_ALL

@@ -22,7 +22,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from stma.model.attention import TransformerBlock
-from stma.structures import KeyValue
+from stma.structures import KeyValue, Rope
 
 ReferenceCache = list[KeyValue]
 """The keys and values of all references for every block, ``(B, heads, R * L, d)``."""
@@ -33,6 +33,7 @@ def encode_references(
     references: Tensor,
     objects: Tensor | None,
     valid_objects: Tensor | None = None,
+    rope: Rope | None = None,
 ) -> tuple[ReferenceCache, Tensor | None]:
     """Run the object and the reference streams and keep what the test stream will read.
 
@@ -41,6 +42,7 @@ def encode_references(
         objects: ``(B, N, C)`` object tokens as they enter the blocks; None leaves them out, and
             references read only themselves (Table 1, "w/o object").
         valid_objects: ``(B, N)`` bool; False hides a padded object from every stream.
+        rope: of a frame's tokens; None for a backbone without. Objects have no place.
 
     Returns:
         The cache, and the object tokens as they enter the last block, ``(B, N, C)``.
@@ -57,9 +59,10 @@ def encode_references(
             r=num_references,
         )
 
+    ropes: Sequence[Tensor | None] = rope or [None] * len(blocks)
     cache: ReferenceCache = []
     for index, block in enumerate(blocks):
-        reference_query, reference_keys = block.project(references)
+        reference_query, reference_keys = block.project(references, ropes[index])
         cache.append(
             KeyValue(
                 *(
@@ -93,6 +96,7 @@ def encode_test(
     tokens: Tensor,
     others: ReferenceCache | None,
     others_mask: Tensor | None = None,
+    rope: Rope | None = None,
 ) -> Tensor:
     """Run the test stream (Eq. 4): ``tokens (B, L, C)`` read themselves and all references.
 
@@ -100,13 +104,15 @@ def encode_test(
         others: keys and values to read besides the tokens' own; with None (the very first frame)
             they read only themselves.
         others_mask: ``(B, S)`` bool; False hides one of the others.
+        rope: of the frame's tokens.
     """
     mask = None
     if others_mask is not None:
         own = others_mask.new_ones(others_mask.shape[0], tokens.shape[1])
         mask = rearrange(torch.cat([own, others_mask], dim=1), "b s -> b 1 1 s")
+    ropes: Sequence[Tensor | None] = rope or [None] * len(blocks)
     for index, block in enumerate(blocks):
-        query, keys = block.project(tokens)
+        query, keys = block.project(tokens, ropes[index])
         if others is not None:
             keys = KeyValue.concatenate(keys, others[index])
         tokens = block.update(tokens, query, keys, mask)

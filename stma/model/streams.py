@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stma.model.attention import TransformerBlock
 from stma.model.stml import ReferenceCache, encode_references, encode_test
+from stma.structures import Rope, unrotated
 
 Blocks = Sequence[TransformerBlock]
 
@@ -91,6 +92,7 @@ class Streams(ABC):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> Prepared:
         """What the test frame will read.
 
@@ -98,6 +100,7 @@ class Streams(ABC):
             references: ``(B, R, L, C)``; None if the variant does not read them.
             objects: ``(B, N, C)``; None likewise.
             valid_objects: ``(B, N)`` bool, False for padding; None if all are real.
+            rope: of a frame's tokens; None for a backbone without.
         """
 
     def prepare_slots(
@@ -107,22 +110,29 @@ class Streams(ABC):
         objects: Tensor | None,
         valid_objects: Tensor | None,
         empty: int | None,
+        rope: Rope | None = None,
     ) -> Prepared:
         """As `prepare`, with that many empty slots after the references; None leaves out their
         mask, too."""
         if references is None or empty is None:
-            return self.prepare(blocks, references, objects, valid_objects)
+            return self.prepare(blocks, references, objects, valid_objects, rope)
         padded = F.pad(references, (0, 0, 0, 0, 0, empty))
-        prepared = self.prepare(blocks, padded, objects, valid_objects)
+        prepared = self.prepare(blocks, padded, objects, valid_objects, rope)
         return hide_last(prepared, empty * references.shape[2])
 
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+    def encode(
+        self,
+        blocks: Blocks,
+        tokens: Tensor,
+        prepared: Prepared | None,
+        rope: Rope | None = None,
+    ) -> Tensor:
         """The test frame's tokens ``(B, L, C)`` after all blocks; with None they read only
         themselves."""
         if prepared is None:
-            return encode_test(blocks, tokens, None)
+            return encode_test(blocks, tokens, None, rope=rope)
         assert isinstance(prepared, Others)
-        return encode_test(blocks, tokens, prepared.keys, prepared.mask)
+        return encode_test(blocks, tokens, prepared.keys, prepared.mask, rope)
 
 
 class FullStreams(Streams):
@@ -134,9 +144,10 @@ class FullStreams(Streams):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> Others:
         assert references is not None
-        keys, objects = encode_references(blocks, references, objects, valid_objects)
+        keys, objects = encode_references(blocks, references, objects, valid_objects, rope)
         return Others(keys, reference_groups(references), objects=objects)
 
 
@@ -158,6 +169,7 @@ class WithoutReferences(Streams):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> Others:
         assert objects is not None
         groups = (object_group(objects),)
@@ -182,6 +194,7 @@ class JointSelfAttention(Streams):
         references: Tensor | None,
         objects: Tensor | None,
         valid_objects: Tensor | None,
+        rope: Rope | None = None,
     ) -> JointTokens:
         assert references is not None
         assert objects is not None
@@ -193,17 +206,29 @@ class JointSelfAttention(Streams):
         groups = (object_group(objects), *reference_groups(references))
         return JointTokens(tokens, groups, mask)
 
-    def encode(self, blocks: Blocks, tokens: Tensor, prepared: Prepared | None) -> Tensor:
+    def encode(
+        self,
+        blocks: Blocks,
+        tokens: Tensor,
+        prepared: Prepared | None,
+        rope: Rope | None = None,
+    ) -> Tensor:
         if prepared is None:
-            return encode_test(blocks, tokens, None)
+            return encode_test(blocks, tokens, None, rope=rope)
         assert isinstance(prepared, JointTokens)
         mask = None
         if prepared.mask is not None:
             own = prepared.mask.new_ones(tokens.shape[:2])
             mask = rearrange(torch.cat([prepared.mask, own], dim=1), "b s -> b 1 1 s")
         joint = torch.cat([prepared.tokens, tokens], dim=1)
-        for block in blocks:
-            joint = block.update(joint, *block.project(joint), mask)
+        for index, block in enumerate(blocks):
+            placed = None
+            if rope is not None:
+                (_, objects), *references = prepared.groups
+                placed = torch.cat(
+                    [unrotated(rope[index], objects), *[rope[index]] * (len(references) + 1)], -2
+                )
+            joint = block.update(joint, *block.project(joint, placed), mask)
         return joint[:, -tokens.shape[1] :]
 
 

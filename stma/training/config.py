@@ -85,7 +85,8 @@ class TrainConfig:
         weights: the first stage starts from these, of the same architecture: a file, the folder of
             another run, or the name of shipped ones (``small``); null starts fresh.
         pretrained: the first stage starts from this public checkpoint of the backbone, of ConvMAE,
-            MAE, MoCo v3 or DINOv2; null for none, or with ``weights``.
+            MAE, MoCo v3, DINOv2 or, with ``model=timm``, of timm (``timm`` downloads it); null for
+            none, or with ``weights``.
         strict_weights: every tensor of ``weights`` must fit; false loads those that do, and logs
             the names of the others.
         num_workers: processes that make clips, per training process; 0 makes them between steps.

@@ -16,7 +16,7 @@ from stma.data.dataset import ClipDataset, clip_batches
 from stma.data.sampling import BatchNumbers
 from stma.errors import InputError
 from stma.model.factory import build_backbone, build_model
-from stma.model.pretrained import load_pretrained
+from stma.model.pretrained import TIMM, load_pretrained
 from stma.model.stma import STMA
 from stma.model.weights import check_fits, save_weights
 from stma.runtime.device import resolve_precision
@@ -232,7 +232,7 @@ class Trainer:
         if state is not None:
             self.resume(state, weights)
         elif weights is not None:
-            self.weights = file_digest(weights)
+            self.weights = TIMM if weights == TIMM else file_digest(weights)
         count = sum(p.numel() for p in self.learner.model.parameters())
         precision = resolve_precision(self.device, self.config.precision)
         log.info("%s: %.2f M parameters, %s, %s", self.name, count / 1e6, self.device, precision)
