@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def main(what: str, output: str, accumulate: int) -> None:
                 del model, gradients
             processes.wait()
             trainer.release()  # while there is a group that its network belongs to
+    if what == "again":
+        found = []
+        for job in range(10):
+            with join_processes("cpu") as (processes, _):
+                if processes.rank == job % 2:
+                    time.sleep(0.2)
+                found.append(int(processes.sum(torch.tensor(job + processes.rank))))
+        Path(f"{output}.{os.environ['RANK']}").write_text(str(found))
+        return
     if what == "leave":  # one of them is told
         step = Trainer.step
 

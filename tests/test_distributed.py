@@ -16,9 +16,9 @@ from test_learner import learner_of
 from test_trainer import config, trained, trainer_of
 
 from stma.data.sampling import BatchNumbers
-from stma.errors import InputError, ToldByAnother
+from stma.errors import InputError
 from stma.model.weights import read_weights
-from stma.runtime.distributed import Launch, Processes, join_processes, read_launch
+from stma.runtime.distributed import Processes, join_processes
 from stma.training.preemption import EXIT_PREEMPTED
 from stma.training.run import train
 
@@ -178,6 +178,13 @@ def test_when_one_dies_the_others_end_within_a_minute_and_say_so(tmp_path) -> No
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_meet_in_groups_of_their_own(tmp_path) -> None:
+    """Ten groups one after another, the second process late or early."""
+    ranks(2, "again", tmp_path / "run")
+    assert Path(f"{tmp_path}/run.0").read_text() == "[1, 3, 5, 7, 9, 11, 13, 15, 17, 19]"
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_all_processes_have_as_many_parts_of_one_size(world_size: int) -> None:
     """So that none waits for the gradient of a part that another does not have."""
@@ -186,59 +193,6 @@ def test_all_processes_have_as_many_parts_of_one_size(world_size: int) -> None:
         for rank in range(world_size)
     ]
     assert parts == [[4 // world_size] * 8] * world_size
-
-
-STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "11"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, Launch()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Launch(3, 4, 1)),
-        (STEP | {"SLURM_LOCALID": "3"}, Launch(11, 16, 3, by_slurm=True)),
-        (STEP | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, Launch(0, 2, 0)),
-        ({"SLURM_NTASKS": "16"}, Launch()),  # a shell of salloc
-        ({"SLURM_NTASKS": "16", "SLURM_PROCID": "0"}, Launch()),  # the script of a job
-        (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"}, Launch()),
-    ],
-)
-def test_who_has_started_this_process(environment: dict, expected: Launch) -> None:
-    assert read_launch(environment) == expected
-
-
-@pytest.mark.slow
-def test_srun_with_a_task_for_each_process(tmp_path) -> None:
-    """Only its environment; there is no torchrun."""
-    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
-    shared = step | {"SLURM_JOB_ID": "4711"}
-    tasks = [
-        start(
-            main,
-            "train",
-            str(tmp_path / "run"),
-            1,
-            environment=shared | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-        )
-        for rank in ("0", "1")
-    ]
-    assert [end(task) for task in tasks] == [0, 0]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["details"]["processes"] == 2
-
-
-def test_several_machines_need_to_know_where_the_first_process_is(monkeypatch) -> None:
-    for name, value in (
-        STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    ).items():
-        monkeypatch.setenv(name, value)
-    for name in ("RANK", "MASTER_ADDR"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match="export MASTER_ADDR="), join_processes("cpu"):
-        pass
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setenv("SLURM_LOCALID", "1")
-    with pytest.raises(ToldByAnother), join_processes("cpu"):
-        pass
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_loads(tmp_path) -> None:
