@@ -1,8 +1,13 @@
+import numpy as np
 import pytest
+from conftest import TINY, make_batch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import config, trained
 
-from stma.training.display import Display
+from stma.model.factory import build_model
+from stma.training.display import Display, prediction_picture
+from stma.training.losses import LossConfig
+from stma.training.run import train
 
 
 def test_the_time_left_counts_from_where_this_start_began(tmp_path) -> None:
@@ -15,12 +20,14 @@ def test_the_time_left_counts_from_where_this_start_began(tmp_path) -> None:
 
 
 def test_what_tensorboard_shows(tmp_path) -> None:
-    trainer = trained(config(tmp_path, iterations=4))
+    loss = LossConfig(objects=0.1)
+    trainer = trained(config(tmp_path, iterations=4, loss=loss))
     events = EventAccumulator(str(trainer.output / "tensorboard")).Reload()
     assert {
         "loss/total",
         "loss/cross_entropy",
         "loss/dice",
+        "loss/objects",
         "loss/bootstrap_fraction",
         "optimizer/learning_rate",
         "optimizer/backbone_learning_rate",
@@ -38,3 +45,21 @@ def test_what_tensorboard_shows(tmp_path) -> None:
     assert sum(events.Scalars(name)[0].value for name in attention) == pytest.approx(1, abs=1e-4)
     assert events.Tags()["images"] == ["prediction"]
     assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2, 3]
+
+
+def test_a_loss_without_a_weight_is_not_shown(tmp_path) -> None:
+    train(config(tmp_path, iterations=5, log_every=2))
+    steps = [
+        line for line in (tmp_path / "train.log").read_text().splitlines() if "only: it" in line
+    ]
+    assert len(steps) == 3
+    for part in ("iteration 4, total ", "dice", "rate 3e-05, gradient norm ", " it/s, 0:00:0"):
+        assert part in steps[-1]
+    assert "objects" not in steps[-1]
+
+
+def test_the_picture_shows_every_frame_twice() -> None:
+    batch = make_batch(num_frames=3, size=32)
+    picture = prediction_picture(batch, build_model(TINY)(batch))
+    assert picture.shape[1] == 3 * (160 + 2)
+    assert picture.dtype == np.uint8

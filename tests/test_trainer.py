@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import itertools
 import json
@@ -308,16 +307,3 @@ def test_a_run_that_cannot_be_made_longer_says_why(tmp_path) -> None:
     assert train(config(tmp_path, iterations=3)).is_file()
     with pytest.raises(InputError, match="no checkpoint left to resume"):
         train(config(tmp_path, iterations=4))
-
-
-def test_the_log_and_a_csv_hold_the_steps(tmp_path) -> None:
-    train(config(tmp_path, iterations=5, log_every=2))
-    lines = (tmp_path / "train.log").read_text().splitlines()
-    steps = [line for line in lines if "only: iteration" in line]
-    assert len(steps) == 3
-    for part in ("iteration 4, loss ", "rate 3e-05, gradient norm ", " it/s, 0:00:0"):
-        assert part in steps[-1]
-    with (tmp_path / "train.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["iteration"] for row in rows] == ["0", "2", "4"]
-    assert f"loss {float(rows[-1]['loss']):.4f}," in steps[-1]

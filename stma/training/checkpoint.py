@@ -18,6 +18,7 @@ from stma.runtime.outputs import full_disks_told, replacing
 from stma.runtime.resume import RECORD, STAGE, Record, differences, read_record
 from stma.training.config import TrainConfig
 from stma.training.learner import STATE as OF_LEARNER
+from stma.training.loggers import RUN_ID
 
 log = logging.getLogger(__name__)
 
@@ -209,3 +210,4 @@ class StageFolder:
         self.checkpoints.clear()
         self.weights.unlink(missing_ok=True)
         self.best_weights.unlink(missing_ok=True)
+        (self.path / RUN_ID).unlink(missing_ok=True)

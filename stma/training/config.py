@@ -13,6 +13,8 @@ from stma.runtime.workers import check_count
 from stma.training.losses import LossConfig
 from stma.training.optimizer import OptimizerConfig
 
+LOGGERS = ("tensorboard", "wandb", "mlflow", None)
+
 
 @dataclass
 class StageConfig:
@@ -98,6 +100,7 @@ class TrainConfig:
         compile: compile the blocks, the value encoder and the decoder with ``torch.compile``.
         ema: decay of an exponential moving average of the weights, which is then saved and
             validated in their place; 0 for none.
+        logger: of curves and pictures: ``tensorboard``, ``wandb``, ``mlflow``, or null for none.
         log_every, picture_every, save_every: in iterations.
         save_minutes: also save after this many minutes; null: only by iterations.
         keep_checkpoints: how many of the newest stay; the best by validation stays too.
@@ -123,6 +126,7 @@ class TrainConfig:
     checkpoint_blocks: bool = False
     compile: bool = False
     ema: float = 0.0
+    logger: str | None = "tensorboard"
     log_every: int = 50
     picture_every: int = 1000
     save_every: int = 5000
@@ -162,6 +166,8 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}; give a decay from 0 (none) to less than 1")
         check_precision(self.precision)
+        if self.logger not in LOGGERS:
+            raise InputError(f"logger is {self.logger!r}; choose one of {LOGGERS}")
         streams = STREAMS.get(self.model.variant)
         for name, stage in self.stages.items():
             if stage.loss.objects > 0 and not (streams and streams.gives_object_tokens):

@@ -27,8 +27,8 @@ from stma.runtime.resume import RECORD, TRAINING, Record, differences, earlier_r
 from stma.training.checkpoint import OVER
 from stma.training.config import TrainConfig, ValidationConfig
 from stma.training.dry_run import dry_run
+from stma.training.loggers import check_logger
 from stma.training.preemption import Preempted, stop_signals
-from stma.training.step_log import FILE
 from stma.training.trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def train(
         def build() -> list[Trainer]:
             if not config.stages:
                 raise InputError("stages is empty; choose some of configs/stage (stage=video)")
+            check_logger(config.logger)
             validation = build_validation(config.validation)
             # All of them first: a fault in the last stage's data is found now, not in a week.
             return [
@@ -91,7 +92,6 @@ def train(
                 _write_record(config, processes, device)
                 if not config.resume:  # or a later stage would be mistaken for one of this run
                     final.unlink(missing_ok=True)
-                    (Path(config.output) / FILE).unlink(missing_ok=True)
                     for trainer in trainers:
                         trainer.folder.clear()
 
