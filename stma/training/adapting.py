@@ -45,6 +45,8 @@ class AdaptConfig:
         learning_rate: at first; it falls to 0.
         blend: weight of what was learned, against the weights that one began with.
         parts: how the names of the parameters begin that learn; all if empty.
+        composite: share of clips in which cut-out objects move over the frames; in the others a
+            frame is bent and shifted as a whole.
     """
 
     iterations: int = 60
