@@ -1,5 +1,8 @@
 import logging
+import math
 import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,3 +51,13 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"device is '{name}'"):
         resolve_device(name)
     assert resolve_device("cpu") == torch.device("cpu")
+
+
+def test_the_peak_of_other_systems(monkeypatch) -> None:
+    """macOS counts in bytes; Windows has no module that says it."""
+    cpu = torch.device("cpu")
+    linux = peak_gigabytes(cpu)
+    monkeypatch.setattr("stma.runtime.device.sys", SimpleNamespace(platform="darwin"))
+    assert linux / 1024 <= peak_gigabytes(cpu) < linux / 500
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(peak_gigabytes(cpu))

@@ -1,5 +1,9 @@
 import errno
 import logging
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,3 +94,49 @@ def test_an_output_at_above_or_below_the_data_is_refused(tmp_path, output, messa
         check_apart(tmp_path / output, read)
     check_apart(tmp_path / "root-2", read)
     check_apart(tmp_path / "elsewhere", read)
+
+
+def test_where_a_disk_has_no_locks_there_is_a_warning(tmp_path, monkeypatch, caplog) -> None:
+    """As on some Lustre; a run of a week is not refused for that."""
+
+    def unsupported(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with holding(tmp_path / "out"):
+        pass
+    assert f"{tmp_path / 'out'}: its disk has no locks (" in caplog.text
+
+
+def test_windows_locks_and_renames(tmp_path, monkeypatch) -> None:
+    """It has msvcrt instead of fcntl, whose locks raise PermissionError, and opens no folders."""
+    locked: set[int] = set()
+
+    def locking(number: int, mode: int, count: int) -> None:
+        assert os.lseek(number, 0, os.SEEK_CUR) > 1 << 20  # others read what is before
+        file = os.fstat(number).st_ino
+        if file in locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        locked.add(file)
+
+    def only_files(path: Path, mode: int) -> int:
+        if path.is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        assert mode == os.O_RDWR  # else it cannot be flushed
+        return open_file(path, mode)
+
+    open_file = os.open
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    msvcrt = SimpleNamespace(locking=locking, LK_NBLCK=2)
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    with (
+        holding(tmp_path),
+        pytest.raises(InputError, match="in use by a live run"),
+        holding(tmp_path),
+    ):
+        pass
+    monkeypatch.setattr("stma.runtime.outputs.sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr("os.open", only_files)
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"

@@ -1,15 +1,18 @@
 """The folder that a command writes to, and files that are either complete or absent."""
 
 import errno
-import fcntl
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from stma.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"  # suffix of a file until it is complete
 LOCK = ".lock"
@@ -82,7 +85,8 @@ def check_apart(output: Path, folders: Iterable[Path]) -> None:
 def holding(folder: Path) -> Iterator[None]:
     """Lock the folder, creating it if needed, so that no other process writes to it.
 
-    The lock ends with the process that holds it, however it ends.
+    The lock ends with the process that holds it, however it ends. On a disk without locks (some
+    Lustre and NFS), there is only a warning.
 
     Raises:
         InputError: another process holds it, or the folder cannot be made.
@@ -94,7 +98,7 @@ def holding(folder: Path) -> Iterator[None]:
         raise InputError(f"output: {folder} cannot be written to ({error})") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise InputError(
@@ -102,9 +106,7 @@ def holding(folder: Path) -> Iterator[None]:
                 "wait for it, end it, or choose another output"
             ) from error
         except OSError as error:
-            raise InputError(
-                f"output: {folder} cannot be locked ({error}); choose one on another disk"
-            ) from error
+            log.warning("%s: its disk has no locks (%s): start no other run there", folder, error)
         try:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -112,6 +114,22 @@ def holding(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"output: {folder} cannot be written to ({error})") from error
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Raises BlockingIOError if another process has locked the file, OSError if none can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte that is never read or written
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -153,12 +171,12 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    if flush:
-        _flush(path.parent)
+    if flush and sys.platform != "win32":  # which opens no folders
+        _flush(path.parent, os.O_RDONLY)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path, mode: int = os.O_RDWR) -> None:
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:
