@@ -76,8 +76,7 @@ class Row:
     remark: str = ""
 
     def __str__(self) -> str:
-        rate = None if self.wall is None else 1 / self.wall
-        figures = (rate, self.wall, self.cpu, self.ratio, self.memory)
+        figures = (self.wall and 1 / self.wall, self.wall, self.cpu, self.ratio, self.memory)
         return f"| {' | '.join([self.what, *map(shown, figures), self.remark])} |"
 
 
@@ -122,8 +121,8 @@ def main() -> None:
             lines.append(str(row))
             print(row, flush=True)
     if arguments.output is not None:
-        title = f"# What {device_name(device)} measured\n\n`{' '.join(sys.argv)}`\n\n"
-        arguments.output.write_text(title + "\n".join(lines) + "\n", encoding="utf-8")
+        title = ["# What was measured here", "", f"`{' '.join(sys.argv)}`", ""]
+        arguments.output.write_text("\n".join([*title, *lines, ""]), encoding="utf-8")
 
 
 def timed(work: Callable[[], object], count: int, device: torch.device) -> np.ndarray:
@@ -168,7 +167,6 @@ def made_up(size: Sequence[int], objects: int, frames: int) -> Clip:
 
 
 def play(model: STMA, settings: SegmenterConfig, clip: Clip) -> list[np.ndarray]:
-    """The masks of a clip."""
     segmenter, (frames, first) = Segmenter(model, settings), clip
     return [segmenter.step(frame, None if t else first).mask for t, frame in enumerate(frames)]
 
@@ -204,7 +202,7 @@ def command(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row
     name, model = arguments.model[0], load_model(arguments.model[0], device)
     pictures, mask = made_up(arguments.size, 1, arguments.frames)
     settings = SegmenterConfig(**model.segmenter_settings)
-    starts = []
+    starts: list[np.ndarray] = []
 
     def alone() -> np.ndarray:
         return timed(lambda: play(model, settings, (pictures, mask)), len(pictures), device)
@@ -233,8 +231,7 @@ def command(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row
 
         works = {f"{name}, the network alone": alone, "stma segment, a later frame": later}
         rows = in_turns(works, arguments.rounds, device)
-    wall, cpu, memory = np.median(starts, axis=0)
-    yield Row("stma segment of one frame", wall, cpu, memory=memory)
+    yield Row("stma segment of one frame", *np.median(starts, axis=0)[:2])
     yield from rows
 
 
@@ -244,12 +241,13 @@ def train_config(overrides: Sequence[str]) -> TrainConfig:
 
 
 def training(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
-    default = {"cpu": ["experiment=small", "weights=null"], "cuda": ["stage=[static,video]"]}
+    small = ["experiment=small", "stages.shipped_distill.teacher=unread"]
+    default = {"cpu": small, "cuda": ["stage=[static,video]"]}
     config = train_config(arguments.train or default[device.type])
-    for name, stage in config.stages.items():
-        # Nothing is read, so that no data set need be there.
+    # Without stages that learn from a teacher, whose weights they would read.
+    for name, stage in ((n, s) for n, s in config.stages.items() if s.teacher is None):
         data = replace(stage.data, sources={"noise": DatasetConfig(kind="procedural")})
-        stage = replace(stage, data=data)
+        stage = replace(stage, data=data)  # nothing is read, so that no data set need be there
         learner = Learner(replace(config, stages={name: stage}), stage, device)
         flops = count_flops(learner.model, random_batch(stage, 1, device), stage.loss)
         learner.model.checkpoint_blocks(config.checkpoint_blocks)
@@ -263,15 +261,13 @@ def training(arguments: argparse.Namespace, device: torch.device) -> Iterator[Ro
         work = partial(timed, partial(steps, arguments.count), arguments.count, device)
         what = f"training {name}, {stage.batch_size} clips of {data.num_frames} x {data.height}"
         (row,) = in_turns({f"{what} x {data.width}": work}, arguments.rounds, device)
-        assert row.wall is not None
-        remark = f"{flops / 1e12:.3f} TFLOPs a clip, precision {config.precision}; the stage takes "
-        yield replace(row, remark=f"{remark}{stage.iterations * row.wall / 3600:.1f} hours")
+        hours = stage.iterations * (row.wall or 0) / 3600
+        remark = (
+            f"{flops / 1e12:.3f} TFLOPs a clip, {config.precision}; the stage: {hours:.1f} hours"
+        )
+        yield replace(row, remark=remark)
         del learner, work, steps, batch
         release_memory(device)
-
-
-def consume(batches: Iterator, count: int) -> None:
-    assert len(list(islice(batches, count))) == count
 
 
 def loader(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]:
@@ -282,7 +278,11 @@ def loader(arguments: argparse.Namespace, device: torch.device) -> Iterator[Row]
     for workers in (0, os.cpu_count() or 1):
         clips = ClipDataset(data, count * (arguments.rounds + 1), config.seed)
         batches = clip_batches(clips, BatchNumbers(0, len(clips), 1), workers)
-        work = partial(timed, partial(consume, batches, count), count, cpu)
+
+        def load(loaded: Iterator = batches) -> list:
+            return list(islice(loaded, count))
+
+        work = partial(timed, load, count, cpu)
         work()
         (row,) = in_turns({what: work}, arguments.rounds, cpu)
         remark = f"{workers} workers, whose CPU time is not counted" if workers else ""

@@ -47,7 +47,8 @@ def test_all_changes_at_once_train_and_segment(changed: Path, tmp_path) -> None:
         "device=cpu", "num_workers=0", f"+dataset@{data}.sources.birds=birds",
         f"{data}.sources.birds.weight=0.9", f"{data}.sources.procedural.weight=0.1",
         "model.variant=first_reference",
-        "stages.debug.iterations=3", f"{data}.height=32", f"{data}.width=48",
+        "stages.debug.loss.area=0.1", "stages.debug.iterations=3",
+        f"{data}.height=32", f"{data}.width=48",
     )  # fmt: skip
     video = write_clip_file(tmp_path / "a.mp4", map(gradient, range(6)))
     save_mask(tmp_path / "first.png", box(8, 8, 24, 24, size=(48, 64)))
