@@ -262,10 +262,7 @@ def training(arguments: argparse.Namespace, device: torch.device) -> Iterator[Ro
         what = f"training {name}, {stage.batch_size} clips of {data.num_frames} x {data.height}"
         (row,) = in_turns({f"{what} x {data.width}": work}, arguments.rounds, device)
         hours = stage.iterations * (row.wall or 0) / 3600
-        remark = (
-            f"{flops / 1e12:.3f} TFLOPs a clip, {config.precision}; the stage: {hours:.1f} hours"
-        )
-        yield replace(row, remark=remark)
+        yield replace(row, remark=f"{flops / 1e12:.3f} TFLOPs a clip; the stage: {hours:.1f} hours")
         del learner, work, steps, batch
         release_memory(device)
 

@@ -46,7 +46,7 @@ def test_all_changes_at_once_train_and_segment(changed: Path, tmp_path) -> None:
         "train.py", "experiment=debug", f"datasets={tmp_path}/data", f"output={tmp_path}/run",
         "device=cpu", "num_workers=0", f"+dataset@{data}.sources.birds=birds",
         f"{data}.sources.birds.weight=0.9", f"{data}.sources.procedural.weight=0.1",
-        "model.variant=first_reference",
+        "model=vit_tiny", "model.variant=first_reference",
         "stages.debug.loss.area=0.1", "stages.debug.iterations=3",
         f"{data}.height=32", f"{data}.width=48",
     )  # fmt: skip
