@@ -18,8 +18,17 @@ def commands(page: Path) -> list[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`((?:python|torchrun|stma|train\.py|eval\.py) [^`]+)`", text)
-    words = [shlex.split(part, comments=True) for line in lines for part in line.split("; ")]
-    return [each for each in words if each]
+    found: list[list[str]] = []
+    for line in lines:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
+        lexer.whitespace_split = True
+        found.append([])
+        for word in lexer:
+            if word == ";":
+                found.append([])
+            else:
+                found[-1].append(word)
+    return [each for each in found if each]
 
 
 def arguments_of(program: str) -> list[tuple[str, ...]]:
