@@ -223,6 +223,42 @@ def test_merging_gives_an_object_its_mask_and_its_losses_to_the_background() -> 
     assert torch.allclose(corrected[:, 0], torch.tensor([[1.0, 0, 0.7], [0, 1, 0], [0, 0, 0.3]]))
 
 
+def test_many_objects_are_resized_a_few_at_a_time(monkeypatch) -> None:
+    """The mask is that of all probabilities together, ties included."""
+    monkeypatch.setattr(module, "AT_ONCE", 3)
+    largest = []
+    resize = module._resize
+
+    def counting(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        largest.append(len(x))
+        return resize(x, size)
+
+    monkeypatch.setattr(module, "_resize", counting)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 4, (11, 12, 16), generator=generator).float()  # many ties
+    ids = [7, 3, 200, *range(20, 27)]
+    together = resize(scores, (30, 40)).argmax(dim=0).numpy()
+    found = module.index_mask(scores, ids, (30, 40))
+    assert np.array_equal(found, np.array([0, *ids], np.uint8)[together])
+    assert max(largest) == 3
+
+
+def test_merging_many_objects_leaves_what_it_is_given(monkeypatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(6, 5, 7, generator=generator).softmax(dim=0)
+    kept = probabilities.clone()
+    mask = torch.zeros(5, 7, dtype=torch.int64)
+    mask[1, 2:4], mask[3, 3] = 9, 4
+    merged = merge_given(probabilities, mask, [1, 2, 3, 4, 5, 9], {2})
+    assert torch.equal(probabilities, kept)
+    assert torch.allclose(merged.sum(dim=0), torch.ones(5, 7))
+    assert merged[2].max() == 0
+    assert torch.equal(merged[6] == 1, mask == 9)
+    assert torch.equal(merged[4] == 1, mask == 4)
+    assert torch.equal(merged[1], kept[1] * (mask == 0))
+
+
 FRAME = np.zeros((32, 48, 3), np.uint8)
 MASK = np.ones((32, 48), np.uint8)
 

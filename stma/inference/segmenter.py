@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ MAX_SCALE = 4.0
 # A mask given for a known object replaces what is known of it where the prediction's IoU with it is
 # below this: with less, the memory misleads; with more, it is worth keeping (docs/decisions.md).
 AGREEMENT = 0.7
+AT_ONCE = 16  # objects whose probabilities are held at the frame's size
 TINY = 16.0  # pixels of the network's frame, one place of the decoder's map; less is soon lost
 BACKEND: str | Callable = "inductor"  # of torch.compile
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -95,9 +96,12 @@ class SegmenterConfig:
         return Reading(self.top_k, self.kernel)
 
 
-@dataclass(frozen=True)
 class FrameResult:
     """The result for a frame.
+
+    Args:
+        probabilities: themselves, or what makes them when they are asked for: of many objects in
+            large frames they fill gigabytes.
 
     Attributes:
         mask: ``(H, W)`` uint8 with the given IDs; 0 is background.
@@ -105,9 +109,16 @@ class FrameResult:
         ids: the objects known so far, in the order in which they entered.
     """
 
-    mask: np.ndarray
-    probabilities: Tensor
-    ids: list[int]
+    def __init__(
+        self, mask: np.ndarray, probabilities: Tensor | Callable[[], Tensor], ids: list[int]
+    ) -> None:
+        self.mask = mask
+        self.ids = ids
+        self._probabilities = probabilities
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        return self._probabilities() if callable(self._probabilities) else self._probabilities
 
 
 class VideoSegmenter(Protocol):
@@ -292,8 +303,9 @@ class Segmenter:
                 absent one is not known or in the mask; or another thread is in this call. The
                 state of the video is unchanged.
         """
-        probabilities = self.predict(frame, mask, absent=absent, last=last)
-        return FrameResult(index_mask(probabilities, self.ids), probabilities, list(self.ids))
+        probabilities, size = self._checked_step(frame, mask, absent, last)
+        found = index_mask(probabilities, self.ids, size)
+        return FrameResult(found, lambda: _resize(probabilities, size), list(self.ids))
 
     @torch.inference_mode()
     def predict(
@@ -306,6 +318,13 @@ class Segmenter:
     ) -> Tensor:
         """Only the probabilities ``(N+1, H, W)`` of :meth:`step`. On a GPU they may not be ready
         yet: the host does not wait for it."""
+        return _resize(*self._checked_step(frame, mask, absent, last))
+
+    def _checked_step(
+        self, frame: Any, mask: Any, absent: Set[int], last: bool
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Probabilities ``(N+1, h, w)``, at the network's size unless something was given, and the
+        size of the frame."""
         frame = as_frame(frame)
         mask = None if mask is None else as_mask(mask)
         check_step(frame, mask, self._frame_size)
@@ -314,7 +333,7 @@ class Segmenter:
             raise InputError("another thread is in a step of this video; give each its own video")
         self._in_step = True
         try:
-            return self._predict(frame, mask, absent, last)
+            return self._predict(frame, mask, absent, last), (frame.shape[0], frame.shape[1])
         finally:
             self._in_step = False
 
@@ -351,7 +370,7 @@ class Segmenter:
         if not known:
             return []
         probabilities = self._segment(image)[2][0, :, : small[0], : small[1]]
-        predicted = index_mask(_resize(probabilities, mask.shape), self.ids)
+        predicted = index_mask(probabilities, self.ids, (mask.shape[0], mask.shape[1]))
         found = []
         for identity in known:
             given, other = mask == identity, predicted == identity
@@ -387,7 +406,8 @@ class Segmenter:
         *,
         last: bool,
     ) -> Tensor:
-        """Run the network and update the memories; probabilities ``(N+1, H, W)`` of all objects.
+        """Run the network and update the memories; probabilities ``(N+1, h, w)`` of all objects,
+        of ``full_size`` if something is given.
 
         Args:
             image: see :meth:`network_input`; of ``size`` without its padding.
@@ -403,10 +423,10 @@ class Segmenter:
         if new_ids:
             self._entered_with += [max(self._entered_with, default=-1) + 1] * len(new_ids)
         known = probabilities
-        probabilities = _resize(known, full_size)
         if given is not None:
             # Merged at full size: a small object may have no pixel at the network's size.
-            probabilities = merge_given(probabilities, given, self.ids, absent)
+            full = _resize(known, full_size)
+            probabilities = merge_given(full, given, self.ids, absent)
             known = _resize(probabilities, size)
 
         on_grid = self._frames_since_first_mask % self.config.memory_interval == 0
@@ -592,24 +612,41 @@ def merge_given(
     for row, identity in enumerate([0, *ids]):  # one by one: the host would wait for a list
         row_of_id[identity] = row
     rows = row_of_id[mask]
-    missing = len(ids) + 1 - probabilities.shape[0]
-    merged = F.pad(probabilities, (0, 0, 0, 0, 0, missing))
     is_given = torch.zeros(len(ids) + 1, 1, 1, dtype=torch.bool, device=mask.device)
     is_given[rows] = True
     is_given[0] = False
     for identity in absent:
         is_given[1 + ids.index(identity)] = True
-    lost = merged.masked_fill(~is_given, 0.0).sum(dim=0)
-    merged = merged.masked_fill(is_given, 0.0)
-    merged[0] += lost
-    one_hot = rows == torch.arange(len(ids) + 1, device=mask.device)[:, None, None]
-    return torch.where(mask > 0, one_hot.to(merged.dtype), merged)
+    # In place: with many objects each copy takes gigabytes.
+    merged = probabilities.new_zeros(len(ids) + 1, *mask.shape)
+    merged[: probabilities.shape[0]] = probabilities
+    parts = zip(merged.split(AT_ONCE), is_given.split(AT_ONCE), strict=True)
+    lost = [part.masked_fill(~given, 0.0).sum(dim=0) for part, given in parts]
+    merged.masked_fill_(is_given, 0.0)
+    merged[0] += torch.stack(lost).sum(dim=0)
+    merged.masked_fill_(mask > 0, 0.0)
+    return merged.scatter_add_(0, rows[None], (mask > 0)[None].to(merged.dtype))
 
 
-def index_mask(probabilities: Tensor, ids: list[int]) -> np.ndarray:
-    """The most probable ID of every pixel: ``(N+1, H, W)`` to ``(H, W)`` uint8."""
-    # Not argmax: on a CPU, it takes twenty times as long over the first dimension.
-    rows = probabilities.max(dim=0).indices.to(torch.uint8)
+def index_mask(
+    probabilities: Tensor, ids: list[int], size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The most probable ID of every pixel: ``(N+1, H, W)`` to ``(H, W)`` uint8.
+
+    Args:
+        size: resize the probabilities to this first, a few objects at a time.
+    """
+    best = rows = None
+    for start, some in enumerate(probabilities.split(AT_ONCE)):
+        # Not argmax: on a CPU, it takes twenty times as long over the first dimension.
+        value, index = (some if size is None else _resize(some, size)).max(dim=0)
+        row = (index + start * AT_ONCE).to(torch.uint8)
+        if best is None or rows is None:
+            best, rows = value, row
+        else:
+            rows = torch.where(value > best, row, rows)
+            best = torch.maximum(best, value)
+    assert rows is not None
     return np.array([0, *ids], np.uint8)[rows.cpu().numpy()]  # here the host waits for the device
 
 
