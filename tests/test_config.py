@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from stma import SegmenterConfig, save_weights
 from stma.compose import (
@@ -42,11 +43,14 @@ def test_every_model_composes_and_builds(model: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_builds(experiment: str) -> None:
     config = composed("train", f"experiment={experiment}")
-    asked = dict.fromkeys(PAPERS, r"convmae_base\.pth.*null") | {"medium": r"dinov2_vits14"}
+    asked = dict.fromkeys(PAPERS, ("pretrained", r"convmae_base\.pth.*null", None))
+    asked["medium"] = ("pretrained", "dinov2_vits14", None)
+    asked["small"] = ("stages.shipped_distill.teacher", "dinov2_vits14", "vit.pth")
     if experiment in asked:
-        with pytest.raises(InputError, match=rf"pretrained: is missing; .*{asked[experiment]}"):
+        key, message, given = asked[experiment]
+        with pytest.raises(InputError, match=rf"{key}: is missing; .*{message}"):
             parse_train_config(config)
-        config.pretrained = None
+        OmegaConf.update(config, key, given)
     config = parse_train_config(config)
     with torch.device("meta"):
         build_model(config.model)
