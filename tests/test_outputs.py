@@ -140,3 +140,16 @@ def test_windows_locks_and_renames(tmp_path, monkeypatch) -> None:
     with replacing(tmp_path / "file") as partial:
         partial.write_text("new")
     assert (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "caf\udce9"])
+def test_paths_that_no_folder_can_have(tmp_path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = tmp_path / name
+    named = "caf" if name.startswith("caf") else name
+    with pytest.raises(InputError, match=named):
+        prepare_output(path, "log.txt")
+    with pytest.raises(InputError, match=named):
+        check_apart(tmp_path, [path])
+    with pytest.raises(InputError, match=named), holding(path):
+        pass

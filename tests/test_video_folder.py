@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from stma.data.pictures import save_mask, save_picture
-from stma.data.video_folder import find_videos, list_video, missing_masks, subfolders
+from stma.data.video_folder import (
+    find_videos,
+    list_video,
+    missing_masks,
+    subfolders,
+    video_folders,
+)
 from stma.errors import InputError
 
 
@@ -175,3 +181,8 @@ def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     video, problems = list_video(tmp_path / "JPEGImages/loop", tmp_path / "Annotations/loop")
     assert video is None
     assert {problem.message for problem in problems} == {"a link that leads nowhere"}
+
+
+def test_a_root_that_no_folder_can_have() -> None:
+    with pytest.raises(InputError, match="too long"):
+        video_folders(Path("x" * 300), "JPEGImages", "Annotations")

@@ -9,6 +9,7 @@ from pathlib import Path
 from stma.data.problems import Problem
 from stma.data.video_folder import HIDDEN, is_hidden
 from stma.errors import InputError
+from stma.runtime.outputs import check_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -56,6 +57,7 @@ def find_layout(root: Path, layouts: Sequence[Layout]) -> Layout:
     Raises:
         InputError: there is none, or no such folder.
     """
+    check_path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; see datasets/README.md for where data goes")
     for layout in layouts:

@@ -12,6 +12,7 @@ import numpy as np
 from stma.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from stma.data.problems import Problem, raise_first
 from stma.errors import InputError
+from stma.runtime.outputs import check_path
 
 RESOLUTIONS = ("480p", "Full-Resolution")
 HIDDEN = "a hidden file; delete it"
@@ -124,6 +125,7 @@ def select_names(listed: Sequence[str], names: Sequence[str], where: str) -> lis
 
 def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
     """The folders of frames and masks, at the same resolution if there are several."""
+    check_path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; see datasets/README.md for where data goes")
     image_root, mask_root = root / images, root / masks

@@ -35,7 +35,7 @@ from stma.model.stma import STMA
 from stma.model.stml import encode_references, encode_test
 from stma.model.timm_backbone import facts
 from stma.model.weights import load_model, read_weights
-from stma.runtime.outputs import full_disks_told, replacing
+from stma.runtime.outputs import check_path, full_disks_told, replacing
 from stma.structures import KeyValue
 
 MANIFEST = "stma.json"
@@ -260,6 +260,7 @@ def export(weights: str | Path, output: str | Path) -> list[Path]:
     model = load_model(weights, "cpu")
     settings = SegmenterConfig(**model.segmenter_settings)
     output = Path(output)
+    check_path(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -46,6 +46,7 @@ def prepare_output(folder: Path, log_name: str) -> None:
     Raises:
         InputError: a file is in the way, or the folder cannot be made.
     """
+    check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handler = _OutputLog(folder / log_name, encoding="utf-8", errors="backslashreplace")
@@ -70,6 +71,8 @@ def check_apart(output: Path, folders: Iterable[Path]) -> None:
     Raises:
         InputError: names both.
     """
+    for path in (output, *(folders := list(folders))):
+        check_path(path)
     own = output.resolve()
     for folder in folders:
         data = folder.resolve()
@@ -91,6 +94,7 @@ def holding(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or the folder cannot be made.
     """
+    check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
