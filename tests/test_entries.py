@@ -355,9 +355,7 @@ def test_counting(monkeypatch, capsys) -> None:
     }
     assert set(costs) == set(VARIANTS)
     assert costs["no_spatial_memory"] < costs["full"] < costs["joint"]
-    with pytest.raises(
-        SystemExit, match="there are convvit_b, convvit_s, convvit_t, convvit_xs, vit_b"
-    ):
+    with pytest.raises(SystemExit, match="no model convvit_x; there are convvit_b"):
         script(monkeypatch, "count.py", "convvit_x")
 
 
