@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.inference.augmentation import AugmentConfig
 from stma.model.factory import build_model
 from stma.runtime.config import parse_config
-from stma.training.config import StageConfig, TrainConfig
+from stma.training.config import StageConfig, TrainConfig, ValidationConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MODELS = [name for name in model_names(CONFIGS) if name != "timm"]  # which needs model.timm
@@ -229,3 +230,29 @@ def test_what_is_wrong_with_the_settings_is_told_in_one_line(overrides, message:
 def test_a_scale_that_cannot_be_is_told_as_one_of_the_views() -> None:
     with pytest.raises(InputError, match=r"augment\.scales holds 9\.0: scale is 9\.0; give"):
         EvalConfig("root", "output", augment=AugmentConfig([1.0, 9.0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (EvalConfig, {"root": "?", "output": "out"}),
+        (EvalConfig, {"root": "data", "output": "?"}),
+        (EvalConfig, {"root": "data", "output": "out", "compare": "?"}),
+        (TrainConfig, {"output": "?"}),
+        (TrainConfig, {"output": "out", "weights": "?"}),
+        (TrainConfig, {"output": "out", "pretrained": "?"}),
+        (ValidationConfig, {"root": "?"}),
+        (DatasetConfig, {"root": "?"}),
+    ],
+)
+def test_paths_that_no_file_can_have_are_refused_in_one_line(tmp_path, kind, settings) -> None:
+    """A loop of links, one below it, too long a name, and one that is not UTF-8."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    not_utf8 = os.fsdecode(b"bad\xff")
+    for path in (str(loop), str(loop / "below"), "n" * 300, not_utf8):
+        with pytest.raises(InputError, match=r"links|too long|not UTF-8") as refused:
+            kind(**{key: path if value == "?" else value for key, value in settings.items()})
+        assert "\n" not in str(refused.value)
+    colon = str(tmp_path / "a:b")
+    kind(**{key: colon if value == "?" else value for key, value in settings.items()})

@@ -11,6 +11,7 @@ from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
 from stma.errors import InputError
 from stma.runtime.config import check_types
+from stma.runtime.outputs import check_path
 
 KINDS = ("videos", "images", "procedural", "composite")
 MASK_VALUES = ("index", "binary")
@@ -111,6 +112,7 @@ class DatasetConfig:
                 raise InputError("weight and repeats are both given; give only one of them")
         if self.published is not None:
             published_count(self.published)
+        check_path(Path(self.root))
         if self.kind == "images" and not self.layouts:
             raise InputError("layouts is empty; say where images and masks are under the root")
         for key in ("cut_from", "grounds"):

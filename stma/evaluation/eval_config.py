@@ -9,7 +9,7 @@ from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.weights import read_segmenter_settings
-from stma.runtime.config import check_not_empty, check_types, parse_config
+from stma.runtime.config import check_paths, check_types, parse_config
 from stma.runtime.workers import check_count
 
 METHODS = ("stma", "copy", "flow")
@@ -62,7 +62,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_not_empty(self, "root", "output", "compare")
+        check_paths(self, "root", "output", "compare")
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}; choose one of {METHODS}")
         if self.method != "stma" and not self.augment.is_plain:

@@ -2,6 +2,7 @@
 
 from contextvars import ContextVar
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from omegaconf.errors import (
 )
 
 from stma.errors import InputError
+from stma.runtime.outputs import check_path
 
 T = TypeVar("T")
 ASKED = "InputError raised while resolving interpolation: "
@@ -89,8 +91,8 @@ def check_types(config: Any, prefix: str = "") -> None:
         raise InputError(f"{prefix}{in_one_line(error)}") from error
 
 
-def check_not_empty(config: Any, *names: str) -> None:
-    """Refuse empty paths, which would mean the current folder.
+def check_paths(config: Any, *names: str) -> None:
+    """Refuse empty paths, which would mean the current folder, and those that no file can have.
 
     Raises:
         InputError: names the first.
@@ -99,6 +101,8 @@ def check_not_empty(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value.strip():
             raise InputError(f"{name} is empty; give a path (. is the current folder)")
+        if value is not None:
+            check_path(Path(value))
 
 
 def _locate(config: DictConfig) -> str:

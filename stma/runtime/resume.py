@@ -71,15 +71,14 @@ def read_record(path: Path) -> Record | None:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        record = Record(**content)
-        for name, value in asdict(Record("", {})).items():
-            if type(getattr(record, name)) is not type(value):
-                raise TypeError(f"{name} is {getattr(record, name)!r}")
+        kinds = {"kind": str, "identity": dict, "done": bool, "details": dict}
+        if not isinstance(content, dict) or {k: type(v) for k, v in content.items()} != kinds:
+            raise ValueError("it holds something else")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedRecord(f"{path}: damaged, or by another version of stma ({error})") from error
-    return record
+    return Record(**content)
 
 
 def differences(

@@ -7,7 +7,7 @@ from stma.data.dataset import DataConfig
 from stma.errors import InputError
 from stma.model.factory import ModelConfig
 from stma.model.streams import STREAMS
-from stma.runtime.config import check_not_empty, check_types
+from stma.runtime.config import check_paths, check_types
 from stma.runtime.device import check_precision
 from stma.runtime.workers import check_count
 from stma.training.losses import LossConfig
@@ -45,7 +45,7 @@ class StageConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise InputError(f"max_minutes is {self.max_minutes}; give more than 0, or null")
-        check_not_empty(self, "teacher")
+        check_paths(self, "teacher")
 
 
 @dataclass
@@ -65,7 +65,7 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_not_empty(self, "root")
+        check_paths(self, "root")
         if self.every < 1:
             raise InputError(f"every is {self.every}; give 1 or more")
         for name in ("split", "clips"):
@@ -141,7 +141,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_not_empty(self, "output", "weights", "pretrained")
+        check_paths(self, "output", "weights", "pretrained")
         positive = (
             "accumulate",
             "log_every",
