@@ -106,7 +106,7 @@ def test_all_that_is_wrong_is_named(clips, tmp_path) -> None:
     assert f"{a}: the clip is missing" in deep
     for data, message in (
         (png(np.dstack([BOX] * 3), tmp_path), "the mask is RGB; it must be an index PNG"),
-        (png(BOX[:20], tmp_path), "20 x 56 pixels; the frames have 40 x 56"),
+        (png(BOX[:20], tmp_path), "56 x 20 pixels; the frames have 56 x 40"),
         (png(BOX + 4, tmp_path), "holds the IDs 4, 7; only 3 were given"),
         (whole[: len(whole) // 2], "cannot be read"),
         (b"\xff\xd8\xff", "not a PNG"),

@@ -44,7 +44,7 @@ def test_flow_follows_a_moving_texture() -> None:
 
 
 def test_flow_refuses_frames_that_are_too_small_for_it() -> None:
-    with pytest.raises(InputError, match="8 x 20; DIS flow needs 12"):
+    with pytest.raises(InputError, match="20 x 8; DIS flow needs 12"):
         FlowWarp().step(np.zeros((8, 20, 3), np.uint8), np.ones((8, 20), np.uint8))
 
 

@@ -153,7 +153,7 @@ def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path) -> None:
         ("gap", r"JPEGImages/gap/00002.png: the frame is missing"),
         ("no_objects", "no_objects/00000.png: holds no object"),
         ("rgb", "rgb/00000.png: the mask is RGB"),
-        ("size", "size/00000.png: 20 x 56 pixels, its frame 40 x 56"),
+        ("size", "size/00000.png: 56 x 20 pixels, its frame 56 x 40"),
         ("soft", "antialiased"),
     ):
         assert message in faults[name]

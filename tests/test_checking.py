@@ -64,10 +64,10 @@ def test_every_fault_of_a_file_is_named_with_its_path(root: Path) -> None:
         ("JPEGImages/a/00000.jpg", "cannot be read as an image", True),
         ("JPEGImages/a/00001.jpg", "cannot be read as an image", True),
         ("Annotations/a/00002.png", "the mask is RGB", True),
-        ("Annotations/a/00003.png", "30 x 30 pixels, its frame 48 x 64", True),
+        ("Annotations/a/00003.png", "30 x 30 pixels, its frame 64 x 48", True),
         ("JPEGImages/b/00000.jpg", "no mask of this name", True),
         ("Annotations/b/00001.png", "no frame of this name", True),
-        ("JPEGImages/b/00002.jpg", "20 x 20 pixels, but 48 x 64 in 00000", True),
+        ("JPEGImages/b/00002.jpg", "20 x 20 pixels, but 64 x 48 in 00000", True),
         ("Annotations/c2/00001.png", "the mask was antialiased or resized as a picture", True),
         ("Annotations/c3", "no mask holds an object", True),
         ("JPEGImages/b/.DS_Store", "a hidden file", False),
@@ -76,7 +76,7 @@ def test_every_fault_of_a_file_is_named_with_its_path(root: Path) -> None:
     ):
         assert message in found[path][0], path
         assert found[path][1] is error, path
-    assert "48 x 64 pixels, its frame 20 x 20" in found["Annotations/b/00002.png"][0]
+    assert "64 x 48 pixels, its frame 20 x 20" in found["Annotations/b/00002.png"][0]
     assert len(found) == 13
 
 
@@ -99,11 +99,11 @@ def test_exif_rotation_and_a_pixel_of_rounding_are_warnings(root: Path) -> None:
         "EXIF orientation 3: turned upright when read",
         False,
     )
-    assert "48 x 63 pixels" in found["Annotations/b/00001.png"][0]
+    assert "63 x 48 pixels" in found["Annotations/b/00001.png"][0]
     assert not found["Annotations/b/00001.png"][1]
     exif[0x112] = 6
     Image.fromarray(video(1)[0][0]).save(frame_of(root), exif=exif)
-    assert "48 x 64 pixels, its frame 64 x 48" in said(root)["Annotations/a/00001.png"][0]
+    assert "64 x 48 pixels, its frame 48 x 64" in said(root)["Annotations/a/00001.png"][0]
 
 
 def test_lists_and_meta_that_name_missing_clips(root: Path) -> None:

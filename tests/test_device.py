@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from stma.errors import InputError
-from stma.runtime.device import peak_gigabytes, reset_peak, resolve_device, resolve_precision
+from stma.runtime.device import (
+    autocast,
+    peak_gigabytes,
+    reset_peak,
+    resolve_device,
+    resolve_precision,
+    without_autocast,
+)
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -61,3 +68,20 @@ def test_the_peak_of_other_systems(monkeypatch) -> None:
     assert linux / 1024 <= peak_gigabytes(cpu) < linux / 500
     monkeypatch.setitem(sys.modules, "resource", None)
     assert math.isnan(peak_gigabytes(cpu))
+
+
+def test_apples_gpu(monkeypatch, caplog) -> None:
+    """As if PyTorch found one; nothing runs on it."""
+    with pytest.raises(InputError, match="'mps'"):
+        resolve_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+    assert resolve_device("mps") == torch.device("mps")
+    assert "PYTORCH_ENABLE_MPS_FALLBACK=1" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    device = resolve_device("mps")
+    assert not caplog.text
+    assert resolve_precision(device, "auto") == "fp32"
+    with autocast(device, "auto"), without_autocast(device):
+        pass

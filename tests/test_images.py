@@ -55,7 +55,7 @@ def test_a_mask_one_pixel_off_is_resized_and_said_so(caplog) -> None:
     fitted = fit_mask(mask, frame, Path("late.png"))
     assert fitted.shape == (8, 10)
     assert (fitted == 7).all()
-    assert "late.png: 8 x 9, its frame 8 x 10" in caplog.text
+    assert "late.png: 9 x 8, its frame 10 x 8" in caplog.text
     assert fit_mask(mask[:, :8], frame, Path("other.png")).shape == (8, 8)
 
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(tmp_path) -> None
     scores, faults = score_clips(clips, tmp_path / "results", processes=1)
     assert [score.clip for score in scores] == ["fits"]  # one pixel off is fitted
     assert scores[0].j.mean > 90
-    assert "other/00001.png: 40 x 56, but" in faults["other"]
+    assert "other/00001.png: 56 x 40, but" in faults["other"]
     assert "missing/00001.png: cannot be read" in faults["missing"]
 
 

@@ -137,7 +137,7 @@ def test_colours_change_for_the_clip_and_a_little_for_each_frame(tmp_path: Path)
 def test_sizes_are_compared_in_full_where_frames_are_read_smaller(tmp_path: Path) -> None:
     images, masks = video(3, size=(400, 400))
     save_clip(tmp_path, "a", images[:, :392], masks, ".jpg")
-    with pytest.raises(InputError, match="400 x 400 pixels, its frame 392 x 400"):
+    with pytest.raises(InputError, match="400 x 400 pixels, its frame 400 x 392"):
         draw(source(tmp_path), spec=ClipSpec(3, (32, 32), 3, 2, 0.5, 2))
 
 
@@ -216,14 +216,14 @@ def test_faults_of_files_are_named_and_nothing_takes_their_place(tmp_path: Path)
 
     save_clip(tmp_path, "a", images, masks, ".jpg")
     replace_mask(tmp_path, 1, np.ones((48, 60), np.uint8))
-    fails(r"a/0000\d\.png: 48 x 6\d pixels, but 48 x 6\d in 0000\d\.png; all frames of a clip")
+    fails(r"a/0000\d\.png: 6\d x 48 pixels, but 6\d x 48 in 0000\d\.png; all frames of a clip")
     for number in range(3):
         replace_mask(tmp_path, number, np.ones((48, 60), np.uint8))
-    fails(r"a/0000\d\.png: 48 x 60 pixels, its frame 48 x 64; a mask has the size")
+    fails(r"a/0000\d\.png: 60 x 48 pixels, its frame 64 x 48; a mask has the size")
     Image.fromarray(np.zeros((30, 64, 3), np.uint8)).save(
         tmp_path / "JPEGImages" / "a" / "00001.jpg"
     )
-    fails(r"a/00001\.png: 48 x 64 pixels, its frame 30 x 64")
+    fails(r"a/00001\.png: 64 x 48 pixels, its frame 64 x 30")
     frame = tmp_path / "JPEGImages" / "a" / "00002.jpg"
     frame.write_bytes(frame.read_bytes()[:-200])
     fails(r"a/00002\.jpg: cannot be read as an image")

@@ -169,7 +169,7 @@ def fit_mask(mask: np.ndarray, frame: np.ndarray, path: Path) -> np.ndarray:
     size, own = frame.shape[:2], mask.shape
     if own == size or not almost_equal_sizes(own, size):
         return mask
-    log.warning("%s: %d x %d, its frame %d x %d; resized", path, *own, *size)
+    log.warning("%s: %d x %d, its frame %d x %d; resized", path, *own[::-1], *size[::-1])
     resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized)
 
@@ -182,7 +182,7 @@ def almost_equal_sizes(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 def size_message(mask: tuple[int, ...], frame: tuple[int, ...]) -> str:
     """The message for a mask whose size is not its frame's, both ``(H, W)``."""
     return (
-        f"{mask[0]} x {mask[1]} pixels, its frame {frame[0]} x {frame[1]}; a mask has the size of "
+        f"{mask[1]} x {mask[0]} pixels, its frame {frame[1]} x {frame[0]}; a mask has the size of "
         "its frame (upright, where the frame has an EXIF rotation)"
     )
 

@@ -333,7 +333,7 @@ def other_size_message(
     or take one pixel of rounding."""
     if almost_equal_sizes(size, first):
         return None
-    sizes = f"{size[0]} x {size[1]} pixels, but {first[0]} x {first[1]}"
+    sizes = f"{size[1]} x {size[0]} pixels, but {first[1]} x {first[0]}"
     return f"{sizes} in {first_name}; all frames of a clip must have the same size"
 
 

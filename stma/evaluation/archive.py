@@ -185,7 +185,7 @@ def _check_mask(archive: zipfile.ZipFile, name: str, expected: Expected) -> str 
         return f"the mask is {mode}; it must be an index PNG of one channel"
     if size != expected.size:
         return (
-            f"{size[0]} x {size[1]} pixels; the frames have {expected.size[0]} x {expected.size[1]}"
+            f"{size[1]} x {size[0]} pixels; the frames have {expected.size[1]} x {expected.size[0]}"
         )
     unknown = sorted(set(np.unique(mask).tolist()) - expected.ids)
     if unknown:

@@ -192,8 +192,8 @@ def score_clip(clip: EvalClip, results: Path) -> list[ObjectScore]:
         truth = fit_mask(clip.read_mask(stem)[0], result, truth_path)
         if truth.shape != result.shape:
             raise InputError(
-                f"{truth_path}: {truth.shape[0]} x {truth.shape[1]}, but {result_path}: "
-                f"{result.shape[0]} x {result.shape[1]}"
+                f"{truth_path}: {truth.shape[1]} x {truth.shape[0]}, but {result_path}: "
+                f"{result.shape[1]} x {result.shape[0]}"
             )
         scorer.feed(index, result, truth)
     return scorer.conclude()

@@ -50,7 +50,7 @@ class FlowWarp(CopyFirstMask):
     def _carry(self, frame: np.ndarray) -> Tensor:
         if min(frame.shape[:2]) < MIN_FLOW_SIZE:
             raise InputError(
-                f"the frame is {frame.shape[0]} x {frame.shape[1]}; DIS flow needs "
+                f"the frame is {frame.shape[1]} x {frame.shape[0]}; DIS flow needs "
                 f"{MIN_FLOW_SIZE} pixels on each side"
             )
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
