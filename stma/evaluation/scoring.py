@@ -103,7 +103,7 @@ class ClipScorer:
 
     @property
     def indices(self) -> range:
-        """Stems of the frames to feed, in this order."""
+        """Positions of the frames to feed, in this order: all but the first and the last."""
         return range(1, len(self._stems) - 1)
 
     def feed(self, index: int, result: np.ndarray, truth: np.ndarray) -> None:
