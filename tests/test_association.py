@@ -9,7 +9,9 @@ from stma.model.association import (
     Association,
     Reading,
     affinity_scores,
+    best_query,
     kernelize,
+    largest,
     read_all,
     read_top_k,
 )
@@ -50,6 +52,28 @@ def test_top_k_reads_what_a_softmax_over_the_k_largest_would(k: int) -> None:
         strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("elements", [70, 1000, 1024])
+def test_the_largest_are_found_by_blocks(elements: int) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, 3, elements)
+    scores[0, 0, 32:48] += 9  # all in one block
+    scores[1, :, -5:] += 9  # beyond the last whole block
+    scores[0, 1, : elements // 2] = -math.inf
+    for k in (1, 5, 16):
+        value, index = largest(scores, k)
+        assert torch.equal(value.sort().values, scores.topk(k).values.sort().values)
+        assert torch.equal(scores.gather(2, index), value)
+
+
+@pytest.mark.parametrize("queries", [16, 48, 50])
+def test_the_best_query_of_each_element(queries: int) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, queries, 7)
+    value, index = best_query(scores)
+    assert torch.equal(value, scores.amax(dim=1))
+    assert torch.equal(index, scores.argmax(dim=1))
 
 
 def test_a_kernel_lowers_scores_by_the_distance_from_the_best_query() -> None:

@@ -4,7 +4,7 @@ from timm import layers
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from stma.model.blocks import DropPath, LayerNorm2d, Mlp, ResidualBlock, group_norm
+from stma.model.blocks import DropPath, LayerNorm2d, Mlp, ResidualBlock, group_norm, split_objects
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_nothing_is_left_out_outside_training_and_nothing_is_saved() -> None:
     x = torch.randn(8, 3)
     assert torch.equal(layer(x), x)
     assert layer.state_dict() == {}
+
+
+def test_objects_are_split_where_no_gradient_is_wanted() -> None:
+    x = torch.arange(9.0).view(1, 9, 1).requires_grad_()
+    assert [part.shape[1] for part in split_objects(x)] == [9]
+    with torch.no_grad():
+        assert [part.shape[1] for part in split_objects(x)] == [4, 4, 1]
+        assert torch.equal(torch.cat(list(split_objects(x)), dim=1), x)

@@ -20,6 +20,7 @@ SIMILARITIES = ("dot", "l2")
 CPU_QUERIES = 256
 CPU_SCORES = 2**24
 GPU_SCORES = 2**28
+GROUP, BLOCK = 16, 32  # of queries, of elements
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def kernelize(scores: Sequence[Tensor], grid: tuple[int, int], sigma: float) -> 
     centre = where.new_zeros(*best.shape, 2)
     start = 0
     for each in scores:
-        value, index = each.detach().max(dim=1)
+        value, index = best_query(each.detach())
         centre = torch.where((value > best)[..., None], where[start + index], centre)
         best = value.maximum(best)
         start += each.shape[1]
@@ -104,6 +105,37 @@ def kernelize(scores: Sequence[Tensor], grid: tuple[int, int], sigma: float) -> 
         for each in scores:
             each.baddbmm_(query[:, start : start + each.shape[1]], element)
             start += each.shape[1]
+
+
+def best_query(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of ``(B, L, M)`` over L, and where. On a CPU in two levels, which takes a third
+    of the time: first without where it is, in groups of queries."""
+    if scores.device.type != "cpu" or torch.compiler.is_compiling() or scores.shape[1] % GROUP:
+        value, index = scores.max(dim=1)
+        return value, index
+    groups = scores.unflatten(1, (-1, GROUP))
+    group = groups.amax(dim=2).max(dim=1).indices  # (B, M)
+    candidates = groups.gather(1, group[:, None, None].expand(-1, 1, GROUP, -1))[:, 0]
+    value, index = candidates.max(dim=1)
+    return value, group * GROUP + index
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of ``(B, L, M)`` over M, unordered, and where. On a CPU a large memory is
+    read in blocks: the largest are in the ``k`` blocks that have the largest maxima."""
+    blocks = scores.shape[2] // BLOCK
+    plain = scores.device.type != "cpu" or torch.compiler.is_compiling() or scores.requires_grad
+    if plain or blocks <= 2 * k:
+        value, index = scores.topk(k, dim=2, sorted=False)
+        return value, index
+    whole, rest = scores.split([blocks * BLOCK, scores.shape[2] - blocks * BLOCK], dim=2)
+    whole = whole.unflatten(2, (blocks, BLOCK))
+    chosen = whole.amax(dim=3).topk(k, dim=2, sorted=False).indices[..., None]  # (B, L, k, 1)
+    candidates = whole.gather(2, chosen.expand(-1, -1, -1, BLOCK)).flatten(2)
+    value, index = torch.cat([candidates, rest], dim=2).topk(k, dim=2, sorted=False)
+    inside = chosen[..., 0].gather(2, (index // BLOCK).clamp(max=k - 1)) * BLOCK + index % BLOCK
+    beyond = index + (blocks - k) * BLOCK
+    return value, torch.where(index < k * BLOCK, inside, beyond)
 
 
 def queries_at_once(batch: int, elements: int, device: torch.device) -> int:
@@ -131,17 +163,17 @@ def read_all(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 def read_top_k(scores: Tensor, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """As :func:`read_all`, but each query reads only the ``k`` elements with the largest scores."""
     batch, elements = scores.shape[0], scores.shape[2]
-    top = scores.topk(min(k, elements), dim=-1, sorted=False)
-    weights = top.values.softmax(dim=-1)  # (B, L, K)
+    top, indices = largest(scores, min(k, elements))
+    weights = top.softmax(dim=-1)  # (B, L, K)
     first = torch.arange(batch, device=scores.device)[:, None, None] * elements
     readout = F.embedding_bag(
-        (top.indices + first).flatten(0, 1),
+        (indices + first).flatten(0, 1),
         values.flatten(2).flatten(0, 1),
         per_sample_weights=weights.flatten(0, 1).to(values.dtype),
         mode="sum",
     )
     received = torch.zeros_like(scores[:, 0], requires_grad=False)
-    received.scatter_add_(1, top.indices.flatten(1), weights.detach().flatten(1))
+    received.scatter_add_(1, indices.flatten(1), weights.detach().flatten(1))
     return readout.view(batch, -1, *values.shape[2:]), received
 
 

@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stma.model.blocks import ResidualBlock, group_norm, init_convolutions, per_object
+from stma.model.blocks import (
+    ResidualBlock,
+    group_norm,
+    init_convolutions,
+    per_object,
+    split_objects,
+)
 
 EPSILON = 1e-7
 LARGEST_LOGIT = math.log((1 - EPSILON) / EPSILON)
@@ -69,6 +75,10 @@ class Decoder(nn.Module):
         Returns:
             Logits ``(B, N, H, W)``.
         """
+        parts = [self._decode(some, features, fine) for some in split_objects(readout)]
+        return torch.cat(parts, dim=1)
+
+    def _decode(self, readout: Tensor, features: Tensor, fine: tuple[Tensor, Tensor]) -> Tensor:
         batch = readout.shape[0]
         x = self.fuse(
             per_object(self.from_features(features), self.from_readout(readout.flatten(0, 1)))

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stma.model.blocks import ResidualBlock, group_norm, init_convolutions, per_object
+from stma.model.blocks import (
+    ResidualBlock,
+    group_norm,
+    init_convolutions,
+    per_object,
+    split_objects,
+)
 
 
 class ValueEncoder(nn.Module):
@@ -51,9 +57,12 @@ class ValueEncoder(nn.Module):
         Returns:
             ``(B, N, C, h, w)``.
         """
-        batch, num_objects = masks.shape[:2]
         others = masks.sum(dim=1, keepdim=True) - masks
-        pairs = torch.stack([masks, others], dim=2).flatten(0, 1)
-        x = per_object(self.stem_image(images), self.stem_masks(pairs))
-        x = self.project(self.stages(self.stem(x)))
-        return x.unflatten(0, (batch, num_objects))
+        pairs = torch.stack([masks, others], dim=2)
+        image = self.stem_image(images)
+        values = []
+        for some in split_objects(pairs):
+            x = per_object(image, self.stem_masks(some.flatten(0, 1)))
+            x = self.project(self.stages(self.stem(x)))
+            values.append(x.unflatten(0, some.shape[:2]))
+        return torch.cat(values, dim=1)
