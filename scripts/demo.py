@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from stma.compose import load_config, quoted
-from stma.data.images import read_image, read_mask
+from stma.data.images import read_image
+from stma.data.masks import read_mask
 from stma.data.pictures import contact_sheet, draw_overlay, save_picture
 from stma.data.video_folder import VideoFolder, find_videos
 from stma.errors import input_errors_end_the_program

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from stma.app.prompts import ENGINES, Prompt, PromptedFrame, Stroke, load_engine
-from stma.data.images import count_ids, read_image, read_mask
+from stma.data.images import read_image
+from stma.data.masks import count_ids, read_mask
 
 CLICKS = 5
 SMALLEST = 200  # pixels

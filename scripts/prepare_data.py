@@ -23,10 +23,7 @@ from stma.data.images import IMAGE_SUFFIXES, UNREADABLE, open_image
 from stma.data.video_folder import is_hidden
 from stma.errors import InputError, input_errors_end_the_program
 from stma.runtime.outputs import full_disks_told, remove_partials, replacing
-from stma.runtime.resume import Record, differences, read_record
 from stma.runtime.workers import worker_map
-
-COPY = ".copy.json"  # what the target is a copy of; hidden, so that it is no data
 
 
 @input_errors_end_the_program()
@@ -49,13 +46,8 @@ def main() -> None:
     if not (files := list(find_files(source))):
         raise InputError(f"{source}: holds no files, so there is nothing to prepare")
     copy = partial(copy_file, source, target, arguments.short_side)
-    made_of = {"source": str(source.resolve()), "short_side": arguments.short_side}
-    record, earlier = Record("a smaller copy", made_of), read_record(target / COPY)
-    if earlier is not None and (found := differences(earlier.identity, made_of)):
-        raise InputError(f"{target}: holds another copy ({'; '.join(found)}); give another folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        record.write(target / COPY)
     except OSError as error:
         raise InputError(f"{target}: cannot be written to ({error})") from error
     with full_disks_told(target), worker_map(arguments.workers) as spread:

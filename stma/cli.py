@@ -26,8 +26,8 @@ Segment objects through a video, from a mask of the frame where they first appea
 
 VIDEO is a file (mp4, mov, webm, mkv, gif, ...) or a folder of pictures. A mask is a PNG of the
 video's size in which each pixel holds the number of its object: 0 is background, 1 to 255 are
-objects (a palette or greyscale PNG; a black-and-white one is a single object), or a JSON file of
-COCO's or labelme's. `stma app` draws masks.
+objects (a palette or greyscale PNG; one of two colours is a single object, number 1), or a JSON
+file of COCO's or labelme's. `stma app` draws masks.
 
 examples:
   stma segment dog.mp4 --mask first.png
@@ -191,6 +191,12 @@ def _add_segment(commands: Commands) -> None:
         default=[],
         metavar="FRAME=ID",
         help="the object of that number is not in that frame; may be given several times",
+    )
+    parser.add_argument(
+        "--void",
+        type=_count,
+        metavar="ID",
+        help="the ID that stands for no object in the masks, often 255; default: none does",
     )
     parser.add_argument("--save", type=_kinds, default=("masks", "overlay"), help=SAVE)
     parser.add_argument(
@@ -367,7 +373,7 @@ def _order(arguments: argparse.Namespace, name: str) -> "Order":
         settings["short_side"] = arguments.short_side or None
     if arguments.memory_every is not None:
         settings["memory_interval"] = arguments.memory_every
-    given = find_masks(video, masks)
+    given = find_masks(video, masks, arguments.void)
     return Order(
         video,
         given,

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, box, perturbed, random_frame, write_clip_file
 
 from stma.app.session import DOWNLOADS, Limits, Session
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import build_model

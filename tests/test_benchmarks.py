@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import box, write_clip
+from conftest import box, random_frame, write_clip
 
 from stma.compose import benchmark_names, load_config
 from stma.data.pictures import save_mask, save_picture
@@ -139,7 +139,7 @@ def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path) -> None:
     annotations = tmp_path / "Annotations"
     (tmp_path / "JPEGImages/gap/00002.png").unlink()
     save_mask(annotations / "no_objects/00000.png", 0 * BOX)
-    save_picture(annotations / "rgb/00000.png", np.dstack([BOX] * 3))
+    save_picture(annotations / "rgb/00000.png", random_frame(np.random.default_rng(0), 40, 56))
     save_mask(annotations / "size/00000.png", BOX[:20])
     soft = np.clip(np.add.outer(np.arange(40), np.arange(56)) * 2, 0, 255).astype(np.uint8)
     save_mask(annotations / "soft/00000.png", soft)

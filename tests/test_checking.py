@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_frame
 from PIL import Image
 from test_sources import video
 
@@ -47,7 +48,7 @@ def test_every_fault_of_a_file_is_named_with_its_path(root: Path) -> None:
         save_clip(root, f"c{number}", *video(4), ".jpg")
     frame_of(root, "a", 0).write_bytes(frame_of(root, "a", 0).read_bytes()[:-300])
     frame_of(root, "a", 1).write_bytes(b"")
-    Image.fromarray(video(1)[0][0]).save(mask_of(root, "a", 2))
+    Image.fromarray(random_frame(np.random.default_rng(0), 48, 64)).save(mask_of(root, "a", 2))
     save_mask(mask_of(root, "a", 3), np.ones((30, 30), np.uint8))
     mask_of(root, "b", 0).unlink()
     frame_of(root, "b", 1).unlink()
@@ -68,7 +69,7 @@ def test_every_fault_of_a_file_is_named_with_its_path(root: Path) -> None:
         ("JPEGImages/b/00000.jpg", "no mask of this name", True),
         ("Annotations/b/00001.png", "no frame of this name", True),
         ("JPEGImages/b/00002.jpg", "20 x 20 pixels, but 64 x 48 in 00000", True),
-        ("Annotations/c2/00001.png", "the mask was antialiased or resized as a picture", True),
+        ("Annotations/c2/00001.png", "antialiased", True),
         ("Annotations/c3", "no mask holds an object", True),
         ("JPEGImages/b/.DS_Store", "a hidden file", False),
         ("JPEGImages/._b", "a hidden file", False),

@@ -15,7 +15,7 @@ from PIL import Image
 
 import stma
 from stma.cli import main
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.data.pictures import save_mask, save_picture
 from stma.inference.segmenter import Segmenter
 from stma.training.adapting import AdaptConfig

@@ -12,7 +12,7 @@ from conftest import TINY, box, perturbed, procedural_data, random_frame, write_
 
 from stma.cli import main
 from stma.data.dataset import ClipDataset
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.data.pictures import davis_palette
 from stma.errors import InputError
 from stma.inference import export as module

@@ -11,7 +11,8 @@ from test_sources import video
 
 from stma.data.checking import check_dataset
 from stma.data.config import DatasetConfig
-from stma.data.images import read_image, read_mask
+from stma.data.images import read_image
+from stma.data.masks import read_mask
 from stma.data.pictures import save_clip, save_mask
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_data.py"
@@ -20,7 +21,7 @@ CLIP = (96, 130)
 
 def prepare(monkeypatch, *arguments: object) -> int | str | None:
     """The status the script ends with: a number, or the line that it prints."""
-    command = [SCRIPT.name, "--short-side=48", "--workers=1", *map(str, arguments)]
+    command = [SCRIPT.name, *map(str, arguments), "--short-side=48", "--workers=1"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -93,18 +94,6 @@ def test_folders_that_will_not_do(monkeypatch, source: Path, tmp_path: Path) -> 
     assert "small: is inside" in str(prepare(monkeypatch, source, source / "small"))
     (tmp_path / "empty").mkdir()
     assert "empty: holds no files" in str(prepare(monkeypatch, tmp_path / "empty", "x"))
-
-
-def test_a_copy_of_something_else_is_not_added_to(
-    monkeypatch, source: Path, tmp_path: Path
-) -> None:
-    """Frames of two sizes in a clip would be found only in training."""
-    target = tmp_path / "copy"
-    prepare(monkeypatch, source, target)
-    (target / "JPEGImages" / "large" / "00001.jpg").unlink()
-    told = str(prepare(monkeypatch, source, target, "--short-side=24"))
-    assert "copy: holds another copy (short_side: 48 there, 24 here)" in told
-    assert not (target / "JPEGImages" / "large" / "00001.jpg").exists()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

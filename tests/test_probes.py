@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY, make_batch, perturbed
 
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig

@@ -18,7 +18,7 @@ from stma.app.prompts import (
     place,
 )
 from stma.cli import main
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 

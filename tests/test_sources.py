@@ -3,6 +3,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import random_frame
 from PIL import Image
 
 from stma.data.config import DatasetConfig
@@ -228,7 +229,7 @@ def test_faults_of_files_are_named_and_nothing_takes_their_place(tmp_path: Path)
     frame.write_bytes(frame.read_bytes()[:-200])
     fails(r"a/00002\.jpg: cannot be read as an image")
     rgb = tmp_path / "Annotations" / "a" / "00000.png"
-    Image.fromarray(images[0]).save(rgb)
+    Image.fromarray(random_frame(np.random.default_rng(0), 48, 64)).save(rgb)
     fails(r"a/00000\.png: the mask is RGB")
     soft = Image.fromarray(masks[0] * 100).resize((64, 48), Image.Resampling.BILINEAR)
     for number in range(3):

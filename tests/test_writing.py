@@ -10,7 +10,7 @@ from conftest import box, gradient, number_of, turned, write_clip_file
 from PIL import Image
 from pycocotools.coco import COCO
 
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.video.reading import Span, Video, VideoFrameAt, open_video
 from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
 

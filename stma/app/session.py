@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.images import count_ids, read_mask
+from stma.data.masks import count_ids, read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig

@@ -14,7 +14,7 @@ from stma.data.config import DatasetConfig
 from stma.data.images import ORIENTATION, almost_equal_sizes, read_image, size_message
 from stma.data.listing import Frames, list_dataset
 from stma.data.problems import Problem
-from stma.data.sources import empty_clip, other_size_message, read_any_mask
+from stma.data.sources import empty_clip, other_size_message, read_training_mask, void_message
 from stma.data.video_folder import (
     find_split,
     hidden_files,
@@ -109,11 +109,13 @@ def check_frames(frames: Frames, config: DatasetConfig) -> list[Problem]:
     empty = True
     for path in map(frames.mask, range(len(frames.mask_files))):
         try:
-            mask = read_any_mask(path, config.mask_values)
+            mask = read_training_mask(path, config)
         except InputError as error:
             problems.append(_as_problem(path, error))
             empty = False  # unknown
             continue
+        if (warning := void_message(mask)) is not None:
+            problems.append(Problem(path, warning, error=False))
         empty = empty and not mask.any()
         shape = sizes.get(path.stem) or sizes.get(frames.image(0).stem, mask.shape)
         if mask.shape != shape:

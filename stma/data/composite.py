@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stma.data.images import count_ids
+from stma.data.masks import count_ids
 from stma.data.scene import Motion, Scene, SceneConfig, random_motion
 from stma.data.transforms import (
     ColourConfig,

@@ -6,6 +6,7 @@ from typing import Any
 
 from stma.data.composite import CompositeConfig
 from stma.data.image_folder import Layout
+from stma.data.masks import MASK_VALUES
 from stma.data.problems import published_count
 from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
@@ -14,7 +15,6 @@ from stma.runtime.config import check_types
 from stma.runtime.outputs import check_path
 
 KINDS = ("videos", "images", "procedural", "composite")
-MASK_VALUES = ("index", "binary")
 MADE = ("cut_from", "grounds", "composite", "scene")
 ON_DISK = (
     "root",
@@ -26,6 +26,7 @@ ON_DISK = (
     "exclude",
     "published",
     "mask_values",
+    "mask_void",
     "annotation_stride",
     "repeats",
     "min_pixels",
@@ -57,6 +58,7 @@ class DatasetConfig:
             out every tenth of a set of numbered pictures, to validate on).
         published: ``dataset:split`` of `stma/data/problems.py`, whose count it must match.
         mask_values: ``index`` (a pixel is the ID of its object) or ``binary`` (bright is object).
+        mask_void: an ID of pixels without a label, which are read as background; null if none is.
         annotation_stride: frames of the video from one annotated frame to the next; a clip's
             maximum gap is divided by it.
         repeats: how often each clip occurs in an epoch.
@@ -80,6 +82,7 @@ class DatasetConfig:
     exclude: list[str] = field(default_factory=list)
     published: str | None = None
     mask_values: str = "index"
+    mask_void: int | None = None
     annotation_stride: int = 1
     repeats: int = 1
     weight: float | None = None
@@ -97,6 +100,10 @@ class DatasetConfig:
             raise InputError(f"kind is {self.kind!r}; choose one of {KINDS}")
         if self.mask_values not in MASK_VALUES:
             raise InputError(f"mask_values is {self.mask_values!r}; choose one of {MASK_VALUES}")
+        if self.mask_void is not None and not 1 <= self.mask_void <= 255:
+            raise InputError(f"mask_void is {self.mask_void}; give an ID from 1 to 255, or null")
+        if self.mask_void is not None and self.mask_values == "binary":
+            raise InputError("mask_void is set, but binary masks hold no IDs")
         for name in ("annotation_stride", "repeats", "min_pixels"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")

@@ -131,7 +131,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 12) -> None
     Args:
         frames: ``(H, W, 3)`` uint8, RGB, all of one size.
     """
-    with av.open(f"file:{path}", mode="w") as container:  # a name may hold a colon
+    with av.open(str(path), mode="w") as container:
         stream = None
         for frame in frames:
             height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2

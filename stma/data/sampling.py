@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import Sampler
 
-from stma.data.images import count_ids
+from stma.data.masks import count_ids
 from stma.errors import InputError
 from stma.runtime.opencv import cv2
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stma.data.images import count_ids
+from stma.data.masks import count_ids
 from stma.data.sampling import keep_objects
 from stma.errors import InputError
 from stma.runtime.config import check_types

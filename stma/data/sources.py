@@ -9,16 +9,9 @@ import numpy as np
 
 from stma.data.composite import CompositeScene
 from stma.data.config import DatasetConfig
-from stma.data.images import (
-    almost_equal_sizes,
-    check_ids,
-    image_size,
-    read_binary_mask,
-    read_image,
-    read_mask,
-    size_message,
-)
+from stma.data.images import almost_equal_sizes, image_size, read_image, size_message
 from stma.data.listing import Frames, list_dataset
+from stma.data.masks import VOID, check_ids, has_void, read_mask
 from stma.data.problems import Problem, raise_first
 from stma.data.procedural import procedural_clip
 from stma.data.sampling import (
@@ -271,7 +264,7 @@ class FileSource:
             if index in masks:
                 continue
             path = frames.mask(index)
-            mask = read_any_mask(path, self.config.mask_values)
+            mask = read_training_mask(path, self.config)
             if masks:
                 other = next(iter(masks))
                 name = frames.mask(other).name
@@ -307,17 +300,22 @@ def build_source(name: str, config: DatasetConfig, num_frames: int) -> Source:
     return FileSource(name, config, num_frames)
 
 
-def read_any_mask(path: Path, mask_values: str) -> np.ndarray:
-    """``(H, W)`` uint8, of either kind; interpolated IDs are refused.
+def read_training_mask(path: Path, config: DatasetConfig) -> np.ndarray:
+    """``(H, W)`` uint8, as the dataset means it; white is always 255, the same in all of a clip.
 
     Raises:
         InputError: names the file and what is wrong with it.
     """
-    if mask_values == "binary":
-        return read_binary_mask(path)
-    mask, _ = read_mask(path)
-    check_ids(mask, path)
+    mask, _ = read_mask(path, config.mask_values, config.mask_void, white=VOID)
+    check_ids(mask, path, " (if it holds one object in grey, set mask_values=binary)")
     return mask
+
+
+def void_message(mask: np.ndarray) -> str | None:
+    """A warning if 255 is likely to mean pixels without a label."""
+    if not has_void(mask):
+        return None
+    return "255 beside small IDs is an object like any other; if it means no label: mask_void=255"
 
 
 def empty_clip(frames: Frames) -> Problem:

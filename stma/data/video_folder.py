@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from stma.data.images import IMAGE_SUFFIXES
+from stma.data.masks import MASK_SUFFIXES
 from stma.data.problems import Problem, raise_first
 from stma.errors import InputError
 from stma.runtime.outputs import check_path

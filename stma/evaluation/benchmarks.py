@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stma.data.images import (
-    almost_equal_sizes,
-    check_ids,
-    fit_mask,
-    image_size,
-    read_binary_mask,
-    read_mask,
-    size_message,
-)
+from stma.data.images import almost_equal_sizes, image_size, size_message
+from stma.data.masks import MASK_VALUES, check_ids, fit_mask, has_void, read_mask, white_id
 from stma.data.problems import count_message
 from stma.data.video_folder import (
     VideoFolder,
@@ -33,7 +26,6 @@ from stma.errors import InputError
 from stma.runtime.config import check_types
 from stma.runtime.resume import files_state
 
-MASK_VALUES = ("index", "binary")
 OBJECTS = ("any_frame", "first_mask")
 
 
@@ -129,15 +121,17 @@ class EvalClip:
         """The mask of a frame as the benchmark means it, and its palette.
 
         Raises:
-            InputError: see :func:`stma.data.images.read_mask`.
+            InputError: see :func:`stma.data.masks.read_mask`.
         """
         path = self.video.masks[stem]
+        return read_mask(path, self.rules.mask_values, self.rules.void, self.white)
+
+    @cached_property
+    def white(self) -> int:
+        """What white means in its masks; see :func:`stma.data.masks.white_id`."""
         if self.rules.mask_values == "binary":
-            return read_binary_mask(path), None
-        mask, palette = read_mask(path)
-        if self.rules.void is not None:
-            mask = np.where(mask == self.rules.void, np.uint8(0), mask)
-        return mask, palette
+            return 1
+        return white_id([self.video.masks[self._first_mask]], self.rules.void)
 
     def read_given(self, stem: str) -> tuple[np.ndarray | None, bytes | None]:
         """The mask of a frame if a method may see it; see :func:`only_new_objects`.
@@ -155,7 +149,11 @@ class EvalClip:
                 "appear in its frame"
             )
         if self.rules.mask_values == "index":
-            check_ids(mask, self.video.masks[stem], "benchmark.mask_values=binary")
+            check_ids(
+                mask,
+                self.video.masks[stem],
+                " (if it holds one object in grey, set benchmark.mask_values=binary)",
+            )
         return mask, palette
 
     def _may_give(self, stem: str) -> bool:
@@ -260,7 +258,7 @@ def given_mask(
     """The part of a mask that a method gets with its frame."""
     if mask is None:
         return None
-    return only_new_objects(fit_mask(mask, frame, clip.video.masks[stem]), known)
+    return only_new_objects(fit_mask(mask, frame.shape[:2], clip.video.masks[stem]), known)
 
 
 @dataclass(frozen=True)
@@ -310,18 +308,26 @@ def list_clips(
         listed = select_names(listed, names, f"{rules.name} at {root}")
     clips: list[EvalClip] = []
     faults: dict[str, str] = {}
+    voids: list[str] = []
     for name in listed:
         try:
             _check_name(image_root, name)
             clip = _list_clip(rules, image_root / name, mask_root / name, (meta or {}).get(name))
             given = clip.check()
             clips.append(clip)
+            if rules.mask_values == "index" and has_void(np.array(list(given), np.uint8)):
+                voids.append(name)
             promised = [] if meta is None or clip.video.fully_annotated else meta[name]
             if never := sorted(set(promised) - {str(i) for i in given}):
                 objects = ", ".join(never)
                 notes.append(f"{name}: {rules.meta} lists objects that no mask gives: {objects}")
         except InputError as error:
             faults[name] = str(error)
+    if voids:
+        notes.append(
+            f"{root}: {len(voids)} clips have 255 beside small IDs, an object like any other; if "
+            f"it means no label, give benchmark.void=255: {', '.join(voids)}"
+        )
     if not clips:
         first = next(iter(faults.values()), "it lists none")
         raise InputError(f"{root}: no clip can be used; {first}")

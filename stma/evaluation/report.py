@@ -14,7 +14,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from stma.data.images import read_image, read_mask
+from stma.data.images import read_image
+from stma.data.masks import read_mask
 from stma.data.pictures import contact_sheet, draw_overlay, save_picture, write_video
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from vos_benchmark.evaluator import Evaluator
 
-from stma.data.images import count_ids, fit_mask, read_mask
+from stma.data.masks import count_ids, fit_mask, read_mask
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.runtime.opencv import cv2
@@ -103,7 +103,7 @@ class ClipScorer:
 
     @property
     def indices(self) -> range:
-        """Positions of the frames to feed, in this order: all but the first and the last."""
+        """Stems of the frames to feed, in this order."""
         return range(1, len(self._stems) - 1)
 
     def feed(self, index: int, result: np.ndarray, truth: np.ndarray) -> None:
@@ -188,8 +188,8 @@ def score_clip(clip: EvalClip, results: Path) -> list[ObjectScore]:
     for index in scorer.indices:
         stem = clip.video.frame(index).stem
         truth_path, result_path = clip.video.masks[stem], results / f"{stem}.png"
-        result, _ = read_mask(result_path)
-        truth = fit_mask(clip.read_mask(stem)[0], result, truth_path)
+        result, _ = read_mask(result_path, white=clip.white)
+        truth = fit_mask(clip.read_mask(stem)[0], result.shape, truth_path)
         if truth.shape != result.shape:
             raise InputError(
                 f"{truth_path}: {truth.shape[1]} x {truth.shape[0]}, but {result_path}: "

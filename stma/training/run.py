@@ -167,11 +167,11 @@ def _write_record(config: TrainConfig, processes: Processes, device: torch.devic
     prepare_output(output, "train.log")
     earlier = _earlier_start(config)
     if earlier is not None:
-        for change in differences(earlier.get("config", {}), asdict(config), ignored=("root",)):
+        for change in differences(earlier["config"], asdict(config), ignored=("root",)):
             log.info("changed since the last start: %s", change)
     start = versions() | {"processes": processes.world_size, "device": str(device)}
     start["config"] = asdict(config)
-    before = [] if earlier is None else [*earlier.pop("earlier_starts", []), earlier]
+    before = [] if earlier is None else [*earlier.pop("earlier_starts"), earlier]
     with full_disks_told(output):
         with replacing(output / "config.yaml") as unfinished:
             OmegaConf.save(OmegaConf.structured(config), unfinished)

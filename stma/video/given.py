@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
@@ -17,13 +17,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from stma.data.images import (
-    IMAGE_SUFFIXES,
-    almost_equal_sizes,
-    interpolated_ids,
-    read_binary_mask,
-    read_mask,
-)
+from stma.data.images import IMAGE_SUFFIXES, almost_equal_sizes
+from stma.data.masks import check_ids, has_void, read_mask, white_id
 from stma.errors import InputError
 from stma.runtime.opencv import cv2
 from stma.runtime.outputs import check_path
@@ -69,7 +64,18 @@ class _Part:
     single: bool = False
 
 
-def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, GivenMask]:
+@dataclass
+class _Values:
+    """What the values of a video's index masks mean; see :func:`~stma.data.masks.read_mask`."""
+
+    void: int | None
+    white: int = 1
+    paths: list[Path] = field(default_factory=list)
+
+
+def find_masks(
+    video: Video, arguments: Sequence[str], void: int | None = None
+) -> dict[int, GivenMask]:
     """The masks given by the user, checked, by the number of their frame.
 
     Args:
@@ -77,14 +83,17 @@ def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, GivenMask]:
             one object, or a folder of files named like their frames, or of folders named like their
             frames with a file for each object. A file without its frame is of the first one; a COCO
             file names its frames itself.
+        void: an ID in index masks that stands for no object; None if there is none.
 
     Raises:
         InputError: names the file and what is wrong with it.
     """
-    labels = _Labels()
+    if void is not None and not 1 <= void <= 255:
+        raise InputError(f"--void {void}: give an ID from 1 to 255")
+    labels, values = _Labels(), _Values(void)
     parts: dict[int, list[_Part]] = {}
     for argument in arguments:
-        for part in _parts(video, argument, labels):
+        for part in _parts(video, argument, labels, values):
             number = 0 if part.frame is None else video.number(part.frame)
             if number is None:
                 raise InputError(
@@ -92,6 +101,7 @@ def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, GivenMask]:
                     f"{video.name(0)} to {video.name(len(video) - 1)}"
                 )
             parts.setdefault(number, []).append(part)
+    values.white = white_id(values.paths, void)
     found = {}
     for number, some in sorted(parts.items()):
         if len(some) > 1 and not all(part.single for part in some):
@@ -99,6 +109,12 @@ def find_masks(video: Video, arguments: Sequence[str]) -> dict[int, GivenMask]:
                 f"two masks for frame {video.name(number)}: {some[0].path} and {some[1].path}"
             )
         given = _checked(video, some)
+        if has_void(given.read()[0]):
+            log.warning(
+                "%s: 255 beside small IDs is taken for an object; if it means no label, give "
+                "--void 255",
+                given.path,
+            )
         if given.ids:
             found[number] = given
         elif len(parts) == 1:
@@ -189,7 +205,7 @@ def find_absent(
     return found
 
 
-def _parts(video: Video, argument: str, labels: "_Labels") -> Iterator[_Part]:
+def _parts(video: Video, argument: str, labels: "_Labels", values: _Values) -> Iterator[_Part]:
     """What an argument means."""
     path = Path(argument)
     check_path(path)
@@ -199,9 +215,9 @@ def _parts(video: Video, argument: str, labels: "_Labels") -> Iterator[_Part]:
         if colon and video.number(frame) is None:
             yield _object(name or None, Path(rest), identity)
         else:
-            yield from _file(frame, Path(rest), labels)
+            yield from _file(frame, Path(rest), labels, values)
     elif not path.is_dir():
-        yield from _file(None, path, labels)
+        yield from _file(None, path, labels, values)
     else:
         entries = sorted(each for each in path.iterdir() if not each.name.startswith("."))
         files = [each for each in entries if each.suffix.lower() in (".png", ".json")]
@@ -215,7 +231,7 @@ def _parts(video: Video, argument: str, labels: "_Labels") -> Iterator[_Part]:
         if not files and not pictures:
             raise InputError(f"{path}: the folder holds no PNG")
         for file in files:
-            yield from _file(file.stem, file, labels)
+            yield from _file(file.stem, file, labels, values)
         for picture in pictures:
             yield _object(picture.parent.name, picture, picture.stem)
 
@@ -224,13 +240,14 @@ def _object(frame: str | None, path: Path, identity: str) -> _Part:
     """A black-and-white picture of one object."""
     value = _id(path, identity)
     _check_exists(path)
-    return _Part(frame, path, lambda: (read_binary_mask(path) * value, None), single=True)
+    return _Part(frame, path, lambda: (read_mask(path, "binary")[0] * value, None), single=True)
 
 
-def _file(frame: str | None, path: Path, labels: "_Labels") -> Iterator[_Part]:
+def _file(frame: str | None, path: Path, labels: "_Labels", values: _Values) -> Iterator[_Part]:
     _check_exists(path)
     if path.suffix.lower() != ".json":
-        yield _Part(frame, path, lambda: _index_mask(path))
+        values.paths.append(path)
+        yield _Part(frame, path, lambda: _index_mask(path, values))
         return
     with _as_written(path):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -255,13 +272,9 @@ def _id(path: Path, identity: object) -> np.uint8:
     return np.uint8(int(str(identity)))
 
 
-def _index_mask(path: Path) -> Mask:
-    mask, palette = read_mask(path)
-    if suspects := interpolated_ids(mask):
-        raise InputError(
-            f"{path}: {len(suspects)} IDs occur only on edges: the mask was antialiased or scaled "
-            "as a picture; save it again without smoothing (each pixel holds the ID of its object)"
-        )
+def _index_mask(path: Path, values: _Values) -> Mask:
+    mask, palette = read_mask(path, void=values.void, white=values.white)
+    check_ids(mask, path)
     return mask, palette
 
 

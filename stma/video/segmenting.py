@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stma.data.images import read_mask
+from stma.data.masks import read_mask
 from stma.errors import InputError
 from stma.runtime.outputs import (
     LOCK,

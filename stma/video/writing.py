@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from stma.data.images import count_ids
+from stma.data.masks import count_ids
 from stma.data.pictures import draw_overlay, save_mask
 from stma.runtime.opencv import cv2
 from stma.runtime.outputs import replacing
