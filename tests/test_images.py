@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stma.data.images import image_size, read_image
+from stma.data.images import image_size, natural_order, read_image
 from stma.data.masks import read_mask
 from stma.data.pictures import save_picture
 from stma.errors import InputError
@@ -24,6 +24,17 @@ def test_an_unreadable_or_truncated_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cut\.jpg: cannot be read"):
         read_image(tmp_path / "cut.jpg")
+
+
+def test_frames_come_in_the_order_of_their_numbers() -> None:
+    for names in (
+        ["img_0", "img_2", "img_10", "img_11"],
+        ["9", "10", "11"],
+        ["00098", "99", "100"],
+        ["a1_2", "a1_10", "a2_1"],
+        ["a", "b", "b1"],
+    ):
+        assert sorted(reversed(names), key=natural_order) == names
 
 
 def test_cmyk_and_exif_rotation(tmp_path: Path) -> None:

@@ -152,15 +152,17 @@ def test_hidden_and_stray_files_are_warnings(tmp_path: Path) -> None:
     assert subfolders(tmp_path / "JPEGImages") == ["a"]
 
 
-def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "img_"])
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path, prefix: str) -> None:
     """As `ffmpeg %d.jpg` names them; 10 comes after 2."""
     for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
         (tmp_path / kind / "a").mkdir(parents=True)
         for number in range(1, 12):
-            (tmp_path / kind / "a" / f"{number}.{suffix}").touch()
+            (tmp_path / kind / "a" / f"{prefix}{number}.{suffix}").touch()
     (video,) = find_videos(tmp_path)
-    assert [path.stem for path in video.frames] == [str(number) for number in range(1, 12)]
-    assert [path.stem for path in video.masks.values()] == [str(number) for number in range(1, 12)]
+    expected = [f"{prefix}{number}" for number in range(1, 12)]
+    assert [path.stem for path in video.frames] == expected
+    assert [path.stem for path in video.masks.values()] == expected
 
 
 @pytest.mark.parametrize("line", ["../../etc", "/480p/../00000.jpg", "/00000.jpg", "./00000.jpg"])

@@ -1,5 +1,6 @@
 """Reading one image, with errors that name the file."""
 
+import re
 import stat
 import struct
 import zlib
@@ -69,6 +70,12 @@ def open_image(path: Path) -> ImageFile:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError("not a regular file")
     return Image.open(path)
+
+
+def natural_order(stem: str) -> tuple[list[str | int], str]:
+    """The key by which frames are sorted: ``img_2`` before ``img_10``, ``99`` before ``100``."""
+    parts = re.split(r"(\d+)", stem)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], stem
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stma.data.images import IMAGE_SUFFIXES
+from stma.data.images import IMAGE_SUFFIXES, natural_order
 from stma.data.masks import MASK_SUFFIXES
 from stma.data.problems import Problem, raise_first
 from stma.errors import InputError
@@ -326,8 +326,7 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> li
             problems.append(
                 Problem(folder / name, f"a stray file; expected {expected}", error=False)
             )
-    if all(_stem(name).isdigit() for name in found):
-        found.sort(key=lambda name: int(_stem(name)))  # 2 before 10, whether padded or not
+    found.sort(key=lambda name: natural_order(_stem(name)))
     problems += [
         Problem(folder / name, f"a second file of this frame, {following}")
         for name, following in pairwise(found)

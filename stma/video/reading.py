@@ -19,7 +19,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from stma.data.images import IMAGE_SUFFIXES, image_size, read_image
+from stma.data.images import IMAGE_SUFFIXES, image_size, natural_order, read_image
 from stma.errors import InputError
 from stma.runtime.outputs import check_path
 
@@ -373,10 +373,7 @@ class PictureFolder:
             raise InputError(
                 f"{path}: the folder holds JPEGs and PNGs; give one with only the video's frames"
             )
-        if all(entry.stem.isdecimal() for entry in found):
-            self.files = sorted(found, key=lambda entry: (int(entry.stem), entry.name))
-        else:
-            self.files = sorted(found)
+        self.files = sorted(found, key=lambda entry: natural_order(entry.stem))
         self._numbers = {entry.stem: number for number, entry in enumerate(self.files)}
         if len(self._numbers) < len(self.files):
             raise InputError(f"{path}: two pictures have the same name except for the suffix")
