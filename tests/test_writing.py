@@ -36,7 +36,7 @@ def clip(tmp_path) -> Path:
 
 def test_masks_are_called_as_their_frames(tmp_path, clip) -> None:
     write(
-        MaskWriter(tmp_path / "masks", open_video(clip), bytes([9, 9, 9, 1, 2, 3])),
+        MaskWriter(tmp_path / "masks", open_video(clip), bytes([0, 0, 0, 1, 2, 3])),
         open_video(clip),
     )
     assert len(list((tmp_path / "masks").iterdir())) == 6
