@@ -9,6 +9,7 @@ from conftest import TINY, box, perturbed, random_frame, write_clip_file
 
 from stma.app.session import DOWNLOADS, Limits, Session
 from stma.data.masks import read_mask
+from stma.data.pictures import save_picture
 from stma.errors import InputError
 from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import build_model
@@ -175,6 +176,22 @@ def test_taking_the_last_object_away_starts_over(session: Session) -> None:
     assert not session.mask(0).any()
     with pytest.raises(InputError, match="nothing is drawn yet"):
         next(session.run())
+
+
+def test_masks_of_what_is_done_are_those_of_the_first_frames(model, tmp_path) -> None:
+    """img_10 is a later frame than img_2."""
+    rng = np.random.default_rng(0)
+    for name in ("frames", "sessions"):
+        (tmp_path / name).mkdir()
+    for number in range(12):
+        save_picture(tmp_path / f"frames/img_{number}.png", random_frame(rng, *SIZE))
+    session = Session(tmp_path / "frames", model, tmp_path / "sessions", config=CONFIG)
+    session.draw(0, object_mask())
+    for number in session.run():
+        if number == 10:
+            session.stop()
+    with zipfile.ZipFile(session.write("masks")) as archive:
+        assert archive.namelist() == [f"img_{number}.png" for number in range(11)]
 
 
 def test_downloads(session: Session, tmp_path: Path) -> None:

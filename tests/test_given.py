@@ -76,6 +76,39 @@ def test_empty_masks_of_a_folder_are_skipped(video, caplog) -> None:
     assert "--absent 00002=1" in caplog.text
 
 
+def test_objects_of_one_number_and_two_colours(video, caplog) -> None:
+    """As pictures of one colour on black, which a user may mean for two objects."""
+    for name, mask, colour in (("dog", DOG, (255, 0, 0)), ("ball", BALL, (0, 255, 0))):
+        save_picture(Path(f"{name}.png"), np.uint8(colour) * (mask > 0)[..., None])
+    found = find_masks(video, ["dog.png", "2=dog.png"])
+    assert equal(found, {0: DOG, 2: DOG})
+    assert caplog.text == ""
+    assert equal(find_masks(video, ["dog.png", "2=ball.png"]), {0: DOG, 2: BALL // 2})
+    assert "ball.png: object 1 has the number of one of another colour in dog.png" in caplog.text
+    assert equal(find_masks(video, ["dog.png", "2:7=ball.png"]), {0: DOG, 2: BALL // 2 * 7})
+
+
+def test_void_is_no_object(video, caplog) -> None:
+    save_mask(Path("void.png"), np.where(BALL > 0, np.uint8(255), DOG))
+    assert find_masks(video, ["void.png"])[0].ids == {1, 255}
+    assert "void.png: 255 beside small IDs" in caplog.text
+    assert "--void 255" in caplog.text
+    assert equal(find_masks(video, ["void.png"], void=255), {0: DOG})
+    with pytest.raises(InputError, match="--void 300"):
+        find_masks(video, ["void.png"], void=300)
+
+
+def test_black_and_white_is_object_1_at_any_frame(video) -> None:
+    Image.fromarray(DOG > 0).save("first.png")  # 1 bit
+    black_and_white(Path("later.png"), DOG)
+    Image.fromarray(1 - DOG).convert("P").save("inverted.png")
+    image = Image.fromarray(1 - DOG)
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save("inverted.png")
+    given = ["first.png", "1=later.png", "2=inverted.png"]
+    assert equal(find_masks(video, given), {0: DOG, 1: DOG, 2: DOG})
+
+
 def test_coco_as_ours_writes_it(video) -> None:
     name, make = OUTPUTS["coco"]
     writer = make(Path(name), video)

@@ -157,6 +157,18 @@ def test_a_folder_of_pictures_is_a_video(tmp_path) -> None:
         list(open_video(tmp_path).frames())
 
 
+def test_pictures_are_in_natural_order(tmp_path) -> None:
+    numbers = [0, 2, 9, 10, 11, 99, 100]
+    for number in numbers:
+        save_picture(tmp_path / f"img_{number:02d}.png", gradient(number % 20))
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "._img_00.png").touch()
+    video = open_video(tmp_path)
+    assert [number_of(frame.image) for frame in video.frames()] == [n % 20 for n in numbers]
+    assert video.name(3) == "img_10"
+    assert video.number("img_100") == 6
+
+
 def test_frames_of_a_file_are_called_by_number(tmp_path) -> None:
     video = open_video(write_clip_file(tmp_path / "a.mp4", map(gradient, range(3))))
     assert video.name(2) == "00002"

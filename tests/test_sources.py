@@ -241,6 +241,33 @@ def test_faults_of_files_are_named_and_nothing_takes_their_place(tmp_path: Path)
     fails(r"Annotations/a: no mask holds an object; leave it out with exclude=\[a\]")
 
 
+def test_void_is_named_and_becomes_background(tmp_path: Path) -> None:
+    images, masks = video(3)
+    masks[:, 30:40] = 255
+    save_clip(tmp_path, "a", images, masks, ".png")
+    plain = source(tmp_path)
+    assert any("a/00000.png" in note and "mask_void=255" in note for note in plain.notes)
+    assert max(draw(plain, seed).num_objects for seed in range(20)) == 3
+    void = source(tmp_path, mask_void=255)
+    assert void.notes == []
+    assert max(draw(void, seed).num_objects for seed in range(20)) == 2
+
+
+def test_black_and_white_files_of_a_clip_show_one_object(tmp_path: Path) -> None:
+    """One of them has one bit to a pixel, one an object at index 0."""
+    images, masks = video(3, ids=(1,))
+    save_clip(tmp_path, "a", images, masks, ".png")
+    folder = tmp_path / "Annotations" / "a"
+    Image.fromarray(255 * masks[0]).save(folder / "00000.png")
+    Image.fromarray(masks[1] > 0).save(folder / "00001.png")
+    inverted = Image.fromarray(1 - masks[2])
+    inverted.putpalette([255, 255, 255, 0, 0, 0])
+    inverted.save(folder / "00002.png")
+    clip = draw(source(tmp_path))
+    assert clip.num_objects == 1
+    assert len({mask.tobytes() for mask in clip.masks}) == 1  # it does not move
+
+
 def test_a_mask_one_pixel_off_is_used(tmp_path: Path) -> None:
     images, masks = video(3)
     save_clip(tmp_path, "a", images, masks[:, :, :63], ".png")

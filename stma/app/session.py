@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stma.data.images import natural_order
 from stma.data.masks import count_ids, read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
@@ -305,7 +306,8 @@ class Session:
         """Zip the first files of a folder (default: all), uncompressed: PNGs get no smaller."""
         path = self._folder / name
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(folder.iterdir())[:count]:
+            files = sorted(folder.iterdir(), key=lambda file: natural_order(file.stem))
+            for file in files[:count]:
                 archive.write(file, file.name)
         return path
 

@@ -1,6 +1,7 @@
 """Where clips come from: videos, still images or procedural scenes, all behind one interface."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -169,6 +170,7 @@ class FileSource:
         self.pairs = listing.pairs
         self.videos = self._long_enough(listing.videos, num_frames)
         self.size: int | None = len(self.pairs) or len(self.videos)
+        self.notes += self._void_note()
 
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
         frames = self._frames(item)
@@ -271,6 +273,14 @@ class FileSource:
                 if message := other_size_message(mask.shape, masks[other].shape, name):
                     raise InputError(f"{path}: {message}")
             masks[index] = mask
+
+    def _void_note(self) -> list[str]:
+        """A warning from one mask, early; if it cannot be read, sampling will say so."""
+        with suppress(InputError):
+            path = self._frames(0).mask(0)
+            if (message := void_message(read_training_mask(path, self.config))) is not None:
+                return [f"{self.name}: {path}: {message}"]
+        return []
 
     def _long_enough(self, videos: list[VideoFolder], num_frames: int) -> list[VideoFolder]:
         kept = [video for video in videos if len(video.annotated) >= num_frames]

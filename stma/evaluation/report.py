@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from stma.data.images import read_image
+from stma.data.images import natural_order, read_image
 from stma.data.masks import read_mask
 from stma.data.pictures import contact_sheet, draw_overlay, save_picture, write_video
 from stma.errors import InputError
@@ -245,7 +245,8 @@ def plot(sides: Sequence[dict[str, dict[str, list]] | None]) -> dict[str, Any] |
     Returns:
         None if nothing is scored.
     """
-    stems = sorted({s for side in sides if side for each in side.values() for s in each["frames"]})
+    scored = {s for side in sides if side for each in side.values() for s in each["frames"]}
+    stems = sorted(scored, key=natural_order)
     if not stems:
         return None
     position = {stem: i for i, stem in enumerate(stems)}

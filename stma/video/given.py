@@ -102,14 +102,27 @@ def find_masks(
                 )
             parts.setdefault(number, []).append(part)
     values.white = white_id(values.paths, void)
-    found = {}
+    found: dict[int, GivenMask] = {}
+    colours: dict[int, tuple[bytes, Path]] = {}
     for number, some in sorted(parts.items()):
         if len(some) > 1 and not all(part.single for part in some):
             raise InputError(
                 f"two masks for frame {video.name(number)}: {some[0].path} and {some[1].path}"
             )
         given = _checked(video, some)
-        if has_void(given.read()[0]):
+        mask, palette = given.read()
+        for i in given.ids if palette is not None else ():
+            colour = palette[3 * i : 3 * i + 3]
+            before, path = colours.setdefault(i, (colour, given.path))
+            if colour != before:
+                log.warning(
+                    "%s: object %d has the number of one of another colour in %s, and so is the "
+                    "same object; FRAME:ID=FILE gives it a number of its own",
+                    given.path,
+                    i,
+                    path,
+                )
+        if has_void(mask):
             log.warning(
                 "%s: 255 beside small IDs is taken for an object; if it means no label, give "
                 "--void 255",
