@@ -111,8 +111,8 @@ def find_masks(
             )
         given = _checked(video, some)
         mask, palette = given.read()
-        for i in given.ids if palette is not None else ():
-            colour = palette[3 * i : 3 * i + 3]
+        own = {} if palette is None else {i: palette[3 * i : 3 * i + 3] for i in given.ids}
+        for i, colour in own.items():
             before, path = colours.setdefault(i, (colour, given.path))
             if colour != before:
                 log.warning(
