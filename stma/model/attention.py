@@ -4,6 +4,9 @@ STML (Eq. 2-4) lets three streams attend to different keys with the same
 projections, so a block needs the two halves separately.
 """
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -42,11 +45,45 @@ class Attention(nn.Module):
         return self.proj(rearrange(x, "b nh s d -> b s (nh d)"))
 
 
-class TransformerBlock(nn.Module):
+class BlockInHalves(nn.Module, ABC):
     """A pre-norm transformer block that is called in two halves, `project` and `update`.
 
-    ``update(x, *project(x))`` is the ordinary self-attention block of ViT, MAE and ConvMAE. It has
-    exactly their parameters, so their weights initialise it entirely.
+    ``update(x, *project(x))`` is the ordinary self-attention block.
+
+    Attributes:
+        attn: its attention, called with queries, keys and a mask.
+        recompute: the activations of `update` in the backward pass, to save memory.
+    """
+
+    attn: Any  # Attention or TimmAttention; nn.Module would make its attributes Tensor | Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+
+    @abstractmethod
+    def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, KeyValue]:
+        """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block.
+
+        Args:
+            rope: of these tokens, see :data:`stma.structures.Rope`; only timm's blocks have it.
+        """
+
+    def update(
+        self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None = None
+    ) -> Tensor:
+        """The tokens ``(B, S, C)`` after they have read ``keys`` and passed the MLP."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._update, x, query, keys, mask, use_reentrant=False)
+        return self._update(x, query, keys, mask)
+
+    @abstractmethod
+    def _update(self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor: ...
+
+
+class TransformerBlock(BlockInHalves):
+    """The block of ViT, MAE and ConvMAE, in two halves. It has exactly their parameters, so their
+    weights initialise it entirely.
     """
 
     def __init__(
@@ -58,24 +95,11 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.recompute = False  # the activations of `update` in the backward pass, to save memory
 
     def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, KeyValue]:
-        """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block.
-
-        Args:
-            rope: of these tokens, see :data:`stma.structures.Rope`; only timm's blocks have it.
-        """
+        """See :meth:`BlockInHalves.project`; there is no ``rope``."""
         assert rope is None
         return self.attn.project(self.norm1(x))
-
-    def update(
-        self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None = None
-    ) -> Tensor:
-        """The tokens ``(B, S, C)`` after they have read ``keys`` and passed the MLP."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._update, x, query, keys, mask, use_reentrant=False)
-        return self._update(x, query, keys, mask)
 
     def _update(self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
         x = x + self.drop_path(self.attn(query, keys, mask))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stma.model.attention import TransformerBlock
+from stma.model.attention import BlockInHalves
 from stma.structures import Rope, at_least_fp32
 
 STRIDE = 16
@@ -72,7 +72,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def last_stage(self) -> list[TransformerBlock]:
+    def last_stage(self) -> Sequence[BlockInHalves]:
         """The blocks that STML runs its three streams through."""
 
     @abstractmethod

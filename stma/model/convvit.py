@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from stma.model.attention import TransformerBlock
+from stma.model.attention import BlockInHalves, TransformerBlock
 from stma.model.backbone import (
     PRETRAINING_GRID,
     Backbone,
@@ -113,7 +113,7 @@ class TransformerStage(Backbone):
         init_token_projection(self.patch_embed3.proj)
 
     @property
-    def last_stage(self) -> list[TransformerBlock]:
+    def last_stage(self) -> Sequence[BlockInHalves]:
         return list(self.blocks3)  # type: ignore[arg-type]
 
     @abstractmethod

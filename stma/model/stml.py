@@ -21,7 +21,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from stma.model.attention import TransformerBlock
+from stma.model.attention import BlockInHalves
 from stma.structures import KeyValue, Rope
 
 ReferenceCache = list[KeyValue]
@@ -29,7 +29,7 @@ ReferenceCache = list[KeyValue]
 
 
 def encode_references(
-    blocks: Sequence[TransformerBlock],
+    blocks: Sequence[BlockInHalves],
     references: Tensor,
     objects: Tensor | None,
     valid_objects: Tensor | None = None,
@@ -92,7 +92,7 @@ def encode_references(
 
 
 def encode_test(
-    blocks: Sequence[TransformerBlock],
+    blocks: Sequence[BlockInHalves],
     tokens: Tensor,
     others: ReferenceCache | None,
     others_mask: Tensor | None = None,

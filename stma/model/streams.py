@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from stma.model.attention import TransformerBlock
+from stma.model.attention import BlockInHalves
 from stma.model.stml import ReferenceCache, encode_references, encode_test
 from stma.structures import Rope, unrotated
 
-Blocks = Sequence[TransformerBlock]
+Blocks = Sequence[BlockInHalves]
 
 
 Groups = tuple[tuple[str, int], ...]

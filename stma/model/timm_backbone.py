@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stma.errors import InputError
+from stma.model.attention import BlockInHalves
 from stma.model.backbone import STRIDE, FrameEmbedding, ResampledPositions
 from stma.model.convvit import TransformerStage
 from stma.model.vit import OneStride
@@ -201,26 +201,17 @@ class TimmAttention(nn.Module):
         return self.inner.proj(self.inner.norm(rearrange(x, "b nh s d -> b s (nh d)")))
 
 
-class TimmBlock(nn.Module):
-    """timm's transformer block in two halves, as :class:`stma.model.attention.TransformerBlock`."""
+class TimmBlock(BlockInHalves):
+    """timm's transformer block in two halves."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
         self.attn = TimmAttention(self.inner.attn)
-        self.recompute = False
 
     def project(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, KeyValue]:
-        """Queries, keys and values of the tokens ``(B, S, C)`` that enter this block."""
+        """See :meth:`stma.model.attention.BlockInHalves.project`."""
         return self.attn.project(self.inner.norm1(x), rope)
-
-    def update(
-        self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None = None
-    ) -> Tensor:
-        """The tokens ``(B, S, C)`` after they have read ``keys`` and passed the MLP."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._update, x, query, keys, mask, use_reentrant=False)
-        return self._update(x, query, keys, mask)
 
     def _update(self, x: Tensor, query: Tensor, keys: KeyValue, mask: Tensor | None) -> Tensor:
         inner = self.inner
@@ -263,7 +254,7 @@ class TimmViT(OneStride):
         self.add_fine(fine_dims, stem_depths, mlp_ratio)
 
     @property
-    def last_stage(self) -> list[TimmBlock]:  # type: ignore[override]
+    def last_stage(self) -> Sequence[BlockInHalves]:
         return self._blocks
 
     def embed(self, images: Tensor) -> FrameEmbedding:

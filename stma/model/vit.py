@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stma.model.attention import TransformerBlock
+from stma.model.attention import BlockInHalves, TransformerBlock
 from stma.model.backbone import (
     PRETRAINING_GRID,
     STRIDE,
@@ -123,7 +123,7 @@ class ViT(OneStride):
         init_token_projection(self.patch_embed.proj)
 
     @property
-    def last_stage(self) -> list[TransformerBlock]:
+    def last_stage(self) -> Sequence[BlockInHalves]:
         return list(self.blocks)  # type: ignore[arg-type]
 
     def embed(self, images: Tensor) -> FrameEmbedding:

@@ -175,13 +175,3 @@ class TrainConfig:
                     f"stages.{name}.loss.objects is {stage.loss.objects}, but with model.variant="
                     f"{self.model.variant} the blocks give no object tokens; leave it at 0"
                 )
-
-    def only_stage(self) -> tuple[str, StageConfig]:
-        """The name and settings of the stage, for what takes a single one.
-
-        Raises:
-            InputError: there are several, or none.
-        """
-        if len(self.stages) != 1:
-            raise InputError(f"stages are {', '.join(self.stages)}; give one")
-        return next(iter(self.stages.items()))

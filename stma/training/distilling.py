@@ -15,6 +15,7 @@ from stma.errors import InputError
 from stma.model.backbone import Backbone
 from stma.model.pretrained import load_pretrained, read_public_checkpoint
 from stma.model.stma import STMA
+from stma.model.stml import encode_test
 from stma.model.vit import ViT
 from stma.structures import ClipBatch
 
@@ -74,7 +75,6 @@ class Distillation(nn.Module):
 
 def lone_tokens(backbone: Backbone, images: Tensor) -> Tensor:
     """``(B, L, C)``: what a backbone makes of normalised images that read only themselves."""
-    tokens = backbone.embed(images).tokens
-    for block in backbone.last_stage:
-        tokens = block.update(tokens, *block.project(tokens))
-    return backbone.finish(tokens)
+    frame = backbone.embed(images)
+    rope = backbone.rope(frame.grid)
+    return backbone.finish(encode_test(backbone.last_stage, frame.tokens, None, rope=rope))

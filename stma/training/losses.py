@@ -63,9 +63,14 @@ class Losses:
     total: Tensor
     terms: dict[str, Tensor]
 
+    @property
+    def values(self) -> Tensor:
+        """All of them, in one vector."""
+        return torch.stack([self.total, *self.terms.values()])
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Losses":
-        """``function`` of a vector of all values."""
-        total, *terms = function(torch.stack([self.total, *self.terms.values()]))
+        """``function`` of :attr:`values`."""
+        total, *terms = function(self.values)
         return Losses(total, dict(zip(self.terms, terms, strict=True)))
 
     def detach(self) -> "Losses":
@@ -74,8 +79,8 @@ class Losses:
     @staticmethod
     def mean(parts: Sequence["Losses"]) -> "Losses":
         """The mean over the parts of a batch, which have equal size."""
-        first, *others = (torch.stack([part.total, *part.terms.values()]) for part in parts)
-        return parts[0].map(lambda _: torch.stack([first, *others]).mean(dim=0))
+        mean = torch.stack([part.values for part in parts]).mean(dim=0)
+        return parts[0].map(lambda _: mean)
 
 
 def bootstrap_fraction(config: LossConfig, iteration: int) -> float:

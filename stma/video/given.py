@@ -109,8 +109,7 @@ def find_masks(
             raise InputError(
                 f"two masks for frame {video.name(number)}: {some[0].path} and {some[1].path}"
             )
-        given = _checked(video, some)
-        mask, palette = given.read()
+        given, (mask, palette) = _checked(video, some)
         own = {} if palette is None else {i: palette[3 * i : 3 * i + 3] for i in given.ids}
         for i, colour in own.items():
             before, path = colours.setdefault(i, (colour, given.path))
@@ -145,8 +144,8 @@ def find_masks(
     return found
 
 
-def _checked(video: Video, parts: Sequence[_Part]) -> GivenMask:
-    """The mask of a frame."""
+def _checked(video: Video, parts: Sequence[_Part]) -> tuple[GivenMask, Mask]:
+    """The mask of a frame, and what it holds."""
 
     def read() -> Mask:
         masks = [_fitted(part, video) for part in parts]
@@ -155,9 +154,10 @@ def _checked(video: Video, parts: Sequence[_Part]) -> GivenMask:
             mask = np.where(above > 0, above, mask)
         return mask, masks[0][1]
 
-    mask, _ = read()
+    mask, palette = read()
     ids = frozenset(np.unique(mask).tolist()) - {0}
-    return GivenMask(parts[0].path, read, ids, hashlib.sha256(mask.tobytes()).hexdigest())
+    digest = hashlib.sha256(mask.tobytes()).hexdigest()
+    return GivenMask(parts[0].path, read, ids, digest), (mask, palette)
 
 
 def _fitted(part: _Part, video: Video) -> Mask:
