@@ -2,13 +2,12 @@
 
 ROOT holds clips (JPEGImages and Annotations) or, with --dataset, what that block of configs/dataset
 describes: --dataset ecssd. Settings of the block can be changed, and counts are compared with the
-published ones: --dataset davis2017 split=2017/val published=davis2017:val
+published ones: --dataset davis2017 split=2017/val published=30
 
 Exit status: 0 if nothing is wrong (there may be warnings), 1 if something is.
 """
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
@@ -29,31 +28,28 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings of the block: KEY=VALUE")
     parser.add_argument("--dataset", default="folder", choices=dataset_names(CONFIGS))
-    parser.add_argument("--report", type=Path, help="write the findings here, as JSON")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--show", type=int, default=50, help="problems to print")
     arguments = parser.parse_intermixed_args()
     if arguments.workers < 1:
         parser.error("give 1 or more workers")
-    if arguments.report is not None and not arguments.report.parent.is_dir():
-        parser.error(f"--report: {arguments.report.parent} is not a folder")
     if any(override.startswith("root=") for override in arguments.overrides):
         parser.error("the root is the first argument, not a setting")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     block = load_dataset_config(CONFIGS, arguments.dataset, arguments.overrides)
     if block.kind not in ("videos", "images"):
         raise InputError(f"{block.kind} clips are made on the fly: there is nothing to check")
-    check = check_dataset(replace(block, root=str(arguments.root)), arguments.workers)
-    print(f"\n{check.root}: {check.clips} clips or images, {check.files} files")
-    problems = sorted(check.problems, key=lambda problem: not problem.error)
+    block = replace(block, root=str(arguments.root))
+    videos, problems = check_dataset(block, arguments.workers)
+    print(f"\n{block.root}: {len(videos)} clips or images")
+    problems.sort(key=lambda problem: not problem.error)
     for problem in problems[: arguments.show]:
         print(f"  {'error' if problem.error else 'warning'}: {problem}")
     if len(problems) > arguments.show:
-        print(f"  and {len(problems) - arguments.show} more; see them all with --show or --report")
-    if arguments.report is not None:
-        arguments.report.write_text(json.dumps(check.to_json(), indent=2) + "\n")
-    print(f"{check.errors} errors" if check.errors else "no errors")
-    sys.exit(1 if check.errors else 0)
+        print(f"  and {len(problems) - arguments.show} more; --show prints them")
+    errors = sum(problem.error for problem in problems)
+    print(f"{errors} errors" if errors else "no errors")
+    sys.exit(1 if errors else 0)
 
 
 if __name__ == "__main__":

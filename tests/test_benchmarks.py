@@ -171,8 +171,8 @@ def test_a_faulty_clip_is_named_and_the_others_are_there(tmp_path) -> None:
 
 def test_a_wrong_number_of_clips_is_told(tmp_path) -> None:
     write_clip(tmp_path, "a", {0: BOX})
-    (note,) = list_clips(BenchmarkConfig(published="davis2017:val"), tmp_path).notes
-    assert "1 clips or images, but davis2017:val was published with 30" in note
+    (note,) = list_clips(BenchmarkConfig(published=30), tmp_path).notes
+    assert "1 clips or images, but 30 were published" in note
 
 
 def test_a_missing_mask_of_a_benchmark_with_scores_is_a_fault(tmp_path) -> None:

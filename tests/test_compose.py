@@ -18,7 +18,6 @@ from stma.compose import (
     quoted,
 )
 from stma.data.config import NEEDLESS, DatasetConfig
-from stma.data.problems import PUBLISHED
 from stma.errors import InputError
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.weights import read_segmenter_settings, read_weights
@@ -154,12 +153,6 @@ def test_settings_of_one_dataset_and_of_all_data() -> None:
 def test_mistakes_are_named(dataset: str, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_data_config(CONFIGS, dataset, [override])
-
-
-def test_every_published_count_is_of_a_known_dataset() -> None:
-    names = {block.published for name in dataset_names(CONFIGS)
-             if (block := load_dataset_config(CONFIGS, name)).published}  # fmt: skip
-    assert {name.partition(":")[0] for name in names} <= set(PUBLISHED)
 
 
 @pytest.mark.parametrize(

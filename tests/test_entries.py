@@ -411,18 +411,16 @@ def test_checking_a_root(monkeypatch, clips: Path, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as done:
         script(monkeypatch, "check_data.py", str(clips))
     assert done.value.code == 0
-    assert "2 clips or images, 24 files" in capsys.readouterr().out
+    assert "2 clips or images" in capsys.readouterr().out
     broken = clips / "JPEGImages" / "clip-000" / "00002.jpg"
     broken.write_bytes(b"")
-    report = tmp_path / "report.json"
     with pytest.raises(SystemExit) as done:
-        script(monkeypatch, "check_data.py", str(clips), f"--report={report}", "--workers=1")
+        script(monkeypatch, "check_data.py", str(clips), "--workers=1")
     assert done.value.code == 1
     assert f"error: {broken}: cannot be read" in capsys.readouterr().out
-    assert json.loads(report.read_text())["errors"] == 1
     with pytest.raises(SystemExit):
         script(monkeypatch, "check_data.py", str(clips), "--dataset=davis2017", "split=val")
-    assert "davis2017:train was published with 60" in capsys.readouterr().out
+    assert "60 were published" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="nowhere: no such folder"):
         script(monkeypatch, "check_data.py", str(tmp_path / "nowhere"))
 

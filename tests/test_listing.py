@@ -6,9 +6,8 @@ from PIL import Image
 from test_sources import video
 
 from stma.compose import load_dataset_config
-from stma.data.listing import Frames, list_dataset
+from stma.data.listing import list_dataset
 from stma.data.pictures import save_clip
-from stma.data.problems import PUBLISHED, count_message
 from stma.data.video_folder import find_videos
 from stma.errors import InputError
 
@@ -46,11 +45,10 @@ def test_still_images_in_every_layout(tmp_path: Path, dataset: str, tree: str) -
         picture = frames[0] if file.endswith("jpg") else 255 * np.minimum(masks[0], 1)
         Image.fromarray(picture).save(tmp_path / file)
     settings = [f"root={tmp_path}", "published=null", "exclude=[]"]
-    listing = list_dataset(load_dataset_config(CONFIGS, dataset, settings))
-    assert listing.problems == []
-    assert sorted(tree.split()) == sorted(
-        file for pair in listing.pairs for file in (pair.image, pair.mask)
-    )
+    images, problems = list_dataset(load_dataset_config(CONFIGS, dataset, settings))
+    assert problems == []
+    files = [path for image in images for path in (image.frame(0), image.mask(0))]
+    assert sorted(tmp_path / file for file in tree.split()) == sorted(files)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +77,9 @@ def test_videos_of_every_set(tmp_path: Path, dataset: str, below: str, clips: li
         path = tmp_path / "ImageSets" / f"{block.split}.txt"
         path.parent.mkdir(parents=True)
         path.write_text("".join(f"{name}\n" for name in clips))
-    listing = list_dataset(block)
-    assert listing.problems == []
-    assert [found.name for found in listing.videos] == clips
+    videos, problems = list_dataset(block)
+    assert problems == []
+    assert [found.name for found in videos] == clips
 
 
 def test_a_split_that_names_a_missing_clip(tmp_path: Path) -> None:
@@ -90,39 +88,11 @@ def test_a_split_that_names_a_missing_clip(tmp_path: Path) -> None:
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "train.txt").write_text("bear\nghost\n")
     block = load_dataset_config(CONFIGS, "davis2017", [f"root={tmp_path}", "published=null"])
-    (problem,) = list_dataset(block).problems
+    _, (problem,) = list_dataset(block)
     assert str(problem).startswith(f"{tmp_path}/ImageSets/2017/train.txt: names the clip ghost")
     with pytest.raises(InputError) as caught:
         find_videos(tmp_path, "train")
     assert str(caught.value) == str(problem)
-
-
-def test_frames_are_paths_only_when_asked_for(tmp_path: Path) -> None:
-    save_clip(tmp_path, "a", *video(3), ".jpg")
-    (tmp_path / "Annotations" / "a" / "00001.png").unlink()
-    (found,) = find_videos(tmp_path)
-    frames = Frames.of_video(found, slice(None))
-    assert frames.image(1) == tmp_path / "JPEGImages" / "a" / "00001.jpg"
-    assert [frames.mask(i).name for i in range(2)] == ["00000.png", "00002.png"]
-    annotated = Frames.of_video(found, found.annotated)
-    assert [annotated.image(i).name for i in range(2)] == ["00000.jpg", "00002.jpg"]
-
-
-def test_counts_are_compared_with_the_published_ones() -> None:
-    assert count_message("davis2017:train", 60) is None
-    message = count_message("youtubevos2019:valid", 474)
-    assert message is not None
-    assert message.startswith(
-        "474 clips or images, but youtubevos2019:valid was published with 507"
-    )
-    assert PUBLISHED["davis2017"] == {
-        "train": 60,
-        "val": 30,
-        "test-dev": 30,
-        "test-challenge": 30,
-    }
-    with pytest.raises(InputError, match="no dataset 'kitti'; there are davis2016"):
-        count_message("kitti:train", 1)
 
 
 def test_what_is_excluded_may_be_a_pattern(tmp_path: Path) -> None:
@@ -132,7 +102,7 @@ def test_what_is_excluded_may_be_a_pattern(tmp_path: Path) -> None:
     def names(*exclude: str) -> list[str]:
         block = load_dataset_config(CONFIGS, "folder", [f"root={tmp_path}"])
         block.exclude = list(exclude)
-        return [clip.name for clip in list_dataset(block).videos]
+        return [clip.name for clip in list_dataset(block)[0]]
 
     assert names("*7") == ["a8", "b[7]"]
     assert names("b[7]", "a8") == ["a17", "a7"]  # its own name, though it reads as a pattern

@@ -52,7 +52,7 @@ def test_a_smaller_copy(monkeypatch, source: Path, tmp_path: Path) -> None:
     for same in ("JPEGImages/small/00000.png", "meta.json"):
         assert (target / same).read_bytes() == (source / same).read_bytes()
     assert not (target / "JPEGImages" / ".DS_Store").exists()
-    assert check_dataset(DatasetConfig(root=str(target)), workers=1).problems == []
+    assert check_dataset(DatasetConfig(root=str(target)), workers=1)[1] == []
 
 
 def test_what_is_there_is_kept_and_what_is_missing_made(
@@ -107,7 +107,7 @@ def test_turned_frames_stay_turned(monkeypatch, tmp_path: Path, suffix: str) -> 
         Image.fromarray(frames[number]).save(path, exif=exif)
     prepare(monkeypatch, tmp_path / "in", tmp_path / "out")
     assert read_image(tmp_path / f"out/JPEGImages/a/00000{suffix}").shape == (65, 48, 3)
-    assert check_dataset(DatasetConfig(root=str(tmp_path / "out")), workers=1).errors == 0
+    assert check_dataset(DatasetConfig(root=str(tmp_path / "out")), workers=1)[1] == []
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L", "CMYK"])
@@ -141,5 +141,5 @@ def test_a_mask_of_another_size_stays_at_fault(monkeypatch, tmp_path: Path) -> N
     save_clip(source, "a", *video(2, size=CLIP), ".jpg")
     save_mask(source / "Annotations" / "a" / "00001.png", np.ones((96, 100), np.uint8))
     prepare(monkeypatch, source, tmp_path / "out")
-    (problem,) = check_dataset(DatasetConfig(root=str(tmp_path / "out")), workers=1).problems
+    _, (problem,) = check_dataset(DatasetConfig(root=str(tmp_path / "out")), workers=1)
     assert problem.path.name == "00001.png"

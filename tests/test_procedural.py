@@ -97,7 +97,7 @@ def test_textures_differ() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_objects": 6}, "min_objects 6"),
+        ({"min_objects": 6}, "max_objects is 5; give 6 to 255"),
         ({"min_radius": 0.0}, "min_radius"),
         ({"max_distractors": -1}, "max_distractors"),
         ({"speed": -1}, "speed is -1"),

@@ -124,6 +124,7 @@ def test_frames_and_masks_by_number(root: Path) -> None:
     assert len(video) == 3
     assert video.annotated.tolist() == [0]
     assert video.frame(2) == video.frames[2]
+    assert [path.stem for path in video.only_annotated().frames] == ["00000"]
     assert video.mask(0) == video.masks["00000"]
 
 
@@ -135,7 +136,7 @@ def test_missing_masks_are_faults_only_where_most_are_there(tmp_path: Path) -> N
     assert missing == {"every-second": [], "first": []}
 
 
-def test_hidden_and_stray_files_are_warnings(tmp_path: Path) -> None:
+def test_stray_files_are_warnings_and_hidden_ones_ignored(tmp_path: Path) -> None:
     make_video(tmp_path, "a", 2, [0])
     (tmp_path / "JPEGImages" / "a" / "._00000.jpg").touch()
     (tmp_path / "JPEGImages" / "a" / "Thumbs.db").touch()
@@ -143,11 +144,7 @@ def test_hidden_and_stray_files_are_warnings(tmp_path: Path) -> None:
     video, problems = list_video(tmp_path / "JPEGImages" / "a", tmp_path / "Annotations" / "a")
     assert video is not None
     assert len(video) == 2
-    assert {p.path.name: p.error for p in problems} == {
-        "._00000.jpg": False,
-        "Thumbs.db": False,
-        "00000.json": False,
-    }
+    assert {p.path.name: p.error for p in problems} == {"00000.json": False}
     (tmp_path / "JPEGImages" / "__MACOSX").mkdir()
     assert subfolders(tmp_path / "JPEGImages") == ["a"]
 
@@ -182,7 +179,7 @@ def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
         assert subfolders(tmp_path / kind) == ["a", "loop", "to-a"]
     video, problems = list_video(tmp_path / "JPEGImages/loop", tmp_path / "Annotations/loop")
     assert video is None
-    assert {problem.message for problem in problems} == {"a link that leads nowhere"}
+    assert all("leads nowhere" in problem.message for problem in problems)
 
 
 def test_a_root_that_no_folder_can_have() -> None:

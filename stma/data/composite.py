@@ -25,6 +25,7 @@ from stma.data.transforms import (
     smooth_map,
 )
 from stma.errors import InputError
+from stma.runtime.config import check_ranges
 from stma.runtime.opencv import cv2
 
 BEND_SPEED = (0.05, 0.35)  # radians per frame, of the two deformations of a layer
@@ -69,14 +70,8 @@ class CompositeConfig(SceneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_cut < 1:
-            raise InputError(f"min_cut is {self.min_cut}; give 1 or more")
-        for name, largest in (("tilt", np.pi), ("edge", 5.0), ("bend_strength", 0.1)):
-            if not 0 <= getattr(self, name) <= largest:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 to {largest:.3g}")
-        for name in ("bend", "play", "follow_ground"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a probability, 0 to 1")
+        check_ranges(self, min_cut=1, tilt=(0, np.pi), edge=(0, 5), bend_strength=(0, 0.1))
+        check_ranges(self, bend=(0, 1), play=(0, 1), follow_ground=(0, 1))
 
 
 class Pictures(Protocol):

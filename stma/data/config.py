@@ -1,17 +1,15 @@
 """The settings of one dataset: a YAML block in configs/dataset."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from stma.data.composite import CompositeConfig
 from stma.data.image_folder import Layout
 from stma.data.masks import MASK_VALUES
-from stma.data.problems import published_count
 from stma.data.scene import SceneConfig
 from stma.data.transforms import TransformConfig
 from stma.errors import InputError
-from stma.runtime.config import check_types
+from stma.runtime.config import check_ranges, check_types
 from stma.runtime.outputs import check_path
 
 KINDS = ("videos", "images", "procedural", "composite")
@@ -33,7 +31,7 @@ ON_DISK = (
     "clear_pixels",
     "transform",
 )
-NEEDLESS = {  # keys that mean nothing to a kind
+NEEDLESS = {  # keys that mean nothing to a kind, and that its YAML blocks do not have
     "videos": ("layouts", *MADE),
     "images": ("images", "masks", "parts", "split", "annotation_stride", *MADE),
     "procedural": (*ON_DISK, "cut_from", "grounds", "composite"),
@@ -56,7 +54,7 @@ class DatasetConfig:
         split: for videos: a list in ``ImageSets``; null takes every clip.
         exclude: names of clips or images to leave out; ``*`` stands for any text (``*7`` leaves
             out every tenth of a set of numbered pictures, to validate on).
-        published: ``dataset:split`` of `stma/data/problems.py`, whose count it must match.
+        published: how many clips or images the set was published with; null: any number.
         mask_values: ``index`` (a pixel is the ID of its object) or ``binary`` (bright is object).
         mask_void: an ID of pixels without a label, which are read as background; null if none is.
         annotation_stride: frames of the video from one annotated frame to the next; a clip's
@@ -80,7 +78,7 @@ class DatasetConfig:
     layouts: list[Layout] = field(default_factory=list)
     split: str | None = None
     exclude: list[str] = field(default_factory=list)
-    published: str | None = None
+    published: int | None = None
     mask_values: str = "index"
     mask_void: int | None = None
     annotation_stride: int = 1
@@ -100,15 +98,11 @@ class DatasetConfig:
             raise InputError(f"kind is {self.kind!r}; choose one of {KINDS}")
         if self.mask_values not in MASK_VALUES:
             raise InputError(f"mask_values is {self.mask_values!r}; choose one of {MASK_VALUES}")
-        if self.mask_void is not None and not 1 <= self.mask_void <= 255:
-            raise InputError(f"mask_void is {self.mask_void}; give an ID from 1 to 255, or null")
+        check_ranges(
+            self, mask_void=(1, 255), annotation_stride=1, repeats=1, min_pixels=1, clear_pixels=0
+        )
         if self.mask_void is not None and self.mask_values == "binary":
             raise InputError("mask_void is set, but binary masks hold no IDs")
-        for name in ("annotation_stride", "repeats", "min_pixels"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        if self.clear_pixels < 0:
-            raise InputError(f"clear_pixels is {self.clear_pixels}; give 0 or more")
         if self.weight is not None:
             if not 0 < self.weight <= 1:
                 raise InputError(
@@ -117,8 +111,6 @@ class DatasetConfig:
                 )
             if self.repeats != 1:
                 raise InputError("weight and repeats are both given; give only one of them")
-        if self.published is not None:
-            published_count(self.published)
         check_path(Path(self.root))
         if self.kind == "images" and not self.layouts:
             raise InputError("layouts is empty; say where images and masks are under the root")
@@ -126,9 +118,6 @@ class DatasetConfig:
             for name, block in getattr(self, key).items():
                 if block.kind not in ("videos", "images"):
                     raise InputError(f"{key}.{name} is {block.kind}; give videos or images")
-        for name in NEEDLESS[self.kind]:
-            if getattr(self, name) != _default(name):
-                raise InputError(f"{name} is set, but means nothing for kind={self.kind}")
 
     def folders(self) -> list[Path]:
         """All that are read, also by the datasets that it is made of."""
@@ -140,10 +129,3 @@ class DatasetConfig:
             parts = [Path(self.root, part) for part in self.parts or [""]]
             found += [part / name for part in parts for name in (self.images, self.masks)]
         return found
-
-
-def _default(name: str) -> Any:
-    described = next(each for each in fields(DatasetConfig) if each.name == name)
-    if described.default_factory is not MISSING:
-        return described.default_factory()
-    return described.default

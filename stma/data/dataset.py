@@ -13,7 +13,7 @@ from stma.data.config import DatasetConfig
 from stma.data.sampling import BatchNumbers, Epochs, Share, max_gap_at
 from stma.data.sources import ClipSpec, Source, build_source
 from stma.errors import InputError
-from stma.runtime.config import check_types
+from stma.runtime.config import check_ranges, check_types
 from stma.runtime.workers import one_thread
 from stma.structures import Clip, ClipBatch
 
@@ -47,23 +47,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
-        if min(self.height, self.width) < 16:
-            raise InputError(
-                f"data: clips of {self.height} x {self.width}; at least 16 pixels a side"
-            )
-        if self.num_frames < 2:
-            raise InputError(f"data.num_frames is {self.num_frames}; a clip needs 2 or more")
-        if not 1 <= self.max_objects <= 255:
-            raise InputError(f"data.max_objects is {self.max_objects}; give 1 to 255")
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"data.limit is {self.limit}; give 1 or more, or null")
-        if self.num_references < 1:
-            raise InputError(
-                f"data.num_references is {self.num_references}; give 1 or more "
-                "(model.variant=no_spatial_memory is the network without references)"
-            )
-        if not 0 <= self.reverse <= 1:
-            raise InputError(f"data.reverse is {self.reverse}; give a probability, 0 to 1")
+        check_ranges(
+            self,
+            "data.",
+            height=16,
+            width=16,
+            num_frames=2,
+            max_objects=(1, 255),
+            limit=1,
+            num_references=1,
+            reverse=(0, 1),
+        )
         gaps, starts = self.max_gaps, self.max_gap_starts
         if len(gaps) != len(starts) or not gaps:
             raise InputError(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stma.data.problems import Problem
-from stma.data.video_folder import HIDDEN, is_hidden
+import numpy as np
+
+from stma.data.images import IMAGE_SUFFIXES
+from stma.data.video_folder import Problem, VideoFolder, is_hidden
 from stma.errors import InputError
 from stma.runtime.outputs import check_path
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass
@@ -27,9 +27,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         for pattern in (self.images, self.masks):
-            if Path(pattern).suffix not in SUFFIXES or "**" in pattern:
+            if Path(pattern).suffix not in IMAGE_SUFFIXES or "**" in pattern:
                 raise InputError(
-                    f"pattern {pattern!r}; it must end in one of {SUFFIXES}, without **"
+                    f"pattern {pattern!r}; it must end in one of {IMAGE_SUFFIXES}, without **"
                 )
             if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
                 raise InputError(f"pattern {pattern!r}; it must be under the root")
@@ -40,15 +40,6 @@ class Layout:
 
     def __str__(self) -> str:
         return f"{self.images} with {self.masks}"
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """An image and its mask, relative to the root; ``name`` is what the stars stand for."""
-
-    name: str
-    image: str
-    mask: str
 
 
 def find_layout(root: Path, layouts: Sequence[Layout]) -> Layout:
@@ -67,8 +58,9 @@ def find_layout(root: Path, layouts: Sequence[Layout]) -> Layout:
     raise InputError(f"{root}: no images; looked for {tried}")
 
 
-def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Problem]]:
-    """All images with their masks, sorted, and everything wrong with the names."""
+def list_images(root: Path, layout: Layout) -> tuple[list[VideoFolder], list[Problem]]:
+    """All images with their masks, sorted, each as a video of one frame whose name is what the
+    stars stand for; and everything wrong with the names."""
     images, masks = _matches(root, layout.images), _matches(root, layout.masks)
     problems = [
         Problem(root / image, f"no mask of this name; {_fill(layout.masks, stars)} is missing")
@@ -84,14 +76,16 @@ def list_pairs(root: Path, layout: Layout) -> tuple[list[ImagePair], list[Proble
     for folder in sorted({*_folders(root, layout.images), *_folders(root, layout.masks)}):
         for name in sorted(os.listdir(root / folder)):
             path = root / folder / name
-            if is_hidden(name):
-                problems.append(Problem(path, HIDDEN, error=False))
-            elif os.path.join(folder, name) in known:
-                continue
-            elif path.is_file():
+            if not is_hidden(name) and os.path.join(folder, name) not in known and path.is_file():
                 problems.append(Problem(path, f"a stray file; expected {layout}", error=False))
     pairs = [
-        ImagePair("/".join(stars), images[stars], masks[stars])
+        VideoFolder(
+            "/".join(stars),
+            root,
+            root,
+            np.array([os.fsencode(images[stars])]),
+            np.array([os.fsencode(masks[stars])]),
+        )
         for stars in sorted(images)
         if stars in masks
     ]

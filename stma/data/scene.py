@@ -13,7 +13,7 @@ import numpy as np
 from stma.data.masks import count_ids
 from stma.data.sampling import keep_objects
 from stma.errors import InputError
-from stma.runtime.config import check_types
+from stma.runtime.config import check_ranges, check_types
 from stma.runtime.opencv import cv2
 
 MIN_PIXELS = 40  # of an object in the first frame; a smaller one is not annotated
@@ -61,24 +61,10 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 1 <= self.min_objects <= self.max_objects <= 255:
-            raise InputError(
-                f"min_objects {self.min_objects}, max_objects {self.max_objects}; "
-                "needs 1 <= min_objects <= max_objects <= 255"
-            )
-        if self.max_distractors < 0:
-            raise InputError(f"max_distractors is {self.max_distractors}; give 0 or more")
-        if not 0 < self.min_radius <= self.max_radius:
-            raise InputError(
-                f"min_radius {self.min_radius}, max_radius {self.max_radius}; "
-                "needs 0 < min_radius <= max_radius"
-            )
-        for name in ("speed", "spin", "growth", "camera_speed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 or more")
-        for name in ("look_alike", "leave", "blur", "light"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a probability, 0 to 1")
+        check_ranges(self, min_objects=1, max_objects=(self.min_objects, 255), max_distractors=0)
+        check_ranges(self, min_radius=0.001, max_radius=self.min_radius)
+        check_ranges(self, speed=0, spin=0, growth=0, camera_speed=0)
+        check_ranges(self, look_alike=(0, 1), leave=(0, 1), blur=(0, 1), light=(0, 1))
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse frames (height, width) too small to show an object.

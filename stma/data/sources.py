@@ -11,9 +11,8 @@ import numpy as np
 from stma.data.composite import CompositeScene
 from stma.data.config import DatasetConfig
 from stma.data.images import almost_equal_sizes, image_size, read_image, size_message
-from stma.data.listing import Frames, list_dataset
+from stma.data.listing import list_dataset
 from stma.data.masks import VOID, check_ids, has_void, read_mask
-from stma.data.problems import Problem, raise_first
 from stma.data.procedural import procedural_clip
 from stma.data.sampling import (
     draw_references,
@@ -24,7 +23,7 @@ from stma.data.sampling import (
 )
 from stma.data.scene import draw_clip
 from stma.data.transforms import Warp, apply_colours, draw_colour, draw_warps, window
-from stma.data.video_folder import VideoFolder
+from stma.data.video_folder import Problem, VideoFolder, raise_first
 from stma.errors import InputError
 from stma.runtime.opencv import cv2
 from stma.structures import Clip
@@ -162,19 +161,19 @@ class FileSource:
                 f"sources.{name}.root is empty; give the folder of this dataset (or, for clips "
                 "without a split, the paths of both images and masks)"
             )
-        listing = list_dataset(config)
-        raise_first(listing.problems)
-        self.notes = [f"{name}: {problem}" for problem in listing.problems[:NAMED]]
-        if len(listing.problems) > NAMED:
-            self.notes.append(f"{name}: and {len(listing.problems) - NAMED} more such files")
-        self.pairs = listing.pairs
-        self.videos = self._long_enough(listing.videos, num_frames)
-        self.size: int | None = len(self.pairs) or len(self.videos)
+        videos, problems = list_dataset(config)
+        raise_first(problems)
+        self.notes = [f"{name}: {problem}" for problem in problems[:NAMED]]
+        if len(problems) > NAMED:
+            self.notes.append(f"{name}: and {len(problems) - NAMED} more such files")
+        self.still = config.kind == "images"
+        self.videos = videos if self.still else self._long_enough(videos, num_frames)
+        self.size: int | None = len(self.videos)
         self.notes += self._void_note()
 
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
-        frames = self._frames(item)
-        drawn = self._draw(frames, spec, rng)
+        video = self.videos[item]
+        drawn = self._draw(video, spec, rng)
         config = self.config.transform
         tone = draw_colour(config.colour, rng, config.greyscale)
         reduce = _reduction(drawn.warps)
@@ -182,12 +181,12 @@ class FileSource:
         warped = []
         for position, (index, warp) in enumerate(zip(drawn.indices, drawn.warps, strict=True)):
             if image is None or index != drawn.indices[position - 1]:
-                image = read_image(frames.image(index), reduce)
-                _check_size(frames, index, image, drawn.original, reduce)
+                image = read_image(video.frame(index), reduce)
+                _check_size(video, index, image, drawn.original, reduce)
             frame = warp.of_reduced(reduce).image(image)
             warped.append(apply_colours(frame, tone, draw_colour(config.frame_colour, rng)))
-        numbers = ", ".join(frames.image(i).stem for i in dict.fromkeys(drawn.indices))
-        name = f"{self.name}: {frames.name} ({numbers})"
+        numbers = ", ".join(video.frame(i).stem for i in dict.fromkeys(drawn.indices))
+        name = f"{self.name}: {video.name} ({numbers})"
         return _clip(name, np.stack(warped), drawn.masks, drawn.ids, spec, rng)
 
     def pictures(
@@ -195,21 +194,21 @@ class FileSource:
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """See :class:`stma.data.composite.Pictures`; a short video plays back and forth."""
         assert self.size is not None
-        frames = self._frames(int(rng.integers(self.size)))
-        length = len(frames.mask_files)
-        if self.pairs:
+        video = self.videos[int(rng.integers(self.size))]
+        length = len(video)
+        if self.still:
             times = times[:1]
         steps = np.round((times - times[0]) / self.config.annotation_stride).astype(int)
         walk = walk_from(int(rng.integers(length)), length, int(steps[-1]) + 1)
         masks: dict[int, np.ndarray] = {}
         indices = [walk[step] for step in steps]
-        self._read_masks(frames, indices, masks)
+        self._read_masks(video, indices, masks)
         size = masks[indices[0]].shape
         reduce = next(n for n in (8, 4, 2, 1) if n == 1 or min(size) >= n * CUT_SIDE)
         images = []
         for index in indices:
-            image = read_image(frames.image(index), reduce)
-            _check_size(frames, index, image, size, reduce)
+            image = read_image(video.frame(index), reduce)
+            _check_size(video, index, image, size, reduce)
             images.append(image)
         shape = images[0].shape[1::-1]
         return images, [
@@ -217,20 +216,13 @@ class FileSource:
             for index in indices
         ]
 
-    def _frames(self, item: int) -> Frames:
-        """The annotated frames of an item: one for a still image, several for a video."""
-        if self.pairs:
-            return Frames.of_pair(self.root, self.pairs[item])
-        video = self.videos[item]
-        return Frames.of_video(video, video.annotated)
-
-    def _draw(self, frames: Frames, spec: ClipSpec, rng: np.random.Generator) -> _Drawn:
+    def _draw(self, video: VideoFolder, spec: ClipSpec, rng: np.random.Generator) -> _Drawn:
         """Draw frames and warps until the first frame shows an object to follow."""
         config = self.config
         masks: dict[int, np.ndarray] = {}
         for _ in range(TRIES):
-            indices = self._draw_indices(len(frames.mask_files), spec, rng)
-            self._read_masks(frames, indices, masks)
+            indices = self._draw_indices(len(video), spec, rng)
+            self._read_masks(video, indices, masks)
             original = masks[indices[0]].shape
             warps = draw_warps(config.transform, original, spec.size, spec.num_frames, rng)
             warped = np.stack([w.mask(masks[i]) for w, i in zip(warps, indices, strict=True)])
@@ -238,38 +230,38 @@ class FileSource:
             if len(ids):
                 return _Drawn(indices, warps, original, warped, ids)
         # Rare: objects are seldom visible, or small. Try all frames, and crop around an object.
-        for first in rng.permutation(len(frames.mask_files)).tolist():
-            self._read_masks(frames, [first], masks)
+        for first in rng.permutation(len(video)).tolist():
+            self._read_masks(video, [first], masks)
             visible = np.argwhere(masks[first])
             if len(visible):
-                indices = walk_from(first, len(frames.mask_files), spec.num_frames)
-                self._read_masks(frames, indices, masks)
+                indices = walk_from(first, len(video), spec.num_frames)
+                self._read_masks(video, indices, masks)
                 original = masks[first].shape
                 point = visible[rng.integers(len(visible))]
                 warps = [window(original, spec.size, point)] * spec.num_frames
                 warped = np.stack([warps[0].mask(masks[i]) for i in indices])
                 return _Drawn(indices, warps, original, warped, np.setdiff1d(warped[0], [0]))
-        raise InputError(str(empty_clip(frames)))
+        raise InputError(str(empty_clip(video)))
 
     def _draw_indices(self, length: int, spec: ClipSpec, rng: np.random.Generator) -> list[int]:
-        if self.pairs:
+        if self.still:
             return [0] * spec.num_frames
         gap = max(1, spec.max_gap // self.config.annotation_stride)
         indices = sample_frames(length, spec.num_frames, gap, rng).tolist()
         return indices[::-1] if rng.random() < spec.reverse else indices
 
     def _read_masks(
-        self, frames: Frames, indices: Sequence[int], masks: dict[int, np.ndarray]
+        self, video: VideoFolder, indices: Sequence[int], masks: dict[int, np.ndarray]
     ) -> None:
         """Read those not yet in ``masks``; all masks of a clip have the same size."""
         for index in indices:
             if index in masks:
                 continue
-            path = frames.mask(index)
+            path = video.mask(index)
             mask = read_training_mask(path, self.config)
             if masks:
                 other = next(iter(masks))
-                name = frames.mask(other).name
+                name = video.mask(other).name
                 if message := other_size_message(mask.shape, masks[other].shape, name):
                     raise InputError(f"{path}: {message}")
             masks[index] = mask
@@ -277,14 +269,16 @@ class FileSource:
     def _void_note(self) -> list[str]:
         """A warning from one mask, early; if it cannot be read, sampling will say so."""
         with suppress(InputError):
-            path = self._frames(0).mask(0)
+            path = self.videos[0].mask(0)
             if (message := void_message(read_training_mask(path, self.config))) is not None:
                 return [f"{self.name}: {path}: {message}"]
         return []
 
     def _long_enough(self, videos: list[VideoFolder], num_frames: int) -> list[VideoFolder]:
-        kept = [video for video in videos if len(video.annotated) >= num_frames]
-        if short := [video.name for video in videos if len(video.annotated) < num_frames]:
+        """The annotated frames of those that have enough."""
+        annotated = [video.only_annotated() for video in videos]
+        kept = [video for video in annotated if len(video) >= num_frames]
+        if short := [video.name for video in annotated if len(video) < num_frames]:
             more = ", ..." if len(short) > NAMED else ""
             self.notes.append(
                 f"{self.name}: left out {len(short)} of {len(videos)} clips, with fewer than "
@@ -328,10 +322,10 @@ def void_message(mask: np.ndarray) -> str | None:
     return "255 beside small IDs is an object like any other; if it means no label: mask_void=255"
 
 
-def empty_clip(frames: Frames) -> Problem:
+def empty_clip(video: VideoFolder) -> Problem:
     """The message for a clip without any object."""
-    where = frames.mask(0) if len(frames.mask_files) == 1 else frames.mask(0).parent
-    return Problem(where, f"no mask holds an object; leave it out with exclude=[{frames.name}]")
+    where = video.mask(0) if len(video) == 1 else video.mask_folder
+    return Problem(where, f"no mask holds an object; leave it out with exclude=[{video.name}]")
 
 
 def other_size_message(
@@ -360,12 +354,12 @@ def _reduction(warps: Sequence[Warp]) -> int:
 
 
 def _check_size(
-    frames: Frames, index: int, image: np.ndarray, original: tuple[int, ...], reduce: int
+    video: VideoFolder, index: int, image: np.ndarray, original: tuple[int, ...], reduce: int
 ) -> None:
     """A frame must have the size of its mask, give or take one pixel of rounding."""
-    size = image.shape[:2] if reduce == 1 else image_size(frames.image(index))
+    size = image.shape[:2] if reduce == 1 else image_size(video.frame(index))
     if not almost_equal_sizes(size, original):
-        raise InputError(f"{frames.mask(index)}: {size_message(original, size)}")
+        raise InputError(f"{video.mask(index)}: {size_message(original, size)}")
 
 
 def _clip(

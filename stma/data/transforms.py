@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stma.errors import InputError
-from stma.runtime.config import check_types
+from stma.runtime.config import check_ranges, check_types
 from stma.runtime.opencv import cv2
 
 FILL = (
@@ -38,11 +38,7 @@ class ColourConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 to 1")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue is {self.hue}; give 0 to 0.5")
+        check_ranges(self, brightness=(0, 1), contrast=(0, 1), saturation=(0, 1), hue=(0, 0.5))
 
 
 @dataclass
@@ -83,12 +79,8 @@ class TransformConfig:
                 raise InputError(f"{name} is {values}; give [from, to] with 0 < from <= to")
         if self.crop_scale[1] > 1:
             raise InputError(f"crop_scale is {self.crop_scale}; a crop is at most 1 (zoom out?)")
-        for name in ("flip", "greyscale"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a probability, 0 to 1")
-        for name, largest in (("rotate", 180), ("shear", 60), ("shift", 1), ("thin_plate", 0.1)):
-            if not 0 <= getattr(self, name) <= largest:
-                raise InputError(f"{name} is {getattr(self, name)}; give 0 to {largest}")
+        check_ranges(self, flip=(0, 1), greyscale=(0, 1), rotate=(0, 180), shear=(0, 60))
+        check_ranges(self, shift=(0, 1), thin_plate=(0, 0.1))
 
 
 class ThinPlate:

@@ -1,8 +1,8 @@
 """Videos on disk in the DAVIS layout."""
 
 import os
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -11,17 +11,49 @@ import numpy as np
 
 from stma.data.images import IMAGE_SUFFIXES, natural_order
 from stma.data.masks import MASK_SUFFIXES
-from stma.data.problems import Problem, raise_first
 from stma.errors import InputError
 from stma.runtime.outputs import check_path
 
 RESOLUTIONS = ("480p", "Full-Resolution")
-HIDDEN = "a hidden file; delete it"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of one file or folder: what is wrong and what to do.
+
+    Attributes:
+        error: False if it is corrected or ignored without harm.
+    """
+
+    path: Path
+    message: str
+    error: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def raise_first(problems: Iterable[Problem]) -> None:
+    """Raise the first error, if there is one, and say how many there are."""
+    errors = [problem for problem in problems if problem.error]
+    if errors:
+        more = f" (and {len(errors) - 1} more; see scripts/check_data.py)" if errors[1:] else ""
+        raise InputError(f"{errors[0]}{more}")
+
+
+def count_message(published: int | None, found: int) -> str | None:
+    """The message for a number of clips or images that is not the published one."""
+    if published in (None, found):
+        return None
+    return (
+        f"{found} clips or images, but {published} were published: the download or extraction is "
+        "incomplete, or this is another version or a part (which published=null allows)"
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class VideoFolder:
-    """One video: its frames in order, and the masks that exist.
+    """One video: its frames in order, and the masks that exist. A still image is one of one frame.
 
     File names are kept as arrays of bytes, so that the millions of files of BL30K take megabytes.
 
@@ -56,6 +88,11 @@ class VideoFolder:
         """Every frame has a mask, so that results can be scored."""
         return bool((self.mask_files != b"").all())
 
+    def only_annotated(self) -> "VideoFolder":
+        """Without the frames that have no mask."""
+        kept = self.annotated
+        return replace(self, frame_files=self.frame_files[kept], mask_files=self.mask_files[kept])
+
     @cached_property
     def frames(self) -> list[Path]:
         return [self.frame(index) for index in range(len(self))]
@@ -89,7 +126,7 @@ def find_videos(
     listed = video_names(root, mask_root, split)
     if split is not None:
         path = find_split(root / "ImageSets", split)
-        raise_first(missing_clips(path, listed, image_root, set(subfolders(image_root))))
+        raise_first(missing_clips(path, listed, image_root))
     if names is not None:
         where = f"split {split}" if split is not None else str(mask_root)
         listed = select_names(listed, names, where)
@@ -143,40 +180,25 @@ def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names, without hidden ones. A dangling link counts, so that it is reported."""
+    """Sorted names, without hidden ones. A link counts wherever it leads, to be reported."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if _is_folder(e) and not is_hidden(e.name))
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    return entry.is_dir(follow_symlinks=False) or (
-        entry.is_symlink() and (os.path.isdir(entry.path) or not os.path.exists(entry.path))
-    )
-
-
-def hidden_folders(folder: Path) -> list[str]:
-    """Sorted names that start with a dot; not what systems leave behind, such as ``__MACOSX``."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.name.startswith(".") and e.is_dir())
+        found = [e.name for e in entries if e.is_symlink() or e.is_dir()]
+    return sorted(name for name in found if not is_hidden(name))
 
 
 def find_split(folder: Path, split: str) -> Path:
-    """The list of this name.
-
-    Args:
-        folder: ``ImageSets``.
-        split: name or path of a list in it, without ``.txt``.
+    """The list of this name (or path, without ``.txt``) in ``ImageSets``.
 
     Raises:
         InputError: there is none, or there are several; the message names those that exist.
     """
-    names = f"{split}.txt"
-    found = [folder / f"{known}.txt" for known in splits(folder)]
-    found = [path for path in found if names in (path.name, str(path.relative_to(folder)))]
+    lists = sorted([*folder.glob("*.txt"), *folder.glob("*/*.txt")])
+    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in lists}
+    found = [path for name, path in known.items() if split in (name, path.stem)]
     if len(found) != 1:
         problem = "is in several folders" if found else "does not exist"
         raise InputError(
-            f"{folder}: the split {split} {problem}; it has {', '.join(splits(folder)) or 'none'}"
+            f"{folder}: the split {split} {problem}; it has {', '.join(known) or 'none'}"
         )
     return found[0]
 
@@ -202,14 +224,9 @@ def read_split(path: Path) -> list[str]:
     return list(dict.fromkeys(videos))
 
 
-def missing_clips(
-    path: Path, names: Iterable[str], image_root: Path, there: Container[str]
-) -> list[Problem]:
-    """Clips that a list names but that do not exist.
-
-    Args:
-        there: the clips of ``image_root``.
-    """
+def missing_clips(path: Path, names: Iterable[str], image_root: Path) -> list[Problem]:
+    """Clips that a list names but that do not exist."""
+    there = set(subfolders(image_root))
     return [
         Problem(path, f"names the clip {name}, which is not in {image_root}")
         for name in names
@@ -217,32 +234,11 @@ def missing_clips(
     ]
 
 
-def splits(folder: Path) -> list[str]:
-    """The lists in ``ImageSets`` and its folders."""
-    if not folder.is_dir():
-        return []
-    found = []
-    for place in (folder, *(folder / name for name in subfolders(folder))):
-        relative = place.relative_to(folder)
-        found += [
-            str(relative / name.removesuffix(".txt"))
-            for name in os.listdir(place)
-            if name.endswith(".txt") and not is_hidden(name)
-        ]
-    return sorted(found)
-
-
 def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:
     """The video, unless it cannot be used, and everything wrong with its file names."""
+    message = "no such folder (or a link that leads nowhere), though its counterpart has this clip"
     problems = [
-        Problem(
-            folder,
-            "a link that leads nowhere"
-            if folder.is_symlink()
-            else "no such folder, though its counterpart has this clip",
-        )
-        for folder in (image_folder, mask_folder)
-        if not folder.is_dir()
+        Problem(folder, message) for folder in (image_folder, mask_folder) if not folder.is_dir()
     ]
     if problems:
         return None, problems
@@ -301,14 +297,6 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def hidden_files(folder: Path) -> list[Problem]:
-    return [
-        Problem(folder / name, HIDDEN, error=False)
-        for name in sorted(os.listdir(folder))
-        if is_hidden(name)
-    ]
-
-
 def _stem(name: str) -> str:
     return os.path.splitext(name)[0]
 
@@ -317,11 +305,9 @@ def _files(folder: Path, suffixes: Sequence[str], problems: list[Problem]) -> li
     """Names of the folder's images in order; anything else in it is a warning."""
     found = []
     for name in sorted(os.listdir(folder)):
-        if is_hidden(name):
-            problems.append(Problem(folder / name, HIDDEN, error=False))
-        elif os.path.splitext(name)[1].lower() in suffixes:
+        if os.path.splitext(name)[1].lower() in suffixes and not is_hidden(name):
             found.append(name)
-        else:
+        elif not is_hidden(name):
             expected = ", ".join(suffixes)
             problems.append(
                 Problem(folder / name, f"a stray file; expected {expected}", error=False)

@@ -12,18 +12,17 @@ import numpy as np
 
 from stma.data.images import almost_equal_sizes, image_size, size_message
 from stma.data.masks import MASK_VALUES, check_ids, fit_mask, has_void, read_mask, white_id
-from stma.data.problems import count_message
 from stma.data.video_folder import (
     VideoFolder,
+    count_message,
     find_video,
-    hidden_folders,
     select_names,
     subfolders,
     video_folders,
     video_names,
 )
 from stma.errors import InputError
-from stma.runtime.config import check_types
+from stma.runtime.config import check_ranges, check_types
 from stma.runtime.resume import files_state
 
 OBJECTS = ("any_frame", "first_mask")
@@ -48,7 +47,7 @@ class BenchmarkConfig:
         scored: every frame of every clip must have a mask to score with.
         archive: where the clips' folders are in the archive for the server, ``""`` for its root;
             null if no server takes one.
-        published: ``dataset:split``, whose number of clips is compared.
+        published: how many clips it was published with; null: any number.
         unseen: clips of classes that are not in training; LVOS averages seen and unseen ones.
     """
 
@@ -63,7 +62,7 @@ class BenchmarkConfig:
     frames: str = "all frames"
     scored: bool = False
     archive: str | None = None
-    published: str | None = None
+    published: int | None = None
     unseen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,10 +70,7 @@ class BenchmarkConfig:
         for key, known in (("mask_values", MASK_VALUES), ("objects", OBJECTS)):
             if getattr(self, key) not in known:
                 raise InputError(f"{key} is {getattr(self, key)!r}; choose one of {known}")
-        if self.void is not None and not 1 <= self.void <= 255:
-            raise InputError(f"void is {self.void}; give a value from 1 to 255, or null")
-        if self.frame_step is not None and self.frame_step < 1:
-            raise InputError(f"frame_step is {self.frame_step}; give 1 or more, or null")
+        check_ranges(self, void=(1, 255), frame_step=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,10 +295,7 @@ def list_clips(
     if split is None and (bare := sorted(set(subfolders(image_root)) - set(listed))):
         why = "masks" if meta is None else f"an entry in {rules.meta}"
         notes.append(f"{root}: {len(bare)} clips without {why} left out: {', '.join(bare)}")
-    hidden = sorted({*hidden_folders(image_root), *hidden_folders(mask_root)})
-    if split is None and hidden:
-        notes.append(f"{root}: {len(hidden)} hidden folders left out: {', '.join(hidden)}")
-    if rules.published is not None and (message := count_message(rules.published, len(listed))):
+    if message := count_message(rules.published, len(listed)):
         notes.append(f"{root}: {message}")
     if names is not None:
         listed = select_names(listed, names, f"{rules.name} at {root}")

@@ -91,6 +91,23 @@ def check_types(config: Any, prefix: str = "") -> None:
         raise InputError(f"{prefix}{in_one_line(error)}") from error
 
 
+def check_ranges(config: Any, prefix: str = "", **ranges: float | tuple[float, float]) -> None:
+    """Check numbers of a dataclass of settings; None is always allowed.
+
+    Args:
+        ranges: the least value of a setting, or its least and largest.
+
+    Raises:
+        InputError: names the first setting outside of its range.
+    """
+    for name, limits in ranges.items():
+        value = getattr(config, name)
+        low, high = limits if isinstance(limits, tuple) else (limits, float("inf"))
+        if value is not None and not low <= value <= high:
+            up_to = "or more" if high == float("inf") else f"to {high:.3g}"
+            raise InputError(f"{prefix}{name} is {value}; give {low:g} {up_to}")
+
+
 def check_paths(config: Any, *names: str) -> None:
     """Refuse empty paths, which would mean the current folder, and those that no file can have.
 
