@@ -50,7 +50,7 @@ INCIDENTAL = {
     *("max_skipped", "dry_run", "validation"),
 }
 # Settings of an evaluation that change only speed and memory.
-UNCOUNTED = ("output", "weights", "datasets", "overwrite", "report", "compare", "sheets", "videos")
+UNCOUNTED = ("output", "weights", "datasets", "overwrite", "report", "compare", "videos")
 
 
 @dataclass
@@ -189,7 +189,7 @@ def evaluate_all(rows: Sequence[Row], overrides: Sequence[str]) -> None:
         raise InputError(f"{some.root}: no clip has all the masks needed for a score")
     if not all(Path(each.output, RESULTS).exists() for row in configs for each in row):
         # A warm-up, or the first row's FPS would include one-time costs.
-        evaluate(replace(some, fps_only=True, workers=1, clips=[clips[0].name]))
+        evaluate(replace(some, fps_only=True, clips=[clips[0].name]))
     for row, its_configs in zip(rows, configs, strict=True):
         for config in its_configs:
             result = evaluate(config)

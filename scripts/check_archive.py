@@ -5,7 +5,6 @@ eval.py: datasets=..., root=..., split=...
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from stma.compose import benchmark_names, load_resolved
@@ -35,7 +34,7 @@ def main() -> None:
         raise InputError(f"the benchmark's own files are faulty: {faults}")
     for note in listing.notes:
         print(note)
-    problems = check_archive(arguments.archive, clips, os.cpu_count() or 1)
+    problems = check_archive(arguments.archive, clips)
     for problem in problems:
         print(problem)
     masks = sum(len(clip.output_stems) for clip in clips)

@@ -20,13 +20,14 @@ from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
 from stma.errors import InputError
-from stma.evaluation import spreading
+from stma.evaluation import evaluation
 from stma.evaluation.archive import check_archive
 from stma.evaluation.benchmarks import BenchmarkConfig, list_clips
 from stma.evaluation.eval_config import EvalConfig, parse_eval_config
-from stma.evaluation.evaluation import evaluate
+from stma.evaluation.evaluation import evaluate, own_share
 from stma.inference.augmentation import AugmentConfig
 from stma.inference.segmenter import SegmenterConfig
+from stma.runtime.distributed import Processes
 from stma.runtime.resume import TRAINING, Record
 
 BOX = box(10, 10, 12, 12)
@@ -56,7 +57,7 @@ def masks_below(folder: Path) -> dict[str, bytes]:
 
 def test_masks_scores_and_pictures_of_every_clip(root, weights, tmp_path) -> None:
     output = tmp_path / "out"
-    drawn = {"sheets": True, "videos": True, "report": True}
+    drawn = {"videos": True, "report": True}
     result = evaluate(config(root, output, method="stma", weights=str(weights), **drawn))
     assert result.ok
     assert {score.clip for score in result.scores} == {"full"}
@@ -66,7 +67,6 @@ def test_masks_scores_and_pictures_of_every_clip(root, weights, tmp_path) -> Non
         assert [path.name for path in written] == [f"{t:05d}.png" for t in range(5)]
         with Image.open(written[0]) as image:
             assert (image.mode, image.size) == ("P", (56, 40))
-        assert (output / "sheets" / f"{name}.png").is_file()
         assert (output / "videos" / f"{name}.mp4").stat().st_size > 0
     assert (output / "report.html").is_file()
     summary = json.loads((output / "results.json").read_text())
@@ -95,7 +95,7 @@ def test_copying_scores_what_the_first_mask_is_worth(root, tmp_path) -> None:
 
 def test_a_second_run_goes_on_with_the_clips_that_are_left(root, tmp_path, monkeypatch) -> None:
     ran: list[str] = []
-    run = spreading.run_clip
+    run = evaluation.run_clip
 
     def noted(clip, *arguments):
         ran.append(clip.name)
@@ -103,7 +103,7 @@ def test_a_second_run_goes_on_with_the_clips_that_are_left(root, tmp_path, monke
             raise KeyboardInterrupt
         return run(clip, *arguments)
 
-    monkeypatch.setattr(spreading, "run_clip", noted)
+    monkeypatch.setattr(evaluation, "run_clip", noted)
     settings = config(root, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         evaluate(settings)
@@ -215,7 +215,7 @@ def test_overwriting_removes_what_is_ours_alone(root, tmp_path) -> None:
 
 
 def test_a_clip_whose_files_change_meanwhile_is_a_fault(root, tmp_path, monkeypatch) -> None:
-    run = spreading.run_clip
+    run = evaluation.run_clip
 
     def touched(clip, *arguments):
         outcome = run(clip, *arguments)
@@ -223,7 +223,7 @@ def test_a_clip_whose_files_change_meanwhile_is_a_fault(root, tmp_path, monkeypa
             os.utime(clip.frames[0], (1, 1))
         return outcome
 
-    monkeypatch.setattr(spreading, "run_clip", touched)
+    monkeypatch.setattr(evaluation, "run_clip", touched)
     rules = BenchmarkConfig(name="mine", archive="")
     result = evaluate(config(root, tmp_path / "out", benchmark=rules))
     assert "its files have changed since" in result.faults["full"]
@@ -296,31 +296,55 @@ def test_many_processes_give_the_masks_of_one(root, weights, tmp_path) -> None:
     (root / "JPEGImages/broken/00002.png").write_bytes(b"")
     settings = {"method": "stma", "weights": str(weights)}
     one = evaluate(config(root, tmp_path / "one", **settings))
-    two = evaluate(config(root, tmp_path / "two", workers=2, **settings))
-    assert masks_below(tmp_path / "one") == masks_below(tmp_path / "two")
-    assert one.faults.keys() == two.faults.keys() == {"broken"}
+    assert one.faults.keys() == {"broken"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     entry = Path(__file__).parent.parent / "eval.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={port}", str(entry), f"root={root}", f"output={tmp_path}/three"]
+    command += [f"--master-port={port}", str(entry), f"root={root}", f"output={tmp_path}/two"]
     command += [f"weights={weights}", "device=cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 1  # of the clip that is broken
     assert done.stdout.count("1 clip failed") == 1
-    assert masks_below(tmp_path / "three/masks") == masks_below(tmp_path / "one/masks")
-    assert (tmp_path / "three/report.html").is_file()
+    assert masks_below(tmp_path / "two/masks") == masks_below(tmp_path / "one/masks")
+    assert "2 processes at once" in done.stdout
+    assert (tmp_path / "two/report.html").is_file()
+
+
+def test_shares_are_whole_disjoint_and_even(tmp_path) -> None:
+    for name, frames in (("a", 3), ("b", 9), ("c", 4), ("d", 5)):
+        write_clip(tmp_path, name, {0: BOX}, frames=frames)
+    clips = list_clips(BenchmarkConfig(), tmp_path).clips
+    assert own_share(clips, Processes()) == clips
+    shares = [own_share(clips, Processes(rank, 2)) for rank in (0, 1)]
+    assert [[clip.name for clip in share] for share in shares] == [["b", "a"], ["d", "c"]]
+    # 9 + 3 against 5 + 4 frames: each clip went to who had the least.
+
+
+def test_a_fault_of_the_program_is_logged_whole_and_costs_no_other_clip(
+    root, tmp_path, monkeypatch
+) -> None:
+    def fails(clip, *arguments):
+        if clip.name == "full":
+            raise RuntimeError("out of memory")
+        return run(clip, *arguments)
+
+    run = evaluation.run_clip
+    monkeypatch.setattr(evaluation, "run_clip", fails)
+    result = evaluate(config(root, tmp_path / "out"))
+    assert result.faults == {"full": "RuntimeError: out of memory"}
+    assert [run.clip for run in result.runs] == ["late"]
+    assert "Traceback" in (tmp_path / "out" / "eval.log").read_text()
 
 
 def test_settings_that_make_no_sense(root, tmp_path, monkeypatch) -> None:
     for settings, message in (
         ({"method": "xmem"}, r"method is 'xmem'.*copy"),
-        ({"workers": 0}, "workers is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"augment": AugmentConfig(flip=True)}, "augment: the method copy has no views"),
         ({"method": "stma", "weights": "w", "augment": AugmentConfig([9.0])}, "scale is 9"),
-        ({"fps_only": True, "workers": 2}, "fps_only: processes slow one another"),
+        ({"threads": 1_000_000}, "threads is 1000000; give"),
     ):
         with pytest.raises(InputError, match=message):
             config(root, tmp_path, **settings)
@@ -341,10 +365,8 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(weights.read_bytes()[:-100])
     for path, message in ((other, r"missing: decoder\.head\.weight"), (cut, "not a complete")):
-        for workers in (1, 2):
-            settings = {"method": "stma", "weights": str(path), "workers": workers}
-            with pytest.raises(InputError, match=message):
-                evaluate(config(root, tmp_path / "out", **settings))
+        with pytest.raises(InputError, match=message):
+            evaluate(config(root, tmp_path / "out", method="stma", weights=str(path)))
     assert not (tmp_path / "out").exists()
 
 
@@ -371,17 +393,6 @@ def test_an_empty_path_is_not_the_current_folder(root, tmp_path, key: str) -> No
         EvalConfig(**({"root": str(root), "output": str(tmp_path)} | {key: ""}))
 
 
-@pytest.mark.slow
-def test_as_many_processes_are_told_as_ran(root, tmp_path) -> None:
-    workers = 4 * os.cpu_count()
-    text = evaluate(config(root, tmp_path / "out", workers=workers)).text()
-    assert "2 processes at once" in text
-    with pytest.raises(InputError, match=f"workers is {workers + 1}; give at most {workers}"):
-        config(root, tmp_path, workers=workers + 1)
-    with pytest.raises(InputError, match="threads is 1000000; give"):
-        config(root, tmp_path, threads=1_000_000)
-
-
 NAMES = [
     "two words",
     "ünï-日本",
@@ -399,14 +410,14 @@ NAMES = [
 
 
 def test_clips_of_any_name(tmp_path, capfd, caplog) -> None:
-    """Masks, pages, sheets and videos; hidden folders are left out."""
+    """Masks, pages and videos; hidden folders are left out."""
     for name in NAMES:
         write_clip(tmp_path / "data", name, dict.fromkeys(range(3), BOX), frames=3)
     output, seen = tmp_path / "out", sorted(set(NAMES) - {"..hidden"})
-    drawn = {"sheets": True, "videos": True, "report": True}
+    drawn = {"videos": True, "report": True}
     result = evaluate(config(tmp_path / "data", output, **drawn))
     assert result.ok
-    for folder, suffix in (("masks", ""), ("sheets", ".png"), ("videos", ".mp4")):
+    for folder, suffix in (("masks", ""), ("videos", ".mp4")):
         assert sorted(p.name for p in (output / folder).iterdir()) == [f"{n}{suffix}" for n in seen]
     page = (output / "report.html").read_text()
     assert "<b>&lt;b&gt;</b>" in page

@@ -7,6 +7,7 @@ from vos_benchmark.evaluator import Evaluator
 from stma.data.pictures import save_mask
 from stma.errors import InputError
 from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
+from stma.evaluation import scoring
 from stma.evaluation.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
 
 DAVIS = BenchmarkConfig(objects="first_mask", void=255)
@@ -140,11 +141,12 @@ def test_stated_ranges_count_without_their_ends(tmp_path) -> None:
         ClipScorer(beyond)
 
 
-def test_several_processes_give_the_same_scores(tmp_path) -> None:
+def test_several_processes_give_the_same_scores(tmp_path, monkeypatch) -> None:
     clips = []
     for name, value, frames in (("a", 1, 3), ("b", 7, 5)):
         clips.append(clip_of(tmp_path, name, [wide(20, value)] * frames, BenchmarkConfig()))
         write_results(tmp_path, name, [wide(15, value)] * frames)
+    monkeypatch.setattr(scoring, "FRAMES_OF_A_PROCESS", 1)
     alone, shared = (score_clips(clips, tmp_path / "results", processes=n)[0] for n in (1, 2))
     assert [s.clip for s in alone] == [s.clip for s in shared] == ["a", "b"]
     assert summarize(alone) == summarize(shared)

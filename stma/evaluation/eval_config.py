@@ -32,12 +32,11 @@ class EvalConfig:
         segmenter: how a clip is segmented.
         augment: the views of a clip that are averaged.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-        workers: processes that share the clips, spread over the GPUs if there are any.
         threads: of each process on a CPU; null for all cores.
         overwrite: start over: remove what an earlier run left in the output.
         fps_only: measure the speed and write nothing.
         report: make the HTML page; ``compare`` is another evaluation's output to show beside this.
-        sheets, videos: draw a contact sheet and an overlay video of each clip.
+        videos: draw an overlay video of each clip.
     """
 
     root: str
@@ -51,13 +50,11 @@ class EvalConfig:
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     device: str = "auto"
-    workers: int = 1
     threads: int | None = None
     overwrite: bool = False
     fps_only: bool = False
     report: bool = True
     compare: str | None = None
-    sheets: bool = False
     videos: bool = False
 
     def __post_init__(self) -> None:
@@ -72,12 +69,8 @@ class EvalConfig:
                 replace(self.segmenter, scale=self.segmenter.scale * scale)
             except InputError as error:
                 raise InputError(f"augment.scales holds {scale}: {error}") from error
-        if self.fps_only and self.workers > 1:
-            raise InputError("fps_only: processes slow one another down; leave workers at 1")
-        for key in ("workers", "threads"):
-            value = getattr(self, key)
-            if value is not None:
-                check_count(key, value, at_least=1)
+        if self.threads is not None:
+            check_count("threads", self.threads, at_least=1)
 
 
 def parse_eval_config(config: DictConfig) -> EvalConfig:

@@ -1,7 +1,9 @@
 """From weights to masks, scores, an archive and a page to look at."""
 
 import logging
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +16,14 @@ from stma.evaluation.archive import check_archive, write_archive
 from stma.evaluation.benchmarks import EvalClip, Listing, list_clips
 from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.output import Output
-from stma.evaluation.report import Result, draw_overlays, write_report
+from stma.evaluation.report import Result, draw_video, write_report
 from stma.evaluation.results import Evaluation, Speed, write_results
-from stma.evaluation.running import ClipRun
+from stma.evaluation.running import ClipRun, run_clip
 from stma.evaluation.scoring import ObjectScore, score_clips
-from stma.evaluation.spreading import ClipWorker, Failure, run_clips
 from stma.evaluation.tables import one_line
+from stma.inference.augmentation import AugmentedSegmenter
+from stma.inference.baselines import CopyFirstMask, FlowWarp
+from stma.inference.segmenter import Segmenter, VideoSegmenter
 from stma.model.weights import find_weights, load_model, shipped_weights
 from stma.runtime.device import reset_peak
 from stma.runtime.distributed import Processes, join_processes
@@ -44,7 +48,8 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
     with join_processes(config.device, backend="gloo") as (processes, device):
         reset_peak(device)
         output = None if config.fps_only else processes.together(lambda: Output(config))
-        listing, worker = processes.together(lambda: _check(config, output, device, processes))
+        device = device if config.method == "stma" else torch.device("cpu")
+        listing, method = processes.together(lambda: _check(config, output, device, processes))
         clips, faults = listing.clips, listing.faults
         with ExitStack() as stack:
 
@@ -59,9 +64,9 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
             processes.wait()
             if done := len(clips) - len(todo):
                 log.info("already done: %d of %d clips", done, len(clips))
-            runs, failed = _segment(config, todo, output, device, worker, processes)
+            runs, failed = _segment(todo, output, device, method, processes)
             if output is None:
-                return _evaluation(config, runs, faults | failed, processes)
+                return _evaluation(config, runs, faults | failed)
             if not processes.is_main:
                 return None
             return _conclude(config, clips, output, faults | failed, processes)
@@ -69,10 +74,10 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
 
 def _check(
     config: EvalConfig, output: Output | None, device: torch.device, processes: Processes
-) -> tuple[Listing, ClipWorker | None]:
+) -> tuple[Listing, Callable[[], VideoSegmenter]]:
     """Find all that can be wrong before anything is written."""
-    if processes.world_size > 1 and (config.workers > 1 or config.fps_only):
-        raise InputError("under torchrun leave workers at 1, and fps_only=false")
+    if processes.world_size > 1 and config.fps_only:
+        raise InputError("fps_only: processes slow one another down; run it without torchrun")
     listing = list_clips(config.benchmark, config.root, config.split, config.clips)
     if output is not None:
         root, rules = Path(config.root), config.benchmark
@@ -80,11 +85,25 @@ def _check(
         output.check()
     if config.compare is not None:
         _check_comparable(config)
-    if config.workers == 1:
-        return listing, ClipWorker(config, device)
-    if config.method == "stma":
-        load_model(config.weights, "cpu")  # fails now, not in every worker
-    return listing, None
+    return listing, _method(config, device)
+
+
+def _method(config: EvalConfig, device: torch.device) -> Callable[[], VideoSegmenter]:
+    """What segments a clip, anew for each."""
+    threads = config.threads
+    # torchrun gives its processes one thread each, which would change the last bits.
+    if os.environ.get("OMP_NUM_THREADS") == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        threads = threads or available_cores()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if config.method == "copy":
+        return CopyFirstMask
+    if config.method == "flow":
+        return FlowWarp
+    model = load_model(config.weights, device)
+    if config.augment.is_plain:
+        return lambda: Segmenter(model, config.segmenter)
+    return lambda: AugmentedSegmenter(model, config.segmenter, config.augment)
 
 
 def _check_comparable(config: EvalConfig) -> None:
@@ -111,53 +130,63 @@ def _log_start(config: EvalConfig, listing: Listing) -> None:
         _log_fault(name, fault)
 
 
-def _log_fault(name: str, fault: str) -> None:
-    log.error("%s", one_line(f"{name}: {fault}"))
+def _log_fault(name: str, fault: str, details: str = "") -> None:
+    log.error("%s%s", one_line(f"{name}: {fault}"), details)
+
+
+def own_share(clips: Sequence[EvalClip], processes: Processes) -> list[EvalClip]:
+    """Of several processes' clips, this one's: the longest go first, each to the process with the
+    least to do."""
+    if processes.world_size == 1:
+        return list(clips)
+    load = [0] * processes.world_size
+    share = []
+    for clip in sorted(clips, key=lambda clip: (-len(clip.frames), clip.name)):
+        rank = load.index(min(load))
+        load[rank] += len(clip.frames)
+        if rank == processes.rank:
+            share.append(clip)
+    return share
 
 
 def _segment(
-    config: EvalConfig,
     clips: Sequence[EvalClip],
     output: Output | None,
     device: torch.device,
-    worker: ClipWorker | None,
+    method: Callable[[], VideoSegmenter],
     processes: Processes,
 ) -> tuple[list[ClipRun], dict[str, str]]:
-    """Segment clips, and record each that is done.
+    """Segment this process's share of the clips, and record each that is done.
 
     Returns:
-        How the clips of this process went, and what went wrong in any, by clip.
+        How they went, and what went wrong with any clip, by name.
     """
     runs: list[ClipRun] = []
-    failures: dict[str, Failure] = {}
-    files = {}
-    for clip in clips:
-        try:
-            files[clip.name] = clip.files_state()
-        except OSError as error:
-            failures[clip.name] = Failure(f"a file of the clip cannot be read ({error})")
-    there = [clip for clip in clips if clip.name in files]
-    masks = None if output is None else output.masks
-    for clip, outcome in run_clips(config, there, masks, device, worker, processes):
-        try:
-            if isinstance(outcome, ClipRun):
-                runs.append(outcome)
+    faults: dict[str, tuple[str, str]] = {}  # a line, and a traceback if it is the program's own
+    share = own_share(clips, processes)
+    frames = sum(len(clip.frames) for clip in share)
+    with tqdm(total=frames, unit="frame", disable=not processes.is_main, desc="segment") as bar:
+        for clip in share:
+            bar.set_postfix_str(one_line(clip.name))
+            try:
+                files = clip.files_state()
+                folder = None if output is None else output.masks / clip.name
+                run = run_clip(clip, method(), folder, device, bar.update)
                 if output is not None:
-                    output.finish(clip, files[clip.name], outcome)
+                    output.finish(clip, files, run)
+                runs.append(run)
                 continue
-        except OSError as error:
-            outcome = Failure(f"its result cannot be recorded ({error})")
-        failures[clip.name] = outcome
-        _log_failure(clip.name, outcome)
-    everyone = processes.gather(failures)
+            except (InputError, OSError) as error:
+                faults[clip.name] = (str(error), "")
+            except Exception as error:  # noqa: BLE001 - logged whole, and the run ends with status 1
+                line = f"{type(error).__name__}: {error}"
+                faults[clip.name] = (line, f"\n{traceback.format_exc()}")
+            _log_fault(clip.name, *faults[clip.name])
+    everyone = processes.gather(faults)
     for others in everyone[1:]:  # whose logs are off
-        for name, failure in others.items():
-            _log_failure(name, failure)
-    return runs, {name: failure.message for each in everyone for name, failure in each.items()}
-
-
-def _log_failure(name: str, failure: Failure) -> None:
-    log.error("%s: %s", one_line(name), failure.details or one_line(failure.message))
+        for name, fault in others.items():
+            _log_fault(name, *fault)
+    return runs, {name: line for each in everyone for name, (line, _) in each.items()}
 
 
 def _conclude(
@@ -181,10 +210,10 @@ def _conclude(
         config,
         [run for run in runs.values() if run is not None],
         faults | not_scored,
-        processes,
         scores,
         archive,
         problems,
+        processes.world_size,
     )
     made_with = {
         "config": asdict(config),
@@ -197,10 +226,10 @@ def _conclude(
         problems.append(f"{output.folder}: the results cannot be written ({error})")
         return result
     # Pictures come last: if they fail, everything else is already written.
-    drawn = segmented if config.sheets or config.videos else []
+    drawn = segmented if config.videos else []
     for clip in tqdm(drawn, unit="clip", desc="draw", disable=not drawn):
         try:
-            draw_overlays(clip, output.folder, sheet=config.sheets, movie=config.videos)
+            draw_video(clip, output.folder)
         except (InputError, OSError) as error:
             problems.append(f"{clip.name}: not drawn: {error}")
     if config.report:
@@ -233,12 +262,11 @@ def _evaluation(
     config: EvalConfig,
     runs: list[ClipRun],
     faults: dict[str, str],
-    processes: Processes,
     scores: Sequence[ObjectScore] = (),
     archive: Path | None = None,
     problems: list[str] | None = None,
+    processes: int = 1,
 ) -> Evaluation:
-    at_once = min(max(config.workers, processes.world_size), len(runs))
     return Evaluation(
         benchmark=config.benchmark.name,
         frames=config.benchmark.frames,
@@ -246,7 +274,7 @@ def _evaluation(
         runs=runs,
         scores=list(scores),
         faults=faults,
-        speed=Speed.of(runs, at_once) if runs else None,
+        speed=Speed.of(runs, min(processes, len(runs))) if runs else None,
         archive=archive,
         problems=[] if problems is None else problems,
         speed_only=config.fps_only,
@@ -283,7 +311,7 @@ def _make_archive(
         return None
     try:
         write_archive(output.archive, clips, output.masks)
-        problems += check_archive(output.archive, clips, available_cores())
+        problems += check_archive(output.archive, clips)
     except InputError as error:
         problems.append(str(error))
     return output.archive if output.archive.is_file() else None

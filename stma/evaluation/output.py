@@ -24,7 +24,7 @@ from stma.runtime.resume import (
 
 FILES = (RESULTS, FRAME_SCORES, "results.md", "results.csv", "scores.csv", "report.html")
 OVER = "overwrite=true to start over"
-FOLDERS = ("masks", "clips", "sheets", "videos")
+FOLDERS = ("masks", "clips", "videos")
 
 
 class Output:

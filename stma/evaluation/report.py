@@ -1,4 +1,4 @@
-"""What an evaluation draws: a self-contained HTML page for one or two, sheets and videos."""
+"""What an evaluation draws: a self-contained HTML page for one or two, and videos."""
 
 import base64
 import csv
@@ -16,7 +16,7 @@ from PIL import Image
 
 from stma.data.images import natural_order, read_image
 from stma.data.masks import read_mask
-from stma.data.pictures import contact_sheet, draw_overlay, save_picture, write_video
+from stma.data.pictures import draw_overlay, write_video
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.evaluation.results import FRAME_SCORES, RESULTS
@@ -172,30 +172,15 @@ def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
     return ClipPictures(strips, movies, stems, missing)
 
 
-def draw_overlays(clip: EvalClip, output: Path, *, sheet: bool, movie: bool) -> None:
-    """Draw the masks of a segmented clip on its frames.
-
-    ``sheets/<clip>.png`` shows frames from first to last and, if all have masks, the ground truth
-    below; ``videos/<clip>.mp4`` shows all frames.
-    """
+def draw_video(clip: EvalClip, output: Path) -> None:
+    """Draw the masks of a segmented clip on its frames: ``videos/<clip>.mp4``."""
     masks = output / "masks" / clip.name
     frames = {path.stem: path for path in clip.frames}
-
-    def overlay(stem: str) -> np.ndarray:
-        return draw_overlay(read_image(frames[stem]), read_mask(masks / f"{stem}.png")[0])
-
-    if sheet:
-        stems = spaced(clip.output_stems, STRIP_FRAMES)
-        title = f"{clip.name}: result at frames {', '.join(stems)}"
-        rows = [(title, [overlay(stem) for stem in stems])]
-        if clip.video.fully_annotated:
-            truth = [draw_overlay(read_image(frames[s]), clip.read_mask(s)[0]) for s in stems]
-            rows.append(("truth", truth))
-        save_picture(output / "sheets" / f"{clip.name}.png", contact_sheet(rows))
-    if movie:
-        write_video(
-            output / "videos" / f"{clip.name}.mp4", (overlay(stem) for stem in clip.output_stems)
-        )
+    overlays = (
+        draw_overlay(read_image(frames[stem]), read_mask(masks / f"{stem}.png")[0])
+        for stem in clip.output_stems
+    )
+    write_video(output / "videos" / f"{clip.name}.mp4", overlays)
 
 
 def spaced(items: Sequence[str], count: int) -> list[str]:

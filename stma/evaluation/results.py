@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stma.evaluation.reported import columns, reported
+from stma.evaluation.reported import REGION, columns, reported
 from stma.evaluation.running import ClipRun
 from stma.evaluation.scoring import ObjectScore, Score, seen_and_unseen, summarize
 from stma.evaluation.tables import Table, number, one_line
@@ -125,38 +125,30 @@ class Evaluation:
         """This result with what the paper and its peers report for the benchmark."""
         region = columns(self.benchmark)
         mean = next(reversed(self.groups()), self.mean())
-        if mean is None or len(region) != 3:
-            ours: list[str] = [number(None)] * (len(region) + 4)
+        if mean is None or region != REGION:
+            ours = [""] * (len(region) + 4)
         else:
-            figures = (mean.jf, mean.j, mean.f, *decays(mean))
-            ours = [number(figure) for figure in figures]
+            ours = [number(figure) for figure in figures(mean)]
         speed = number(self.speed.fps if self.speed else None)
         rows = [[self.method, "", *ours, speed]]
         for row in reported(self.benchmark):
             rows.append([row.method, row.training, *map(number, row.figures), *[""] * 5])
-        header = ["method", "training", *region, *DECAYS, "FPS"]
+        header = ["method", "training", *region, *FIGURES[3:], "FPS"]
         return Table(header, rows)
 
     def clip_table(self) -> Table:
         """Every clip, and the mean over all objects."""
-        rows = [
-            [row.name, *(number(x) for x in (row.jf, row.j, row.f, *decays(row)))]
-            for row in summarize(self.scores)
-        ]
-        return Table(["clip", "J&F", "J", "F", *DECAYS], rows)
+        rows = [[row.name, *map(number, figures(row))] for row in summarize(self.scores)]
+        return Table(["clip", *FIGURES], rows)
 
     def object_table(self) -> Table:
         """Every object, and the mean."""
-        rows = []
-        for each in self.scores:
-            row = Score.mean_of(each.clip, [each])
-            figures = [number(x, 3) for x in (row.jf, row.j, row.f, *decays(row))]
-            rows.append([each.clip, str(each.object_id), *figures])
-        mean = self.mean()
-        assert mean is not None
-        figures = [number(x, 3) for x in (mean.jf, mean.j, mean.f, *decays(mean))]
-        rows.append(["mean", "", *figures])
-        return Table(["clip", "object", "J&F", "J", "F", *DECAYS], rows)
+        named = [((each.clip, str(each.object_id)), [each]) for each in self.scores]
+        rows = [
+            [*names, *(number(value, 3) for value in figures(Score.mean_of("", scores)))]
+            for names, scores in [*named, (("mean", ""), self.scores)]
+        ]
+        return Table(["clip", "object", *FIGURES], rows)
 
     def text(self) -> str:
         """What is printed at the end, as Markdown."""
@@ -189,12 +181,13 @@ class Evaluation:
         return "\n\n".join(parts)
 
 
-DECAYS = ("J recall", "J decay", "F recall", "F decay")
+FIGURES = ("J&F", "J", "F", "J recall", "J decay", "F recall", "F decay")
 
 
-def decays(score: Score) -> tuple[float, float, float, float]:
-    """In the order of ``DECAYS``."""
-    return score.j_recall, score.j_decay, score.f_recall, score.f_decay
+def figures(score: Score) -> tuple[float, ...]:
+    """In the order of ``FIGURES``."""
+    of_j, of_f = (score.j_recall, score.j_decay), (score.f_recall, score.f_decay)
+    return score.jf, score.j, score.f, *of_j, *of_f
 
 
 def write_results(output: Path, result: Evaluation, made_with: dict[str, Any]) -> None:

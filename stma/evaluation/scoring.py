@@ -21,6 +21,7 @@ from stma.runtime.workers import worker_map
 BOUNDARY = 0.008
 RECALL_THRESHOLD = 0.5
 DECAY_BINS = 4
+FRAMES_OF_A_PROCESS = 200  # at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +211,9 @@ def score_clips(
     order = sorted(range(len(clips)), key=lambda i: -len(clips[i].video))
     by_length = [clips[i] for i in order]
     folders = [result_root / clip.name for clip in by_length]
-    with worker_map(max(1, min(processes, len(clips)))) as spread:
+    # Starting a process takes as long as scoring some hundred frames.
+    worth = sum(len(clip.video) for clip in clips) // FRAMES_OF_A_PROCESS
+    with worker_map(max(1, min(processes, len(clips), worth))) as spread:
         outcomes = dict(zip(order, spread(_try_score, by_length, folders), strict=True))
     scores: list[ObjectScore] = []
     faults: dict[str, str] = {}
