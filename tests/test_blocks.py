@@ -4,7 +4,16 @@ from timm import layers
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from stma.model.blocks import DropPath, LayerNorm2d, Mlp, ResidualBlock, group_norm, split_objects
+from stma.model.blocks import (
+    DepthwiseConv2d,
+    DropPath,
+    LayerNorm2d,
+    Mlp,
+    ResidualBlock,
+    group_norm,
+    per_object,
+    split_objects,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +66,16 @@ def test_objects_are_split_where_no_gradient_is_wanted() -> None:
     with torch.no_grad():
         assert [part.shape[1] for part in split_objects(x)] == [4, 4, 1]
         assert torch.equal(torch.cat(list(split_objects(x)), dim=1), x)
+
+
+@pytest.mark.parametrize("layer", [group_norm(16), DepthwiseConv2d(16, 5)])
+def test_layers_that_are_slow_in_bf16_on_a_cpu_compute_in_fp32_there(layer: nn.Module) -> None:
+    x = torch.randn(2, 16, 6, 7).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x).to(x.dtype), layer.float()(x.float()).to(x.dtype))
+
+
+def test_a_map_that_objects_share_is_added_to_each() -> None:
+    shared, objects = torch.randn(2, 3, 4, 5), torch.randn(6, 3, 4, 5)
+    sums = per_object(shared, objects)
+    assert torch.equal(sums, objects + shared.repeat_interleave(3, dim=0))

@@ -40,10 +40,14 @@ class FrameEmbedding:
         def split(x: Tensor) -> list[Tensor]:
             return list(x.unflatten(0, (-1, num_frames)).unbind(1))
 
+        def split_map(x: Tensor) -> list[Tensor]:
+            # So that the gradient is channels-last, too: operations on two layouts are slow.
+            return [part.permute(0, 3, 1, 2) for part in split(x.permute(0, 2, 3, 1))]
+
         tokens = split(self.tokens)
         if self.fine is None:
             return [FrameEmbedding(x, self.grid, None) for x in tokens]
-        stride8, stride4 = (split(x) for x in self.fine)
+        stride8, stride4 = (split_map(x) for x in self.fine)
         return [
             FrameEmbedding(x, self.grid, (fine8, fine4))
             for x, fine8, fine4 in zip(tokens, stride8, stride4, strict=True)

@@ -21,7 +21,7 @@ from stma.model.backbone import (
     map_to_tokens,
     sinusoidal_position_embedding,
 )
-from stma.model.blocks import DropPath, LayerNorm2d, Mlp
+from stma.model.blocks import DepthwiseConv2d, DropPath, LayerNorm2d, Mlp
 
 # ConvMAE's code builds the norms of its convolutional parts with PyTorch's default epsilon and
 # only the transformer blocks with 1e-6; its checkpoints were trained that way.
@@ -48,7 +48,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm2d(dim, eps=CONV_NORM_EPS)
         self.conv1 = nn.Conv2d(dim, dim, 1)
-        self.attn = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.attn = DepthwiseConv2d(dim, 5)
         self.conv2 = nn.Conv2d(dim, dim, 1)
         self.norm2 = LayerNorm2d(dim, eps=CONV_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), conv=True)

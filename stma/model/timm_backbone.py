@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stma.errors import InputError
-from stma.model.attention import BlockInHalves
+from stma.model.attention import BlockInHalves, attend
 from stma.model.backbone import STRIDE, FrameEmbedding, ResampledPositions
 from stma.model.convvit import TransformerStage
 from stma.model.vit import OneStride
@@ -197,7 +197,7 @@ class TimmAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: KeyValue, mask: Tensor | None = None) -> Tensor:
         """See :meth:`stma.model.attention.Attention.forward`."""
-        x = F.scaled_dot_product_attention(query, keys.key, keys.value, attn_mask=mask)
+        x = attend(query, keys, mask)
         return self.inner.proj(self.inner.norm(rearrange(x, "b nh s d -> b s (nh d)")))
 
 

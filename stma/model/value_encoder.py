@@ -58,11 +58,11 @@ class ValueEncoder(nn.Module):
             ``(B, N, C, h, w)``.
         """
         others = masks.sum(dim=1, keepdim=True) - masks
-        pairs = torch.stack([masks, others], dim=2)
+        pairs = torch.stack([masks, others], dim=-1)  # channels last, as the images
         image = self.stem_image(images)
         values = []
         for some in split_objects(pairs):
-            x = per_object(image, self.stem_masks(some.flatten(0, 1)))
+            x = per_object(image, self.stem_masks(some.flatten(0, 1).permute(0, 3, 1, 2)))
             x = self.project(self.stages(self.stem(x)))
             values.append(x.unflatten(0, some.shape[:2]))
         return torch.cat(values, dim=1)
