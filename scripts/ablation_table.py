@@ -33,7 +33,6 @@ from stma.evaluation.evaluation import evaluate
 from stma.evaluation.reported import MAE, MOCO_V3, SCRATCH, TABLE_1, TABLE_2
 from stma.evaluation.results import RESULTS, Evaluation
 from stma.evaluation.tables import Table, number
-from stma.model.cost import count_cost
 from stma.model.factory import ModelConfig
 from stma.model.pretrained import kind_of
 from stma.model.streams import VARIANTS
@@ -41,7 +40,6 @@ from stma.model.weights import read_weights
 from stma.runtime.resume import file_digest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-HEIGHT, WIDTH = 480, 864  # of the frames whose GFLOPs are counted, as in the paper
 NAMED = ("stages", "sources")  # settings that hold others under the user's names
 # Settings of a run that change nothing of what it learns but by chance.
 INCIDENTAL = {
@@ -79,7 +77,6 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings of eval.py: KEY=VALUE")
-    parser.add_argument("--objects", type=int, default=1, help="in the GFLOPs")
     parser.add_argument(
         "--ignore",
         action="append",
@@ -88,8 +85,6 @@ def main() -> None:
         help="a setting in which runs of a row may differ (such as weights); repeatable",
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.objects < 1:
-        parser.error(f"--objects is {arguments.objects}; give 1 or more")
     for each in arguments.overrides:
         key, equals, _ = each.lstrip("+").partition("=")
         if not equals:
@@ -98,7 +93,7 @@ def main() -> None:
             parser.error(f"{each}: the table itself sets it")
     rows = find_rows(arguments.runs, arguments.ignore)
     evaluate_all(rows, arguments.overrides)
-    table = make_table(rows, arguments.objects)
+    table = make_table(rows)
     path = arguments.runs / "table"
     (path.with_suffix(".md")).write_text(table.markdown() + "\n", encoding="utf-8")
     table.write_csv(path.with_suffix(".csv"))
@@ -246,7 +241,7 @@ def distinctions(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
-def make_table(rows: list[Row], objects: int) -> Table:
+def make_table(rows: list[Row]) -> Table:
     """The full model first."""
     rows = sorted(rows, key=lambda row: VARIANTS.index(row.runs[0].model.variant))
     lines = []
@@ -259,7 +254,6 @@ def make_table(rows: list[Row], objects: int) -> Table:
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             figures.append(f"{np.mean(values):.1f}{spread}")
         speeds = [result.speed for result in row.results if result.speed is not None]
-        parameters, parts = count_cost(model, HEIGHT, WIDTH, objects)
         none: tuple[None, ...] = (None,) * 7
         table_1 = TABLE_1.get(model.variant, none) if model.backbone == "convvit" else none
         table_2 = TABLE_2.get((model.backbone, start), none) if model.variant == "full" else none
@@ -272,17 +266,12 @@ def make_table(rows: list[Row], objects: int) -> Table:
                 str(len(row.results)),
                 *figures,
                 number(float(np.median([speed.fps for speed in speeds]))),
-                number(
-                    max((s.peak_gigabytes for s in speeds if s.peak_gigabytes), default=None), 2
-                ),
-                number(parameters / 1e6, 2),
-                number(parts["frame"]),
                 *map(number, (table_1[0], table_1[6], table_2[0], table_2[3])),
             ]
         )
-    header = ["variant", "backbone", "from", "settings", "runs", "J&F", "J", "F", "FPS", "peak GB"]
+    header = ["variant", "backbone", "from", "settings", "runs", "J&F", "J", "F", "FPS"]
     paper = ["J&F, Table 1", "FPS, Table 1", "J&F, Table 2", "FPS, Table 2"]
-    table = Table([*header, "M params", "GFLOPs", *paper], lines)
+    table = Table([*header, *paper], lines)
     shown = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]
     return Table([table.header[i] for i in shown], [[row[i] for i in shown] for row in table.rows])
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY, box, gradient, write_clip, write_clip_file
 from forking import run_program
+from omegaconf import OmegaConf
 
 from stma.data.images import read_image
 from stma.data.pictures import save_mask
@@ -23,7 +24,6 @@ from stma.evaluation.benchmarks import BenchmarkConfig
 from stma.evaluation.eval_config import EvalConfig
 from stma.evaluation.evaluation import evaluate
 from stma.model.factory import ModelConfig, build_backbone, build_model
-from stma.model.streams import VARIANTS
 from stma.model.weights import save_weights
 
 ROOT = Path(__file__).parent.parent
@@ -50,9 +50,11 @@ def script(monkeypatch, name: str, *arguments: str) -> None:
 def trained(tmp_path_factory) -> Path:
     """A folder with clips and the weights of a training of two steps."""
     folder = tmp_path_factory.mktemp("run")
-    clips = run("scripts/make_clips.py", str(folder / "clips"), "--clips=2", "--frames=4")
+    clips = run(
+        "scripts/make_clips.py", str(folder / "clips"), "--clips=2", "--frames=4", "--workers=1"
+    )
     assert clips.returncode == 0, clips.stderr
-    training = python(
+    training = run(
         "train.py",
         "experiment=demo",
         f"output={folder}/run",
@@ -65,17 +67,14 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py"])
-def test_help_explains_the_keys_on_one_screen(monkeypatch, capsys, program: str) -> None:
-    monkeypatch.setattr(sys, "argv", [program, "--help"])
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(ROOT / program), run_name="__main__")
-    assert left.value.code == 0
-    lines = capsys.readouterr().out.strip().splitlines()
+@pytest.mark.parametrize("program", ["train", "eval"])
+def test_help_explains_the_keys_on_one_screen(program: str) -> None:
+    text = OmegaConf.load(ROOT / f"configs/{program}.yaml").hydra.help.template
+    lines = text.strip().splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
-    assert len([line for line in lines if line.startswith(f"  python {program}")]) == 3
-    keys = {"train.py": ("stage=", "weights=", "dry_run=")}.get(program, ("root=", "benchmark="))
+    assert len([line for line in lines if line.startswith("  ") and f" {program}.py" in line]) == 3
+    keys = {"train": ("stage=", "weights=", "dry_run=")}.get(program, ("root=", "benchmark="))
     assert all(any(line.startswith(key) for line in lines) for key in keys)
 
 
@@ -174,7 +173,7 @@ def test_checking_an_archive(monkeypatch, capsys, tmp_path) -> None:
         file.writestr("notes.txt", "")
     with pytest.raises(SystemExit, match="1 problems"):
         script(monkeypatch, "check_archive.py", str(archive), *benchmark)
-    assert "notes.txt: does not belong here" in capsys.readouterr().out
+    assert "notes.txt: not a mask that is asked for" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no benchmark mose; there are davis2016_val"):
         script(monkeypatch, "check_archive.py", str(archive), "mose")
 
@@ -314,7 +313,6 @@ def test_a_table_that_cannot_be_made_says_why(monkeypatch, capsys, runs) -> None
     finished_run(runs / "copy", TINY, seed=1)
     refused("two runs with the same settings and the same seed, 1")
     shutil.rmtree(runs / "copy")
-    refused("--objects is 0", "--objects=0")
     refused("there are davis2016_val", "benchmark=nope")
     refused("nothing=1", "nothing=1")
     refused("split: settings of eval.py are KEY=VALUE", "split")
@@ -340,27 +338,19 @@ def test_runs_of_one_row_may_start_from_files_of_their_own(monkeypatch, capsys, 
 
 
 def test_counting(monkeypatch, capsys) -> None:
-    script(monkeypatch, "count.py", "convvit_t", "--objects", "1", "3", "--variants", "full")
-    lines = capsys.readouterr().out.splitlines()
-    one, three = (line.split() for line in lines[-2:])
-    assert one[:2] == ["convvit_t", "full"]
-    assert (one[3], three[3]) == ("1", "3")
+    variants = ("full", "no_spatial_memory", "joint")
+    script(monkeypatch, "count.py", "convvit_t", "--objects=1", "--variants", *variants)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     frame, recomputed = 8, 10  # columns
-    assert float(three[frame]) > float(one[frame])  # a frame with three objects costs more
-    assert float(one[recomputed]) > float(one[frame])
-    script(monkeypatch, "count.py", "convvit_t", "--objects", "1")  # all variants
-    costs = {
-        line.split()[1]: float(line.split()[frame])
-        for line in capsys.readouterr().out.splitlines()[3:]
-    }
-    assert set(costs) == set(VARIANTS)
-    assert costs["no_spatial_memory"] < costs["full"] < costs["joint"]
+    assert all(float(line[recomputed]) >= float(line[frame]) for line in lines)
+    full, no_spatial_memory, joint = (float(line[frame]) for line in lines)
+    assert no_spatial_memory < full < joint
     with pytest.raises(SystemExit, match="no model convvit_x; there are convvit_b"):
         script(monkeypatch, "count.py", "convvit_x")
 
 
 def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
-    size = ["--height=32", "--width=32"]
+    size = ["--height=32", "--width=32", "--workers=1"]
     script(monkeypatch, "make_clips.py", str(tmp_path), "--clips=2", "--frames=4", *size)
     again = [str(tmp_path), "--clips=1", "--frames=2", "--seed=9", *size]
     with pytest.raises(SystemExit, match="JPEGImages exists"):
@@ -370,7 +360,7 @@ def test_clips_are_never_mixed_with_older_ones(monkeypatch, tmp_path) -> None:
         "00000.jpg",
         "00001.jpg",
     ]
-    with pytest.raises(SystemExit, match="16 pixels"):
+    with pytest.raises(SystemExit, match="height is 8; give 16 or more"):
         script(monkeypatch, "make_clips.py", str(tmp_path / "x"), "--height=8")
 
 
@@ -391,7 +381,7 @@ def clips(monkeypatch, tmp_path, capsys) -> Path:
     """Two clips on disk, written by the script."""
     root = tmp_path / "clips"
     small = ["--clips=2", "--frames=6", "--height=64", "--width=80", "scene.max_objects=2"]
-    script(monkeypatch, "make_clips.py", str(root), *small)
+    script(monkeypatch, "make_clips.py", str(root), *small, "--workers=1")
     capsys.readouterr()
     return root
 
@@ -399,7 +389,7 @@ def clips(monkeypatch, tmp_path, capsys) -> Path:
 def test_written_clips_are_a_function_of_the_seed(monkeypatch, clips: Path, tmp_path) -> None:
     small = ["--clips=2", "--frames=6", "--height=64", "--width=80", "scene.max_objects=2"]
     script(monkeypatch, "make_clips.py", str(tmp_path / "again"), *small, "--workers=1")
-    script(monkeypatch, "make_clips.py", str(tmp_path / "other"), *small, "--seed=2")
+    script(monkeypatch, "make_clips.py", str(tmp_path / "other"), *small, "--seed=2", "--workers=1")
     frame = Path("JPEGImages/clip-001/00003.jpg")
     assert (clips / frame).read_bytes() == (tmp_path / "again" / frame).read_bytes()
     assert (clips / frame).read_bytes() != (tmp_path / "other" / frame).read_bytes()
@@ -440,7 +430,7 @@ def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -
     data = "stages.folder.data"
     command = [
         "train.py", "model=convvit_t", "stage=folder", f"output={tmp_path}/run", "device=cpu",
-        "num_workers=1", "stages.folder.iterations=8", "stages.folder.batch_size=2",
+        "num_workers=0", "stages.folder.iterations=2", "stages.folder.batch_size=2",
         f"{data}.sources.mine.root={clips}", f"{data}.height=32", f"{data}.width=32",
     ]  # fmt: skip
     result = run(*command)

@@ -13,10 +13,9 @@ from stma.data.video_folder import find_videos
 from stma.errors import InputError
 from stma.evaluation.benchmarks import EvalClip
 from stma.evaluation.probes import (
-    ObjectsForeign,
-    ObjectsFrozen,
-    ObjectsZeroed,
+    Changed,
     ReferencesRemoved,
+    as_first_seen,
     pairwise_cosine,
     probe_streams,
 )
@@ -24,7 +23,6 @@ from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.factory import build_model
 from stma.model.probing import Watched, with_streams
 from stma.model.stma import STMA
-from stma.model.streams import FullStreams
 
 
 @pytest.fixture
@@ -51,28 +49,31 @@ def test_cuts_change_the_result_and_leave_the_model_as_it_was(tiny_model: STMA) 
     streams = tiny_model.streams
     found = {}
     others = torch.randn(1, 2, TINY.dims[2], dtype=torch.float64)
-    for change in (ObjectsZeroed, ObjectsForeign, ReferencesRemoved):
-        arguments = [others] if change is ObjectsForeign else []
-        with with_streams(tiny_model, change(streams, *arguments)):
-            found[change] = second_frame(tiny_model)
+    for name, cut in {
+        "zeroed": Changed(streams, torch.zeros_like),
+        "foreign": Changed(streams, lambda objects: others),
+        "removed": ReferencesRemoved(streams),
+    }.items():
+        with with_streams(tiny_model, cut):
+            found[name] = second_frame(tiny_model)
         assert tiny_model.streams is streams
-        assert not torch.allclose(whole, found[change], atol=1e-9)
-    with with_streams(tiny_model, ObjectsZeroed(ReferencesRemoved(streams))):
+        assert not torch.allclose(whole, found[name], atol=1e-9)
+    with with_streams(tiny_model, Changed(ReferencesRemoved(streams), torch.zeros_like)):
         neither = second_frame(tiny_model)
     # Objects reach the test frame by references alone.
-    assert torch.equal(found[ReferencesRemoved], neither)
+    assert torch.equal(found["removed"], neither)
     assert torch.equal(whole, second_frame(tiny_model))
     with with_streams(tiny_model, Watched(streams)):
         assert torch.equal(whole, second_frame(tiny_model))
 
 
 def test_objects_as_first_seen_stay_so_and_new_ones_join() -> None:
-    frozen = ObjectsFrozen(FullStreams())
-    first = frozen.objects(torch.tensor([[[1.0], [2.0]]]))
-    later = frozen.objects(torch.tensor([[[9.0], [8.0], [7.0]]]))
+    frozen = as_first_seen()
+    first = frozen(torch.tensor([[[1.0], [2.0]]]))
+    later = frozen(torch.tensor([[[9.0], [8.0], [7.0]]]))
     assert first.flatten().tolist() == [1, 2]
     assert later.flatten().tolist() == [1, 2, 7]
-    assert frozen.objects(torch.zeros(1, 3, 1)).flatten().tolist() == [1, 2, 7]
+    assert frozen(torch.zeros(1, 3, 1)).flatten().tolist() == [1, 2, 7]
 
 
 @pytest.mark.parametrize(

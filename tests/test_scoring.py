@@ -6,8 +6,8 @@ from vos_benchmark.evaluator import Evaluator
 
 from stma.data.pictures import save_mask
 from stma.errors import InputError
-from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
 from stma.evaluation import scoring
+from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
 from stma.evaluation.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
 
 DAVIS = BenchmarkConfig(objects="first_mask", void=255)

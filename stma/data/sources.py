@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from stma.data.config import DatasetConfig
 from stma.data.images import almost_equal_sizes, image_size, read_image, size_message
 from stma.data.listing import list_dataset
 from stma.data.masks import VOID, check_ids, has_void, read_mask
-from stma.data.procedural import procedural_clip
+from stma.data.procedural import ProceduralScene
 from stma.data.sampling import (
     draw_references,
     keep_objects,
@@ -21,7 +20,7 @@ from stma.data.sampling import (
     sample_frames,
     sample_times,
 )
-from stma.data.scene import draw_clip
+from stma.data.scene import Scene, draw_clip
 from stma.data.transforms import Warp, apply_colours, draw_colour, draw_warps, window
 from stma.data.video_folder import Problem, VideoFolder, raise_first
 from stma.errors import InputError
@@ -51,75 +50,48 @@ class ClipSpec:
     num_references: int
 
 
-class Source(Protocol):
-    """A dataset from which clips are drawn.
+class DrawnSource:
+    """Procedural or composite clips, drawn on the fly; the item counts them and means nothing else.
 
     Attributes:
-        name: for messages.
-        size: number of its items, None if endless.
-        notes: what the user should know about it.
-    """
-
-    name: str
-    size: int | None
-    notes: list[str]
-
-    def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
-        """A clip of one item.
-
-        Raises:
-            InputError: a file is faulty; the message names it.
-        """
-        ...
-
-
-class ProceduralSource:
-    """Scenes drawn on the fly; the item counts them and means nothing else."""
-
-    def __init__(self, name: str, config: DatasetConfig) -> None:
-        self.name = name
-        self.config = config
-        self.size: int | None = None
-        self.notes: list[str] = []
-
-    def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
-        times = sample_times(spec.num_frames, spec.max_gap, rng).astype(float)
-        frames, masks, count = procedural_clip(self.config.scene, spec.size, times, rng)
-        ids = np.arange(1, count + 1)
-        return _clip(f"{self.name}: clip {item}", frames, masks, ids, spec, rng)
-
-
-class CompositeSource:
-    """Objects cut out of some sources, pasted on pictures of others; the item counts clips and
-    means nothing else.
+        size: None, since it is endless.
+        notes: what the user should know.
 
     Raises:
-        InputError: there is no source to cut from, or one cannot be read; the message names it.
+        InputError: composites have nothing to be cut from, or it cannot be read.
     """
 
     def __init__(self, name: str, config: DatasetConfig) -> None:
         self.name = name
         self.config = config
         self.size: int | None = None
-        if not config.cut_from:
+        if config.kind == "composite" and not config.cut_from:
             raise InputError(
                 f"sources.{name}.cut_from is empty; give a dataset to cut objects from: "
                 f"+dataset@stages.STAGE.data.sources.{name}.cut_from.mine=folder"
             )
-        self.cut_from = self._files("cut_from", config.cut_from)
-        self.grounds = self._files("grounds", config.grounds) or self.cut_from
+        self.cut_from, grounds = (
+            [FileSource(f"{name}.{key}.{n}", block, 1) for n, block in blocks.items()]
+            for key, blocks in (("cut_from", config.cut_from), ("grounds", config.grounds))
+        )
+        self.grounds = grounds or self.cut_from
         self.notes = [note for source in (*self.cut_from, *self.grounds) for note in source.notes]
 
-    def _files(self, key: str, blocks: dict[str, DatasetConfig]) -> "list[FileSource]":
-        return [FileSource(f"{self.name}.{key}.{n}", block, 1) for n, block in blocks.items()]
-
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
-        config = self.config.composite
+        """A clip.
+
+        Raises:
+            InputError: a file is faulty; the message names it.
+        """
         times = sample_times(spec.num_frames, spec.max_gap, rng).astype(float)
-        frames, masks, count = draw_clip(
-            lambda: CompositeScene(config, spec.size, times, self.cut_from, self.grounds, rng),
-            times,
-        )
+
+        def new_scene() -> Scene:
+            if self.config.kind == "procedural":
+                return ProceduralScene(self.config.scene, spec.size, rng)
+            parts = times, self.cut_from, self.grounds, rng
+            return CompositeScene(self.config.composite, spec.size, *parts)
+
+        frames, masks, count = draw_clip(new_scene, times)
         ids = np.arange(1, count + 1)
         return _clip(f"{self.name}: clip {item}", frames, masks, ids, spec, rng)
 
@@ -172,6 +144,7 @@ class FileSource:
         self.notes += self._void_note()
 
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
+        """As :meth:`DrawnSource.sample`."""
         video = self.videos[item]
         drawn = self._draw(video, spec, rng)
         config = self.config.transform
@@ -291,16 +264,17 @@ class FileSource:
         return kept
 
 
+Source = DrawnSource | FileSource
+
+
 def build_source(name: str, config: DatasetConfig, num_frames: int) -> Source:
     """The source that a YAML block describes.
 
     Raises:
         InputError: names the source and says what is wrong.
     """
-    if config.kind == "procedural":
-        return ProceduralSource(name, config)
-    if config.kind == "composite":
-        return CompositeSource(name, config)
+    if config.kind in ("procedural", "composite"):
+        return DrawnSource(name, config)
     return FileSource(name, config, num_frames)
 
 

@@ -236,7 +236,9 @@ def missing_clips(path: Path, names: Iterable[str], image_root: Path) -> list[Pr
 
 def list_video(image_folder: Path, mask_folder: Path) -> tuple[VideoFolder | None, list[Problem]]:
     """The video, unless it cannot be used, and everything wrong with its file names."""
-    message = "no such folder (or a link that leads nowhere), though its counterpart has this clip"
+    message = (
+        "no such folder (or a link that leads nowhere), though its counterpart or a list has it"
+    )
     problems = [
         Problem(folder, message) for folder in (image_folder, mask_folder) if not folder.is_dir()
     ]

@@ -23,6 +23,7 @@ from stma.data.video_folder import (
 )
 from stma.errors import InputError
 from stma.runtime.config import check_ranges, check_types
+from stma.runtime.outputs import check_path
 from stma.runtime.resume import files_state
 
 OBJECTS = ("any_frame", "first_mask")
@@ -304,16 +305,12 @@ def list_clips(
     voids: list[str] = []
     for name in listed:
         try:
-            _check_name(image_root, name)
+            check_path(image_root / name)
             clip = _list_clip(rules, image_root / name, mask_root / name, (meta or {}).get(name))
             given = clip.check()
             clips.append(clip)
             if rules.mask_values == "index" and has_void(np.array(list(given), np.uint8)):
                 voids.append(name)
-            promised = [] if meta is None or clip.video.fully_annotated else meta[name]
-            if never := sorted(set(promised) - {str(i) for i in given}):
-                objects = ", ".join(never)
-                notes.append(f"{name}: {rules.meta} lists objects that no mask gives: {objects}")
         except InputError as error:
             faults[name] = str(error)
     if voids:
@@ -327,18 +324,9 @@ def list_clips(
     return Listing(clips, faults, notes)
 
 
-def _check_name(folder: Path, name: str) -> None:
-    if not name.isprintable() and os.fsencode(name).decode("utf-8", "replace") != name:
-        raise InputError(f"{folder / name}: the name is not UTF-8; rename the clip")
-
-
 def _list_clip(
     rules: BenchmarkConfig, images: Path, masks: Path, objects: dict[str, Any] | None
 ) -> EvalClip:
-    if images.is_symlink() and not images.exists():
-        raise InputError(f"{images}: a link that leads nowhere")
-    if not images.is_dir() and not masks.is_dir():
-        raise InputError(f"{images}: no such folder, though the benchmark lists this clip")
     video = find_video(images, masks)
     if rules.frame_step is not None:
         _check_numbers(video, rules.frame_step)

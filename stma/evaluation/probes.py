@@ -25,6 +25,8 @@ from stma.model.streams import Blocks, JointSelfAttention, JointTokens, Prepared
 from stma.runtime.opencv import cv2
 from stma.structures import Rope
 
+Change = Callable[[Tensor], Tensor] | None
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -46,43 +48,34 @@ class Probe:
     object_shares: Tensor | None = None
 
 
-class ObjectsZeroed(Cut):
-    """Every object token is set to zero."""
+class Changed(Cut):
+    """The tokens of objects ``(1, N, C)`` or of references ``(1, R, L, C)`` go through a function
+    before they enter the blocks."""
 
-    def objects(self, objects: Tensor) -> Tensor:
-        return torch.zeros_like(objects)
-
-
-class ObjectsForeign(Cut):
-    """The objects are those of another clip.
-
-    (Swapping them with one another changes nothing: the streams read them as a set.)
-
-    Args:
-        tokens: ``(1, N', C)`` of the others.
-    """
-
-    def __init__(self, inner: Streams, tokens: Tensor) -> None:
+    def __init__(self, inner: Streams, objects: Change = None, references: Change = None) -> None:
         super().__init__(inner)
-        self._tokens = tokens
+        self._changes = objects or _same, references or _same
 
     def objects(self, objects: Tensor) -> Tensor:
-        return self._tokens
+        return self._changes[0](objects)
+
+    def references(self, references: Tensor) -> Tensor:
+        return self._changes[1](references)
 
 
-class ObjectsFrozen(Cut):
-    """Every object keeps the token of the frame that first gave it."""
+def _same(tokens: Tensor) -> Tensor:
+    return tokens
 
-    def __init__(self, inner: Streams) -> None:
-        super().__init__(inner)
-        self._first: Tensor | None = None
 
-    def objects(self, objects: Tensor) -> Tensor:
-        if self._first is None:
-            self._first = objects
-        known = self._first.shape[1]
-        self._first = torch.cat([self._first, objects[:, known:]], dim=1)
-        return self._first
+def as_first_seen() -> Callable[[Tensor], Tensor]:
+    """For :class:`Changed`: every object keeps the token of the frame that first gave it."""
+    kept: list[Tensor] = []
+
+    def freeze(objects: Tensor) -> Tensor:
+        kept.extend(objects[:, len(kept) :].unbind(dim=1))
+        return torch.stack(kept, dim=1)
+
+    return freeze
 
 
 class ReferencesRemoved(Cut):
@@ -110,21 +103,6 @@ class ReferencesRemoved(Cut):
     ) -> Tensor:
         read = prepared if isinstance(prepared, JointTokens) else None
         return self.inner.encode(blocks, tokens, read, rope)
-
-
-class ReferencesForeign(Cut):
-    """Every reference is a frame of another clip.
-
-    Args:
-        tokens: ``(1, L', C)`` of that frame, at this clip's size.
-    """
-
-    def __init__(self, inner: Streams, tokens: Tensor) -> None:
-        super().__init__(inner)
-        self._tokens = tokens
-
-    def references(self, references: Tensor) -> Tensor:
-        return self._tokens[:, None].expand_as(references)
 
 
 class FrozenTemporal(VideoMemory):
@@ -155,29 +133,30 @@ def probe_streams(
     look, received = mean_look(watched.looks), mean_shares(watched.object_shares)
     yield Probe(plain.name, plain.score, plain.cosine, look, received)
 
-    def next_to(clip: EvalClip) -> EvalClip:
+    def other(clip: EvalClip) -> EvalClip:
         return clips[(list(clips).index(clip) + 1) % len(clips)]
 
-    def foreign_references(inner: Streams, clip: EvalClip) -> Cut:
-        return ReferencesForeign(inner, frame_tokens(model, config, next_to(clip), like=clip))
-
     def foreign_objects(inner: Streams, clip: EvalClip) -> Cut:
-        return ObjectsForeign(inner, object_tokens(model, config, next_to(clip)))
+        # Swapping objects with one another changes nothing: the streams read them as a set.
+        tokens = object_tokens(model, config, other(clip))
+        return Changed(inner, objects=lambda objects: tokens)
+
+    def foreign_references(inner: Streams, clip: EvalClip) -> Cut:
+        tokens = frame_tokens(model, config, other(clip), like=clip)[:, None]
+        return Changed(inner, references=lambda references: tokens.expand_as(references))
 
     per_object = isinstance(model, PerObjectSTMA)
-    cuts: list[tuple[str, Callable[[Streams, EvalClip], Cut]]] = []
+    cuts: dict[str, Callable[[Streams, EvalClip], Cut]] = {}
     if model.streams.reads_objects:
-        cuts += [
-            ("objects zeroed", lambda inner, clip: ObjectsZeroed(inner)),
-            ("objects as first seen", lambda inner, clip: ObjectsFrozen(inner)),
-        ]
+        cuts["objects zeroed"] = lambda inner, clip: Changed(inner, torch.zeros_like)
+        cuts["objects as first seen"] = lambda inner, clip: Changed(inner, as_first_seen())
         if len(clips) > 1:
-            cuts.append(("another clip's objects", foreign_objects))
+            cuts["another clip's objects"] = foreign_objects
     if model.streams.reads_references:
-        cuts.append(("references removed", lambda inner, clip: ReferencesRemoved(inner)))
+        cuts["references removed"] = lambda inner, clip: ReferencesRemoved(inner)
         if len(clips) > 1 and not per_object:
-            cuts.append(("another clip's references", foreign_references))
-    for name, cut in cuts:
+            cuts["another clip's references"] = foreign_references
+    for name, cut in cuts.items():
         yield _probe(name, model, clips, config, cut)
     if not per_object:
         yield _probe("temporal memory never updated", model, clips, config, frozen=True)
