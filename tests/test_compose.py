@@ -1,8 +1,9 @@
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from stma.compose import (
     benchmark_names,
@@ -28,31 +29,33 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 STAGES = sorted(path.stem for path in (CONFIGS / "stage").glob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def everything() -> DictConfig:
+    """All stages, and a dataset of each name in the first."""
+    sources = "stages.static.data.sources"
+    given = [f"+dataset@{sources}.{name}={name}" for name in dataset_names(CONFIGS)]
+    given += [f"stage=[static,{','.join(set(STAGES) - {'static'})}]", "datasets=/data"]
+    given += ["stages.shipped_distill.teacher=vit.pth"]
+    return load_resolved(CONFIGS, "train", given)
+
+
 @pytest.mark.parametrize("dataset", dataset_names(CONFIGS))
-def test_every_dataset_composes(dataset: str) -> None:
-    block = load_dataset_config(CONFIGS, dataset, ["datasets=/data"])
+def test_every_dataset_composes(everything, dataset: str) -> None:
+    """And shows only what means something to its kind."""
+    composed = everything.stages.static.data.sources[dataset]
+    block = parse_config(DatasetConfig, composed)
     assert block.root.startswith("/data/") or dataset in ("folder", "procedural", "composite")
-
-
-@pytest.mark.parametrize(("dataset", "kind"), [("davis2017", "videos"), ("ecssd", "images"),
-    ("procedural", "procedural"), ("composite", "composite")])  # fmt: skip
-def test_a_dataset_shows_only_what_means_something_to_its_kind(dataset: str, kind: str) -> None:
-    given = [f"+dataset@stages.procedural.data.sources.it={dataset}"]
-    block = load_config(CONFIGS, "train", given).stages.procedural.data.sources.it
-    assert block.kind == kind
-    assert set(block) == {f.name for f in fields(DatasetConfig)} - set(NEEDLESS[kind])
+    assert set(composed) == {f.name for f in fields(DatasetConfig)} - set(NEEDLESS[block.kind])
 
 
 def test_the_base_of_all_datasets_is_the_dataclass() -> None:
     assert load_dataset_config(CONFIGS, "folder") == DatasetConfig()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_composes(stage: str) -> None:
-    given = ["stages.shipped_distill.teacher=vit.pth"] * (stage == "shipped_distill")
-    config = parse_config(TrainConfig, load_config(CONFIGS, "train", [f"stage={stage}", *given]))
-    assert list(config.stages) == [stage]
-    assert config.stages[stage].data.sources
+def test_every_stage_composes(everything) -> None:
+    stages = parse_config(TrainConfig, everything).stages
+    assert sorted(stages) == STAGES
+    assert all(stage.data.sources for stage in stages.values())
 
 
 def test_the_papers_stages_have_its_numbers() -> None:
@@ -94,22 +97,26 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
         assert list(load_config(CONFIGS, "train", [override]).stages) == expected
 
 
+@cache
+def experiment(name: str) -> DictConfig:
+    teacher = ["stages.shipped_distill.teacher=vit.pth"] * (name == "small")
+    return load_config(CONFIGS, "train", [f"experiment={name}", *teacher])
+
+
 def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
-    teacher = "stages.shipped_distill.teacher=vit.pth"
-    recipe = load_config(CONFIGS, "train", ["experiment=small", "datasets=/data", teacher])
-    finetune = load_config(CONFIGS, "train", ["experiment=finetune"])
+    recipe, finetune = experiment("small"), experiment("finetune")
     assert finetune.weights == "small"
     assert finetune.model == recipe.model
     stored = SegmenterConfig(**read_segmenter_settings("small"))
     for config in (finetune, recipe):
-        assert parse_train_config(config).model == read_weights("small")[0]
-        assert SegmenterConfig(**parse_train_config(config).segmenter) == stored
+        parsed = parse_train_config(config)
+        assert parsed.model == read_weights("small")[0]
+        assert SegmenterConfig(**parsed.segmenter) == stored
     assert list(finetune.stages) == ["finetune"]
 
 
 def test_the_shipped_networks_share_their_stages() -> None:
-    names = ("small", "medium")
-    small, medium = (load_config(CONFIGS, "train", [f"experiment={name}"]) for name in names)
+    small, medium = experiment("small"), experiment("medium")
     assert list(small.stages) == ["shipped_distill", *medium.stages]
     for name in medium.stages:
         one, other = (OmegaConf.to_container(c.stages[name]) for c in (small, medium))
@@ -127,8 +134,9 @@ def test_names_that_look_like_numbers_stay_names() -> None:
 
 
 def test_values_with_any_characters_can_be_quoted() -> None:
-    for name in ("/my data", "/a=b", "/it's [x]{y}", "/back\\slash", "/a,b", "/end\\", "/\\'x"):
-        assert load_dataset_config(CONFIGS, "folder", [f"root={quoted(name)}"]).root == name
+    names = ["/my data", "/a=b", "/it's [x]{y}", "/back\\slash", "/a,b", "/end\\", "/\\'x"]
+    given = f"exclude=[{','.join(map(quoted, names))}]"
+    assert load_dataset_config(CONFIGS, "folder", [given]).exclude == names
     with pytest.raises(InputError, match="in quotes"):
         load_dataset_config(CONFIGS, "folder", ["root=/a [x]"])
     with pytest.raises(InputError, match="nope"):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,7 @@ from PIL import Image
 from test_sources import video
 
 from stma.compose import load_dataset_config
+from stma.data.config import DatasetConfig
 from stma.data.listing import list_dataset
 from stma.data.pictures import save_clip
 from stma.data.video_folder import find_videos
@@ -35,6 +38,13 @@ TREES = {
 }
 
 
+composed = cache(partial(load_dataset_config, CONFIGS))
+
+
+def block_of(dataset: str, root: Path) -> DatasetConfig:
+    return replace(composed(dataset), root=str(root), published=None, exclude=[])
+
+
 @pytest.mark.parametrize(
     ("dataset", "tree"), [(name, tree) for name, trees in TREES.items() for tree in trees]
 )
@@ -44,8 +54,7 @@ def test_still_images_in_every_layout(tmp_path: Path, dataset: str, tree: str) -
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         picture = frames[0] if file.endswith("jpg") else 255 * np.minimum(masks[0], 1)
         Image.fromarray(picture).save(tmp_path / file)
-    settings = [f"root={tmp_path}", "published=null", "exclude=[]"]
-    images, problems = list_dataset(load_dataset_config(CONFIGS, dataset, settings))
+    images, problems = list_dataset(block_of(dataset, tmp_path))
     assert problems == []
     files = [path for image in images for path in (image.frame(0), image.mask(0))]
     assert sorted(tmp_path / file for file in tree.split()) == sorted(files)
@@ -71,8 +80,7 @@ def test_videos_of_every_set(tmp_path: Path, dataset: str, below: str, clips: li
             (tmp_path / kind).rename(tmp_path / "moved")
             (tmp_path / kind).mkdir()
             (tmp_path / "moved").rename(tmp_path / kind / below)
-    settings = [f"root={tmp_path}", "published=null", "exclude=[]"]
-    block = load_dataset_config(CONFIGS, dataset, settings)
+    block = block_of(dataset, tmp_path)
     if block.split is not None:
         path = tmp_path / "ImageSets" / f"{block.split}.txt"
         path.parent.mkdir(parents=True)
@@ -87,7 +95,7 @@ def test_a_split_that_names_a_missing_clip(tmp_path: Path) -> None:
     save_clip(tmp_path, "bear", *video(3), ".jpg")
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "train.txt").write_text("bear\nghost\n")
-    block = load_dataset_config(CONFIGS, "davis2017", [f"root={tmp_path}", "published=null"])
+    block = block_of("davis2017", tmp_path)
     _, (problem,) = list_dataset(block)
     assert str(problem).startswith(f"{tmp_path}/ImageSets/2017/train.txt: names the clip ghost")
     with pytest.raises(InputError) as caught:
@@ -100,8 +108,7 @@ def test_what_is_excluded_may_be_a_pattern(tmp_path: Path) -> None:
         save_clip(tmp_path, name, *video(1), ".png")
 
     def names(*exclude: str) -> list[str]:
-        block = load_dataset_config(CONFIGS, "folder", [f"root={tmp_path}"])
-        block.exclude = list(exclude)
+        block = DatasetConfig(root=str(tmp_path), exclude=list(exclude))
         return [clip.name for clip in list_dataset(block)[0]]
 
     assert names("*7") == ["a8", "b[7]"]
