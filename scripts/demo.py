@@ -11,13 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from stma.compose import load_config, quoted
-from stma.data.images import read_image
-from stma.data.masks import read_mask
-from stma.data.pictures import contact_sheet, draw_overlay, save_picture
-from stma.data.video_folder import VideoFolder, find_videos
 from stma.errors import input_errors_end_the_program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +50,7 @@ def main() -> None:
 
 
 def compare(root: Path, output: Path, weights: str, title: str) -> None:
-    """Segment clips with every method, draw them, and print the scores."""
+    """Segment clips with every method, and print the scores."""
     for method in METHODS:
         more = ["videos=true", f"compare={quoted(output / 'flow')}"] if method == "stma" else []
         run(
@@ -68,14 +62,11 @@ def compare(root: Path, output: Path, weights: str, title: str) -> None:
             "overwrite=true",
             *more,
         )
-    titles = METHODS | {"stma": f"STMA: {title}"}
-    picture = output / "overview.png"
-    draw_overview(root, output, picture, titles)
     print("\nJ&F on procedural clips:")
-    for method, name in titles.items():
+    for method, name in (METHODS | {"stma": f"STMA: {title}"}).items():
         results = json.loads((output / method / "results.json").read_text())
         print(f"  {results['mean']['jf']:5.1f}  {name}")
-    print(f"Look at {picture},\n{output / 'stma' / 'report.html'}")
+    print(f"Look at {output / 'stma' / 'report.html'}")
     print(f"and the overlays in {output / 'stma' / 'videos'}.")
 
 
@@ -83,28 +74,6 @@ def run(*command: str) -> None:
     """One of the project's own commands, shown as a user would type it."""
     print("\n$ python " + " ".join(command), flush=True)
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-
-
-def draw_overview(root: Path, output: Path, path: Path, titles: dict[str, str]) -> None:
-    """The first four clips, in pairs: ground truth, then every method's masks."""
-    videos = find_videos(root)[:4]
-    folders = {"truth": None} | {title: output / name / "masks" for name, title in titles.items()}
-    rows = [
-        (title, [picture for video in pair for picture in overlays(video, folder)])
-        for pair in (videos[:2], videos[2:])
-        for title, folder in folders.items()
-    ]
-    save_picture(path, contact_sheet(rows, height=112))
-
-
-def overlays(video: VideoFolder, masks: Path | None, count: int = 6) -> list[np.ndarray]:
-    """Frames from first to last with the masks in ``masks/<video>``, or the video's own."""
-    folder = video.mask_folder if masks is None else masks / video.name
-    chosen = np.linspace(0, len(video.frames) - 1, count).astype(int)
-    return [
-        draw_overlay(read_image(frame), read_mask(folder / f"{frame.stem}.png")[0])
-        for frame in (video.frames[i] for i in chosen)
-    ]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from vos_benchmark.evaluator import Evaluator
 
 from stma.data.pictures import save_mask
 from stma.errors import InputError
-from stma.evaluation import scoring
 from stma.evaluation.benchmarks import BenchmarkConfig, EvalClip, FrameRange, list_clips
 from stma.evaluation.scoring import ClipScorer, Measure, ObjectScore, score_clips, summarize
 
@@ -139,17 +138,6 @@ def test_stated_ranges_count_without_their_ends(tmp_path) -> None:
     beyond = clip_of(tmp_path, "b", truth, BenchmarkConfig(), ranges={1: FrameRange(0, 9, 10)})
     with pytest.raises(InputError, match="object 1 is to be scored in frame 6"):
         ClipScorer(beyond)
-
-
-def test_several_processes_give_the_same_scores(tmp_path, monkeypatch) -> None:
-    clips = []
-    for name, value, frames in (("a", 1, 3), ("b", 7, 5)):
-        clips.append(clip_of(tmp_path, name, [wide(20, value)] * frames, BenchmarkConfig()))
-        write_results(tmp_path, name, [wide(15, value)] * frames)
-    monkeypatch.setattr(scoring, "FRAMES_OF_A_PROCESS", 1)
-    alone, shared = (score_clips(clips, tmp_path / "results", processes=n)[0] for n in (1, 2))
-    assert [s.clip for s in alone] == [s.clip for s in shared] == ["a", "b"]
-    assert summarize(alone) == summarize(shared)
 
 
 def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(tmp_path) -> None:

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from stma.data.masks import read_mask
 from stma.video.reading import Span, Video, VideoFrameAt, open_video
-from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer, cut_out
+from stma.video.writing import OUTPUTS, Background, Writer, cut_out, mask_writer
 
 MASKS = [box(4, 2 * t, 20, 16, 1 + t % 2, size=(48, 64)) for t in range(6)]
 
@@ -36,7 +36,7 @@ def clip(tmp_path) -> Path:
 
 def test_masks_are_called_as_their_frames(tmp_path, clip) -> None:
     write(
-        MaskWriter(tmp_path / "masks", open_video(clip), bytes([0, 0, 0, 1, 2, 3])),
+        mask_writer(tmp_path / "masks", open_video(clip), bytes([0, 0, 0, 1, 2, 3])),
         open_video(clip),
     )
     assert len(list((tmp_path / "masks").iterdir())) == 6

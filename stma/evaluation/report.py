@@ -26,7 +26,6 @@ from stma.runtime.workers import available_cores, worker_map
 
 MAX_CLIPS = 40  # with pictures: the worst ones
 STRIP_FRAMES, STRIP_HEIGHT = 6, 150
-MOVIE_FRAMES, MOVIE_HEIGHT, MOVIE_MILLISECONDS = 24, 200, 120
 PLOT_WIDTH, PLOT_HEIGHT = 640, 160
 COLOURS = ("#0b62a4", "#d1570a")  # of the first and the second result
 
@@ -75,13 +74,11 @@ class ClipPictures:
 
     Attributes:
         strips: title and pictures of each row.
-        movies: title and animation.
         stems: of the frames in the strips.
         missing: why a row is missing.
     """
 
     strips: list[tuple[str, list[str]]]
-    movies: list[tuple[str, str]]
     stems: list[str]
     missing: list[str]
 
@@ -145,31 +142,24 @@ def write_report(path: Path, results: Sequence[Result], clips: Sequence[EvalClip
 
 
 def draw_clip(clip: EvalClip, results: Sequence[Result]) -> ClipPictures:
-    """Strips and animations of the ground truth, if there is one, and of every result."""
+    """Strips of the ground truth, if there is one, and of every result."""
     frames = {path.stem: path for path in clip.frames}
     folders = [(result.title, result.folder / "masks" / clip.name) for result in results]
     rows: list[tuple[str, Path | None]] = [(t, folder) for t, folder in folders if folder.is_dir()]
     if clip.video.fully_annotated:
         rows.insert(0, ("truth", None))
-    stems = spaced(clip.output_stems, STRIP_FRAMES)
-    moving = spaced(clip.output_stems, MOVIE_FRAMES)
-    strips: list[tuple[str, list[str]]] = []
-    movies: list[tuple[str, str]] = []
-    missing: list[str] = []
+    drawn = ClipPictures([], spaced(clip.output_stems, STRIP_FRAMES), [])
     for title, folder in rows:
-
-        def overlay(stem: str, height: int, folder: Path | None = folder) -> np.ndarray:
-            path = None if folder is None else folder / f"{stem}.png"
-            mask, _ = clip.read_mask(stem) if path is None else read_mask(path)
-            return _small_overlay(read_image(frames[stem]), mask, height)
-
+        strip = []
         try:
-            strip = (title, [_jpeg(overlay(stem, STRIP_HEIGHT)) for stem in stems])
-            movies.append((title, _animation([overlay(stem, MOVIE_HEIGHT) for stem in moving])))
-            strips.append(strip)
+            for stem in drawn.stems:
+                path = None if folder is None else folder / f"{stem}.png"
+                mask, _ = clip.read_mask(stem) if path is None else read_mask(path)
+                strip.append(_small_overlay(read_image(frames[stem]), mask))
+            drawn.strips.append((title, strip))
         except InputError as error:
-            missing.append(f"{title}: {error}")
-    return ClipPictures(strips, movies, stems, missing)
+            drawn.missing.append(f"{title}: {error}")
+    return drawn
 
 
 def draw_video(clip: EvalClip, output: Path) -> None:
@@ -189,36 +179,14 @@ def spaced(items: Sequence[str], count: int) -> list[str]:
     return [items[i] for i in chosen]
 
 
-def _small_overlay(frame: np.ndarray, mask: np.ndarray, height: int) -> np.ndarray:
-    size = (max(1, round(frame.shape[1] * height / frame.shape[0])), height)
+def _small_overlay(frame: np.ndarray, mask: np.ndarray) -> str:
+    """A JPEG as a data URI."""
+    size = (max(1, round(frame.shape[1] * STRIP_HEIGHT / frame.shape[0])), STRIP_HEIGHT)
     small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return draw_overlay(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST))
-
-
-def _jpeg(picture: np.ndarray) -> str:
+    picture = draw_overlay(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST))
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=80)
-    return _data_uri("image/jpeg", buffer)
-
-
-def _animation(pictures: Sequence[np.ndarray]) -> str:
-    buffer = io.BytesIO()
-    first, *rest = (Image.fromarray(picture) for picture in pictures)
-    first.save(
-        buffer,
-        "WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=MOVIE_MILLISECONDS,
-        loop=0,
-        quality=55,
-        method=2,
-    )
-    return _data_uri("image/webp", buffer)
-
-
-def _data_uri(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def plot(sides: Sequence[dict[str, dict[str, list]] | None]) -> dict[str, Any] | None:

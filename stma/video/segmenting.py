@@ -34,7 +34,7 @@ from stma.runtime.resume import (
 from stma.runtime.threads import read_ahead
 from stma.video.given import GivenMask
 from stma.video.reading import Video, VideoFrameAt
-from stma.video.writing import OUTPUTS, Background, MaskWriter, Writer
+from stma.video.writing import OUTPUTS, Background, Writer, mask_writer
 
 if TYPE_CHECKING:
     from stma.inference.segmenter import Segmenter  # imports torch, which takes seconds
@@ -382,8 +382,8 @@ class _Run:
             self._saved_at = time.monotonic()
         return stopped
 
-    def _mask_writer(self) -> MaskWriter:
-        return MaskWriter(self._output / MASKS, self._video, self._palette)
+    def _mask_writer(self) -> Writer:
+        return mask_writer(self._output / MASKS, self._video, self._palette)
 
     def _given(self, number: int) -> np.ndarray | None:
         given = self._order.masks.get(number)

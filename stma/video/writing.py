@@ -48,37 +48,34 @@ class Writer(Protocol):
         ...
 
 
-class MaskWriter:
-    """A palette PNG for each frame, ``<frame>.png``.
+class PictureWriter:
+    """A PNG for each frame, ``<frame>.png``.
 
     Args:
-        palette: RGB triples from ID 0 on; DAVIS's colours where it ends.
+        save: writes a picture, given its path, the frame's image and its mask.
     """
 
-    def __init__(self, folder: Path, video: Video, palette: bytes | None = None) -> None:
+    def __init__(
+        self, folder: Path, video: Video, save: Callable[[Path, np.ndarray, np.ndarray], object]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._video, self._palette = folder, video, palette
-
-    def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
-        save_mask(self._folder / f"{self._video.name(frame.number)}.png", mask, self._palette)
-
-    def close(self, *, complete: bool = True) -> None:
-        """Every file is already complete."""
-
-
-class CutoutWriter:
-    """A PNG with alpha for each frame: the objects, and nothing around them."""
-
-    def __init__(self, folder: Path, video: Video) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._video = folder, video
+        self._folder, self._video, self._save = folder, video, save
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
         path = self._folder / f"{self._video.name(frame.number)}.png"
-        Image.fromarray(cut_out(frame.image, mask)).save(path, compress_level=1)
+        self._save(path, frame.image, mask)
 
     def close(self, *, complete: bool = True) -> None:
         """Every file is already complete."""
+
+
+def mask_writer(folder: Path, video: Video, palette: bytes | None = None) -> PictureWriter:
+    """Palette PNGs, in DAVIS's colours where the palette (RGB triples from ID 0 on) ends."""
+    return PictureWriter(folder, video, lambda path, _, mask: save_mask(path, mask, palette))
+
+
+def _save_cutout(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
+    Image.fromarray(cut_out(image, mask)).save(path, compress_level=1)
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
@@ -91,6 +88,15 @@ def cut_out(image: np.ndarray, mask: np.ndarray, around: np.ndarray | None = Non
     alpha = (mask > 0).astype(np.uint8)
     kept = alpha if around is None else cv2.dilate(alpha, around)
     return np.dstack([image * kept[..., None], 255 * alpha])
+
+
+VP9 = {"deadline": "realtime", "cpu-used": "6", "crf": "28", "b": "0"}
+# Alternate references are impossible with an alpha channel.
+CODECS = {
+    "mp4": ("libx264", "yuv420p", {"preset": "ultrafast", "crf": "23"}),
+    "webm": ("libvpx-vp9", "yuva420p", VP9 | {"auto-alt-ref": "0"}),
+    "matroska": ("ffv1", "gray", {}),
+}
 
 
 class VideoWriter:
@@ -114,21 +120,13 @@ class VideoWriter:
         self._stack = ExitStack()
         partial = self._stack.enter_context(replacing(path))
         self._container = self._stack.enter_context(av.open(f"file:{partial}", "w", format=kind))
+        codec, pixels, options = CODECS[kind]
         self._height, self._width = video.size
-        if kind == "mp4":
+        if pixels == "yuv420p":
             self._height, self._width = self._height // 2 * 2, self._width // 2 * 2
-            options = {"preset": "ultrafast", "crf": "23"}
-            stream = self._container.add_stream("libx264", rate=video.rate, options=options)
-            stream.pix_fmt = "yuv420p"
-        elif kind == "matroska":
-            stream = self._container.add_stream("ffv1", rate=video.rate)
-            stream.pix_fmt = "gray"
-        else:
-            options = {"deadline": "realtime", "cpu-used": "6", "crf": "28", "b": "0"}
-            # Alternate references are impossible with an alpha channel.
-            options["auto-alt-ref"] = "0"
-            stream = self._container.add_stream("libvpx-vp9", rate=video.rate, options=options)
-            stream.pix_fmt = "yuva420p"
+        stream = self._container.add_stream(codec, rate=video.rate, options=options)
+        stream.pix_fmt = pixels
+        if pixels == "yuva420p":
             stream.metadata["alpha_mode"] = "1"
         stream.height, stream.width = self._height, self._width
         stream.codec_context.sample_aspect_ratio = video.pixel_aspect
@@ -284,7 +282,7 @@ OUTPUTS: dict[str, tuple[str, Callable[[Path, Video], Writer]]] = {
             path, video, partial(draw_overlay, out=np.empty((*video.size, 3), np.uint8))
         ),
     ),
-    "cutout": ("cutout", CutoutWriter),
+    "cutout": ("cutout", partial(PictureWriter, save=_save_cutout)),
     "webm": (
         "cutout.webm",
         lambda path, video: VideoWriter(
