@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 from stma.data.images import read_image
-from stma.data.video_folder import find_videos
 from stma.errors import input_errors_end_the_program
-from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.benchmarks import scored_clips
 from stma.evaluation.validation import build_validation
 from stma.model.weights import load_model
 from stma.training.adapting import AdaptConfig, adapt, blend_weights
@@ -36,10 +35,9 @@ def main() -> None:
     model = load_model(arguments.weights)
     print("| clip | as it is | " + " | ".join(f"blend {b}" for b in arguments.blends) + " | s |")
     print("|---" * (3 + len(arguments.blends)) + "|")
-    for video in find_videos(arguments.root, arguments.split, arguments.clips):
-        clip = EvalClip(video)
+    for clip in scored_clips(arguments.root, arguments.split, arguments.clips):
         validation = build_validation(
-            ValidationConfig(arguments.root, arguments.split, clips=[video.name])
+            ValidationConfig(arguments.root, arguments.split, clips=[clip.name])
         )
         assert validation is not None
         first = clip.frames[0]
@@ -55,7 +53,7 @@ def main() -> None:
                 blend_weights(blended, model, blend)
                 scores.append(validation(blended, Path(folder) / "run"))
         shown = " | ".join(f"{score:.1f}" for score in scores)
-        print(f"| {video.name} | {shown} | {seconds:.0f} |", flush=True)
+        print(f"| {clip.name} | {shown} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ python scripts/probe_streams.py runs/demo/weights.safetensors runs/demo/clips --
 import argparse
 import math
 
-from stma.data.video_folder import find_videos
-from stma.errors import InputError, input_errors_end_the_program
-from stma.evaluation.benchmarks import EvalClip
+from stma.errors import input_errors_end_the_program
+from stma.evaluation.benchmarks import scored_clips
 from stma.evaluation.probes import probe_streams
 from stma.inference.segmenter import SegmenterConfig
 from stma.model.weights import load_model
@@ -25,9 +24,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     model = load_model(arguments.weights, resolve_device(arguments.device))
-    clips = [EvalClip(video) for video in find_videos(arguments.root, arguments.split)]
-    if sparse := [clip.name for clip in clips if not clip.can_be_scored]:
-        raise InputError(f"not every frame has a mask in {', '.join(sparse)}")
+    clips = scored_clips(arguments.root, arguments.split)
     settings = model.segmenter_settings
     if arguments.memory_interval is not None:
         settings = settings | {"memory_interval": arguments.memory_interval}

@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import box, gradient, write_clip_file
-from PIL import Image
 
 import stma
 from stma.cli import main
@@ -20,7 +18,6 @@ from stma.data.pictures import save_mask, save_picture
 from stma.inference.segmenter import Segmenter
 from stma.training.adapting import AdaptConfig
 from stma.video.reading import open_video
-from stma.video.segmenting import Outcome
 
 SIZE = (48, 64)
 FIRST = box(8, 8, 24, 24, size=SIZE)
@@ -211,6 +208,8 @@ def test_interrupted_the_same_command_goes_on(segment, monkeypatch, capsys, back
         with pytest.raises(SystemExit) as left:
             segment(*arguments, "-o", "out")
         assert left.value.code == 130
+        if not backward:  # what is done can be looked at
+            assert len(list(open_video("out/overlay.mp4").frames())) == len(masks("out"))
         assert "run the same command" in capsys.readouterr().err
         total -= after
         assert stop.left == 0
@@ -220,14 +219,6 @@ def test_interrupted_the_same_command_goes_on(segment, monkeypatch, capsys, back
     assert same(masks("out"), masks("whole"))
     assert len(list(open_video("out/overlay.mp4").frames())) == 8
     assert not list(Path("out").glob("*.safetensors"))
-
-
-def test_what_is_done_when_interrupted_can_be_looked_at(segment, monkeypatch) -> None:
-    Stop(monkeypatch, 3)
-    with pytest.raises(SystemExit):
-        segment("--mask=first.png", "-o", "out")
-    assert len(masks("out")) == 3
-    assert len(list(open_video("out/overlay.mp4").frames())) == 3
 
 
 def test_killed_at_any_moment_it_goes_on_from_the_last_state(segment, monkeypatch) -> None:
@@ -325,14 +316,6 @@ def test_a_damaged_record_is_refused_or_started_over(segment, capsys, content: s
     assert len(masks("out")) == 8
 
 
-def test_masks_that_are_a_file_are_not_replaced(segment, capsys) -> None:
-    Path("out").mkdir()
-    Path("out/masks").touch()
-    for more in ([], ["--overwrite"]):
-        assert "masks" in refused(segment, capsys, "--mask=first.png", "-o", "out", *more)
-    assert Path("out/masks").is_file()
-
-
 def refused(run, capsys, *arguments: str) -> str:
     """The one line with which the command ends."""
     with pytest.raises(SystemExit) as caught:
@@ -345,40 +328,30 @@ def refused(run, capsys, *arguments: str) -> str:
     return message
 
 
-def test_bad_masks_are_refused_before_anything_is_written(segment, capsys) -> None:
-    def message(*arguments: str) -> str:
-        told = refused(segment, capsys, *arguments)
-        assert not Path("clip-segmented").exists()
-        return told
-
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["small.png"], "small.png: 64 x 40 pixels, the video 64 x 48"),
+        (["rgb.png"], "rgb.png: the mask is RGB"),
+        (["empty.png"], "empty.png: the mask holds no object"),
+        (["8=late.png"], "late.png: the video has no frame 8; its frames are 00000 to 00007"),
+        (["first.png", "00000=late.png"], "two masks for frame 00000: first.png and late.png"),
+        (["none.png"], "none.png: no such mask"),
+        (["nothing"], "nothing: the folder holds no PNG"),
+        (["odd"], "odd/first.png: the video has no frame first"),
+    ],
+)
+def test_bad_masks_are_refused_before_anything_is_written(
+    segment, capsys, given: list[str], message: str
+) -> None:
     save_mask(Path("small.png"), FIRST[:40])
-    assert "small.png: 64 x 40 pixels, the video 64 x 48" in message("--mask=small.png")
     save_picture(Path("rgb.png"), gradient(1))
-    assert "rgb.png: the mask is RGB" in message("--mask=rgb.png")
-    smooth = (
-        Image.fromarray(FIRST * 255).resize((16, 12)).resize((64, 48), Image.Resampling.BICUBIC)
-    )
-    smooth.save("smooth.png")
-    assert "smooth.png" in (told := message("--mask=smooth.png"))
-    assert "antialiased" in told
-    Image.fromarray(np.arange(48 * 64).reshape(48, 64).astype(np.uint16) % 300).save("many.png")
-    assert "many.png: holds IDs from 0 to 299; they go up to 255" in message("--mask=many.png")
     save_mask(Path("empty.png"), FIRST * 0)
-    assert "empty.png: the mask holds no object" in message("--mask=empty.png")
-    assert "late.png: the video has no frame 8; its frames are 00000 to 00007" in message(
-        "--mask=8=late.png"
-    )
-    assert "no frame x" in message("--mask=x=late.png")
-    assert "two masks for frame 00000: first.png and late.png" in message(
-        "--mask=first.png", "--mask=00000=late.png"
-    )
-    assert "none.png: no such mask" in message("--mask=none.png")
-    Path("text.png").write_text("no picture")
-    assert "text.png: cannot be read as a mask" in message("--mask=text.png")
-    Path("folder").mkdir()
-    assert "folder: the folder holds no PNG" in message("--mask=folder")
-    save_mask(Path("folder/first.png"), FIRST)
-    assert "folder/first.png: the video has no frame first" in message("--mask=folder")
+    Path("nothing").mkdir()
+    Path("odd").mkdir()
+    save_mask(Path("odd/first.png"), FIRST)
+    assert message in refused(segment, capsys, *(f"--mask={each}" for each in given))
+    assert not Path("clip-segmented").exists()
 
 
 def test_a_mask_one_pixel_off_is_resized(segment, caplog) -> None:
@@ -405,6 +378,9 @@ def test_bad_outputs_are_refused_and_nothing_is_lost(segment, capsys, clip) -> N
     assert "the folder of the video itself" in refused(segment, capsys, first, "-o", ".")
     Path("file").touch()
     assert "file: exists and is a file" in refused(segment, capsys, first, "-o", "file")
+    Path("odd").mkdir()
+    Path("odd/masks").touch()
+    assert "masks" in refused(segment, capsys, first, "-o", "odd", "--overwrite")
     Path("full").mkdir()
     Path("full/thesis.txt").touch()
     for more in ([], ["--overwrite"]):
@@ -427,19 +403,6 @@ def test_what_failed_at_once_is_in_nobodys_way(segment, capsys) -> None:
     assert "%" not in capsys.readouterr().err  # no progress above the error
     segment("--mask=late.png", "-o", "out", "--save=masks")
     assert len(masks("out")) == 8
-
-
-def test_progress_is_in_frames_a_second_however_slow(segment, capsys, monkeypatch) -> None:
-    def slowly(order, stopped, on_frame) -> Outcome:
-        time.sleep(1.2)
-        on_frame()
-        return Outcome(True, 1, [])
-
-    monkeypatch.setattr("stma.video.segmenting.segment_video", slowly)
-    segment("--mask=first.png")
-    err = capsys.readouterr().err
-    assert " frames/s" in err
-    assert "s/ frames" not in err
 
 
 def test_two_runs_into_one_output(segment, capsys) -> None:
@@ -607,14 +570,6 @@ def test_a_lack_of_memory_is_one_line(segment, capsys, monkeypatch) -> None:
 @pytest.mark.parametrize("port", ["0", "99999", "-1", "x"])
 def test_no_port(port: str, capsys) -> None:
     assert port in refused(lambda: main(["app", f"--port={port}"]), capsys)
-
-
-def test_help_is_learnt_from(capsys) -> None:
-    for command, part in ((["--help"], "segment"), (["segment", "--help"], "--mask 120=late.png")):
-        with pytest.raises(SystemExit) as left:
-            main(command)
-        assert left.value.code == 0
-        assert part in capsys.readouterr().out
 
 
 def test_the_program_starts_without_torch() -> None:

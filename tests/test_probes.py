@@ -9,9 +9,8 @@ from stma.data.masks import read_mask
 from stma.data.pictures import save_clip, save_mask
 from stma.data.procedural import procedural_clip
 from stma.data.scene import SceneConfig
-from stma.data.video_folder import find_videos
 from stma.errors import InputError
-from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.benchmarks import scored_clips
 from stma.evaluation.probes import (
     Changed,
     ReferencesRemoved,
@@ -32,7 +31,7 @@ def videos(tmp_path):
         rng = np.random.default_rng(seed)
         frames, masks, _ = procedural_clip(config, (32, 48), np.arange(7.0), rng)
         save_clip(tmp_path, name, frames, masks, ".png")
-    return [EvalClip(video) for video in find_videos(tmp_path)]
+    return scored_clips(tmp_path)
 
 
 def second_frame(model: STMA) -> torch.Tensor:

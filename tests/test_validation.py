@@ -29,7 +29,7 @@ def test_a_model_is_scored_on_a_folder(tmp_path: Path) -> None:
 def test_a_set_that_cannot_be_scored(tmp_path: Path) -> None:
     save_clip(tmp_path, "a", *video(4), ".jpg")
     (tmp_path / "Annotations" / "a" / "00002.png").unlink()
-    with pytest.raises(InputError, match=r"validation: .*: a: fewer than 3 frames, or frames"):
+    with pytest.raises(InputError, match=r"validation: .* 1 frames have no mask, .*a/00002\.jpg"):
         build_validation(ValidationConfig(root=str(tmp_path)))
     with pytest.raises(InputError, match="nowhere: no such folder"):
         build_validation(ValidationConfig(root=str(tmp_path / "nowhere")))

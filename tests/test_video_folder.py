@@ -4,11 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stma.data.config import DatasetConfig
+from stma.data.listing import list_dataset
 from stma.data.pictures import save_mask, save_picture
 from stma.data.video_folder import (
-    find_videos,
+    VideoFolder,
+    find_video,
     list_video,
     missing_masks,
+    raise_first,
+    select_names,
     subfolders,
     video_folders,
 )
@@ -23,6 +28,12 @@ def make_video(root: Path, name: str, frames: int, masks: list[int], middle: str
         save_picture(images / f"{number:05d}.jpg", np.zeros((8, 10, 3), np.uint8))
     for number in masks:
         save_mask(annotations / f"{number:05d}.png", np.ones((8, 10), np.uint8))
+
+
+def find_videos(root: Path, split: str | None = None) -> list[VideoFolder]:
+    videos, problems = list_dataset(DatasetConfig(root=str(root), split=split))
+    raise_first(problems)
+    return videos
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def test_without_a_split_every_video_and_without_a_resolution_folder(tmp_path: P
     make_video(tmp_path, "y", 2, [0])
     (tmp_path / "JPEGImages" / "x" / ".hidden.jpg").touch()
     assert [video.name for video in find_videos(tmp_path)] == ["x", "y"]
-    assert len(find_videos(tmp_path, names=["x"])[0].frames) == 2
+    assert len(find_videos(tmp_path)[0].frames) == 2
 
 
 def test_what_is_missing_is_named(root: Path) -> None:
@@ -57,8 +68,8 @@ def test_what_is_missing_is_named(root: Path) -> None:
         find_videos(root / "nowhere")
     with pytest.raises(InputError, match="split train does not exist; it has 2017/val"):
         find_videos(root, "train")
-    with pytest.raises(InputError, match="zebra: not in split val; it has b, a"):
-        find_videos(root, "val", ["zebra"])
+    with pytest.raises(InputError, match="zebra: not in the list; it has b, a"):
+        select_names(["b", "a"], ["zebra"], "the list")
     (root / "ImageSets" / "2016").mkdir()
     (root / "ImageSets" / "2016" / "val.txt").write_text("a\n")
     with pytest.raises(InputError, match=r"several folders.*2016/val, 2017/val"):
@@ -99,7 +110,7 @@ def test_two_files_of_one_frame_and_masks_that_are_no_png(root: Path) -> None:
 
 def test_no_clips_a_split_that_is_no_text_and_half_a_resolution(root: Path) -> None:
     with pytest.raises(InputError, match="clips is empty"):
-        find_videos(root, "val", [])
+        select_names(["b", "a"], [], "the list")
     (root / "ImageSets" / "2017" / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"bad\.txt: not a text file"):
         find_videos(root, "bad")
@@ -120,7 +131,7 @@ def test_the_lists_of_davis_2016(root: Path) -> None:
 
 
 def test_frames_and_masks_by_number(root: Path) -> None:
-    (video,) = find_videos(root, "val", ["b"])
+    video, _ = find_videos(root, "val")
     assert len(video) == 3
     assert video.annotated.tolist() == [0]
     assert video.frame(2) == video.frames[2]
@@ -131,7 +142,11 @@ def test_frames_and_masks_by_number(root: Path) -> None:
 def test_missing_masks_are_faults_only_where_most_are_there(tmp_path: Path) -> None:
     for name, masks in (("most", [0, 1, 3]), ("every-second", [0, 2]), ("first", [0])):
         make_video(tmp_path, name, 4, masks)
-    missing = {video.name: missing_masks(video) for video in find_videos(tmp_path)}
+    folders = (tmp_path / "JPEGImages", tmp_path / "Annotations")
+    videos = [
+        find_video(*(f / name for f in folders)) for name in ("most", "every-second", "first")
+    ]
+    missing = {video.name: missing_masks(video) for video in videos}
     assert [problem.path.name for problem in missing.pop("most")] == ["00002.jpg"]
     assert missing == {"every-second": [], "first": []}
 

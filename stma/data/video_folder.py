@@ -103,36 +103,6 @@ class VideoFolder:
         return {self.frame(index).stem: self.mask(index) for index in self.annotated}
 
 
-def find_videos(
-    root: str | Path,
-    split: str | None = None,
-    names: Sequence[str] | None = None,
-) -> list[VideoFolder]:
-    """The videos of a root in the DAVIS layout.
-
-    ``JPEGImages/<video>/*.jpg`` and ``Annotations/<video>/*.png``, with or without a folder
-    ``480p`` or ``Full-Resolution`` in between; a split is a list of names in ``ImageSets``.
-
-    Args:
-        split: name or path of a list in ``ImageSets`` (``val``, ``2017/val``); None takes every
-            video that has a mask.
-        names: keep only these videos.
-
-    Raises:
-        InputError: names what is missing.
-    """
-    root = Path(root)
-    image_root, mask_root = video_folders(root, "JPEGImages", "Annotations")
-    listed = video_names(root, mask_root, split)
-    if split is not None:
-        path = find_split(root / "ImageSets", split)
-        raise_first(missing_clips(path, listed, image_root))
-    if names is not None:
-        where = f"split {split}" if split is not None else str(mask_root)
-        listed = select_names(listed, names, where)
-    return [find_video(image_root / name, mask_root / name) for name in listed]
-
-
 def video_names(root: Path, mask_root: Path, split: str | None) -> list[str]:
     """The videos of a split; without a split, all that have a folder of masks.
 

@@ -324,6 +324,20 @@ def list_clips(
     return Listing(clips, faults, notes)
 
 
+def scored_clips(
+    root: str | Path, split: str | None = None, names: list[str] | None = None
+) -> list[EvalClip]:
+    """Clips with a mask for every frame, to score a network on; see :func:`list_clips`.
+
+    Raises:
+        InputError: one of them is faulty, or lacks masks; the message names it.
+    """
+    listing = list_clips(BenchmarkConfig(name="a network", scored=True), root, split, names)
+    for name, fault in listing.faults.items():
+        raise InputError(f"{name}: {fault}")
+    return listing.clips
+
+
 def _list_clip(
     rules: BenchmarkConfig, images: Path, masks: Path, objects: dict[str, Any] | None
 ) -> EvalClip:

@@ -6,9 +6,8 @@ Training and inference do not know each other; the entry point joins them throug
 import shutil
 from pathlib import Path
 
-from stma.data.video_folder import find_videos
 from stma.errors import InputError
-from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.benchmarks import scored_clips
 from stma.evaluation.running import run_clip
 from stma.evaluation.scoring import score_clips, summarize
 from stma.inference.segmenter import Segmenter
@@ -25,13 +24,10 @@ def build_validation(config: ValidationConfig) -> Validation | None:
     """
     if config.root is None:
         return None
-    clips = [EvalClip(v) for v in find_videos(config.root, config.split, config.clips)]
-    unscored = [clip.name for clip in clips if not clip.can_be_scored]
-    if unscored:
-        raise InputError(
-            f"validation: {config.root}: {', '.join(unscored)}: fewer than 3 frames, or frames "
-            "without a mask, so there is nothing to score; choose others with validation.clips"
-        )
+    try:
+        clips = scored_clips(config.root, config.split, config.clips)
+    except InputError as error:
+        raise InputError(f"validation: {error}") from error
 
     def validate(model: STMA, folder: Path) -> float:
         shutil.rmtree(folder, ignore_errors=True)
