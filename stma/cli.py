@@ -51,14 +51,17 @@ examples:
 Ctrl-C keeps what is done; the same command continues from there. More in docs/own_video.md.
 """
 APP = """\
-Open a page in the browser: draw objects on any frame of a video, segment, correct, download.
+Open a page in the browser: mark objects in any frame of a video by clicks or with a brush, segment,
+correct, download.
 
-The page is served by this machine to this machine alone; nothing leaves it. Uploaded videos and
-their masks are deleted when their tab is closed or the command ends (Ctrl-C).
+The page is served by this machine to this machine alone; nothing leaves it. All tabs show the same
+videos, which are deleted when the command ends (Ctrl-C) unless --session is given.
 
 examples:
   stma app
   stma app dog.mp4 --device cpu
+  stma app --session work/ dog.mp4
+      kept in work/; later, stma app --session work/ goes on
 
 docs/app.md says more.
 """
@@ -264,6 +267,13 @@ def _add_app(commands: Commands) -> None:
     )
     _add_device(parser)
     parser.add_argument(
+        "--session",
+        type=Path,
+        metavar="FOLDER",
+        help="where videos, drawings and masks are kept, to go on another day; default: a temporary "
+        "folder, deleted at the end",
+    )
+    parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="0.0.0.0 lets everyone on the network in, without a password; default: 127.0.0.1, "
@@ -451,8 +461,9 @@ def _mask(arguments: argparse.Namespace) -> None:
 def _app(arguments: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
-    if find_spec("gradio") is None:
-        raise InputError("stma app needs gradio, not installed; pip install 'gradio>=6.10'")
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise InputError(f"stma app needs {missing[0]}, not installed; pip install 'stma[app]'")
+    print("Loading the network ...", flush=True)  # what follows imports PyTorch
     from stma.app.page import serve
     from stma.app.session import Limits
 
@@ -460,6 +471,7 @@ def _app(arguments: argparse.Namespace) -> None:
         arguments.weights,
         arguments.device,
         arguments.video,
+        session=arguments.session,
         host=arguments.host,
         port=arguments.port,
         limits=Limits(arguments.max_megabytes, arguments.max_frames),

@@ -1,459 +1,593 @@
-"""The page of `stma app`: a thin layer of Gradio over :class:`stma.app.session.Session`."""
+"""The page of `stma app`: a small web server over :class:`stma.app.session.Session`.
 
-import base64
+All tabs show the same videos. What they ask for is in :meth:`Page.app`; they ask for changes again
+and again, so that nothing breaks when one sleeps.
+"""
+
 import io
-import os
+import json
+import logging
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+import webbrowser
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
+import uvicorn
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 
-from stma.app.guard import Guard
-from stma.app.session import Limits, Session
-from stma.data.pictures import bright_palette
+from stma.app.guard import EVERYWHERE, Guard
+from stma.app.prompts import (
+    Prompt,
+    PromptedFrame,
+    PromptEngine,
+    Stroke,
+    is_installed,
+    load_engine,
+    place,
+)
+from stma.app.session import DOWNLOADS, RECORD, Limits, Session
+from stma.data.pictures import bright_palette, save_mask
 from stma.errors import InputError
 from stma.model.stma import STMA
 from stma.model.weights import load_model
 from stma.runtime.device import resolve_device
 from stma.runtime.opencv import cv2
+from stma.runtime.outputs import LOCK, full_disks_told, holding
 from stma.video.reading import open_video
 
-OBJECTS = 8  # colours to draw with
-COLOUR_NAMES = ("red", "green", "yellow", "blue", "magenta", "cyan", "white", "dark red")
-SHOWN_EVERY = 0.1  # seconds; a GPU is faster than a browser
-SHOWN = 7  # components that show a video
-TEXT = 3  # among them, the line about its state
-STALE = 24 * 3600  # seconds after which a downloaded file is deleted
-
-DOWNLOAD_NAMES = {
-    "Masks (PNGs, zipped)": "masks",
-    "Overlay (MP4, with sound)": "overlay",
-    "Cut-out (WebM with alpha)": "webm",
-    "Cut-out (PNGs with alpha, zipped)": "cutout",
-    "Run lengths (COCO's JSON)": "coco",
+PORTS = range(7860, 7960)
+LOOKED_AT = 6  # frames whose features are kept
+MASK_MEGABYTES = 64  # of a file with masks
+TEMPORARY = "stma-app-"
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
 }
-HOW_TO = (
-    "**1** Open a video. **2** Draw every object in its own colour, on any frame. "
-    "**3** Press *Segment*. **4** If a mask is wrong, stop, correct it, and press *Segment* "
-    "again: it continues from there."
-)
-CSS = Path(__file__).with_name("canvas.css").read_text()
-JS = Path(__file__).with_name("canvas.js").read_text()
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+UNCHANGED, PAINTED = 0, 255  # alpha of a change's pixels
+
+log = logging.getLogger(__name__)
 
 
-def canvas_html() -> str:
-    """Tools and the canvas."""
-    palette = bright_palette()
-    swatches = "".join(
-        f'<button data-object="{i}" title="object {i}" class="swatch{" chosen" * (i == 1)}" '
-        f'style="--colour: rgb({",".join(map(str, palette[i]))})">{i}</button>'
-        for i in range(1, OBJECTS + 1)
-    )
-    return f"""
-<div class="stma-canvas locked">
-  <div class="tools">
-    <span>Object</span>{swatches}
-    <button data-tool="brush" class="chosen" title="paint">Brush</button>
-    <button data-tool="eraser" title="remove paint">Eraser</button>
-    <button data-tool="polygon" title="click its corners, the first again to end">Polygon</button>
-    <label>Size <input type="range" min="1" max="60" value="12"></label>
-    <button data-action="undo" title="undo the last stroke or corner">Undo</button>
-    <button data-action="clear" title="clear this frame">Clear</button>
-  </div>
-  <canvas width="854" height="480"></canvas>
-</div>"""
+class Job:
+    """Something that takes long, in its own thread.
 
+    Args:
+        work: called with the job, whose ``done`` and ``total`` it counts.
 
-def picture_url(frame: np.ndarray) -> str:
-    """A frame as the browser reads it: a JPEG in the page."""
-    encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    Attributes:
+        problem: that ended it, or None.
+        result: of the work, once it has ended well.
+    """
 
+    def __init__(self, name: str, total: int, work: Callable[["Job"], Any]) -> None:
+        self.name, self.total = name, total
+        self.done, self.frame = 0, -1
+        self.problem: str | None = None
+        self.result: Any = None
+        self._start = time.monotonic()
+        self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self.thread.start()
 
-def mask_url(mask: np.ndarray) -> str:
-    """A mask as the canvas reads it: a PNG whose grey value is the ID."""
-    encoded = cv2.imencode(".png", mask)[1]
-    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
+    def _run(self, work: Callable[["Job"], Any]) -> None:
+        self.problem = "it failed unexpectedly; the terminal says more"
+        try:
+            self.result = work(self)
+            self.problem = None
+        except InputError as error:
+            self.problem = str(error)
 
-
-def mask_of(url: str) -> np.ndarray:
-    """A mask as the canvas writes it: a PNG whose red value is the ID."""
-    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    return np.asarray(image)[..., 0].copy()
-
-
-def canvas_value(session: Session, number: int, locked: bool = False) -> dict[str, Any]:
-    """What the canvas shows."""
-    height, width = session.video.size
-    return {
-        "number": number,
-        "aspect": float(session.video.pixel_aspect * width / height),
-        "frame": picture_url(session.frame(number)),
-        "mask": mask_url(session.mask(number)),
-        "locked": locked,
-    }
-
-
-def take(session: Session | None, canvas: dict[str, Any] | None) -> None:
-    """Pass new drawings to the session."""
-    if session is not None and canvas is not None and canvas.get("edited"):
-        session.draw(canvas["number"], mask_of(canvas["mask"]))
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Show an :class:`InputError` on the page."""
-    try:
-        yield
-    except InputError as error:
-        raise gr.Error(str(error), duration=None, print_exception=False) from error
-
-
-def status(session: Session | None) -> str:
-    """A line about the state and what to do next."""
-    if session is None:
-        return "No video is open."
-    line = f"**{session.video.path.name}**, {session.num_frames} frames. "
-    if not session.ids:
-        return line + "Nothing is drawn yet."
-    drawn = session.drawn_frames
-    line += f"Drawn on frame{'s' * (len(drawn) > 1)} {', '.join(map(str, drawn))}. "
-    if session.done >= session.num_frames:
-        return line + "All frames are segmented."
-    if session.done:
-        return line + f"Segmented up to frame {session.done - 1}; *Segment* continues."
-    return line + "Press *Segment*."
-
-
-def object_choices(session: Session | None) -> Any:
-    """The objects that can be removed."""
-    ids = [] if session is None else session.ids
-    choices = [(f"object {i}, {COLOUR_NAMES[i - 1]}", i) for i in ids]
-    return gr.Dropdown(choices=choices, value=ids[-1] if ids else None)
-
-
-def no_file() -> Any:
-    """Takes away a file that was prepared before something changed."""
-    return gr.File(value=None, visible="hidden")
+    def describe(self) -> dict[str, Any]:
+        """Its progress."""
+        rate = self.done / max(1e-3, time.monotonic() - self._start)
+        left = (self.total - self.done) / rate if self.done else None
+        return {
+            "name": self.name,
+            "running": self.thread.is_alive(),
+            "done": self.done,
+            "total": self.total,
+            "frame": self.frame,
+            "rate": rate,
+            "left": left,
+            "problem": None if self.thread.is_alive() else self.problem,
+        }
 
 
 class Page:
-    """Event handlers, and what all tabs share.
+    """What the tabs share.
 
     Args:
-        model: in evaluation mode; tabs take turns using it, a frame each.
-        folder: for the sessions' files.
-        video: opened in every tab at the start; None starts empty.
+        model: in evaluation mode; videos that are segmented at once take turns, a frame each.
+        folder: of the session: a folder for each video.
+        engine: for :mod:`stma.app.prompts`.
+
+    Raises:
+        InputError: a video of the session is damaged.
     """
 
     def __init__(
-        self, model: STMA, folder: Path, limits: Limits | None = None, video: Path | None = None
+        self, model: STMA, folder: Path, limits: Limits | None = None, engine: str = "auto"
     ) -> None:
-        self.model, self.folder, self.limits, self.video = model, folder, limits, video
-        self.turn = threading.Lock()
-        self.sessions: dict[str | None, Session] = {}  # by Gradio's name of the tab
-
-    def blocks(self) -> gr.Blocks:
-        """The page."""
-        with gr.Blocks(
-            title="stma",
-            analytics_enabled=False,
-            delete_cache=(STALE, STALE),
-            fill_width=True,
-        ) as blocks:
-            session = gr.State(None)  # of the tab
-            gr.Markdown("## Video object segmentation\n" + HOW_TO)
-            with gr.Row():
-                with gr.Column(scale=4):
-                    canvas = gr.HTML(
-                        None,
-                        html_template=canvas_html(),
-                        css_template=CSS,
-                        js_on_load=JS,
-                        colours=bright_palette().tolist(),
-                        elem_id="canvas",
-                    )
-                    with gr.Row():
-                        back = gr.Button("◀", min_width=40, scale=0, elem_id="back")
-                        slider = gr.Slider(
-                            0, 1, 0, step=1, label="Frame", interactive=False, elem_id="frame"
-                        )
-                        forth = gr.Button("▶", min_width=40, scale=0, elem_id="forth")
-                with gr.Column(scale=1, min_width=260):
-                    upload = gr.File(label="Open a video", height=140, elem_id="upload")
-                    text = gr.Markdown(status(None), elem_id="status")
-                    with gr.Row():
-                        start = gr.Button(
-                            "Segment", variant="primary", interactive=False, elem_id="segment"
-                        )
-                        stop = gr.Button(
-                            "Stop", variant="stop", interactive=False, elem_id="stop", min_width=80
-                        )
-                    with gr.Group():
-                        chosen = gr.Dropdown([], label="Objects", elem_id="objects")
-                        remove = gr.Button("Remove this object", size="sm", elem_id="remove")
-                    kind = gr.Dropdown(
-                        list(DOWNLOAD_NAMES.items()),
-                        label="Download",
-                        value="masks",
-                        elem_id="kind",
-                    )
-                    prepare = gr.Button("Prepare the file", elem_id="prepare")
-                    file = gr.File(
-                        label="File",
-                        interactive=False,
-                        height=90,
-                        elem_id="file",
-                        visible="hidden",
-                    )
-
-            shown = [session, canvas, slider, text, chosen, start, file]
-            quiet: dict[str, Any] = {"show_progress": "hidden"}
-            upload.upload(self.open, upload, [*shown, upload])
-            if self.video is not None:
-                blocks.load(self.open_given, None, shown)
-            slider.input(
-                self.go,
-                [session, canvas, slider],
-                [canvas, text],
-                trigger_mode="always_last",
-                **quiet,
-            )
-            for button, step in ((back, -1), (forth, 1)):
-                button.click(
-                    partial(self.step, step),
-                    [session, canvas, slider],
-                    [canvas, text, slider],
-                    **quiet,
-                )
-            canvas.input(self.drawn, [session, canvas], [text, chosen, file], **quiet)
-            start.click(
-                self.run,
-                [session, canvas],
-                [canvas, slider, text, chosen, start, stop, remove, back, forth, file],
-                concurrency_limit=None,
-                **quiet,
-            )
-            stop.click(lambda session: session and session.stop(), session, None, queue=False)
-            remove.click(
-                self.remove,
-                [session, canvas, slider, chosen],
-                [canvas, text, chosen, file],
-                **quiet,
-            )
-            prepare.click(self.write, [session, kind], file)
-            blocks.unload(self.leave)
-        return blocks
-
-    def open(self, path: str | None, request: gr.Request) -> list[Any]:
-        """Make an uploaded file the tab's video; the previous one is closed."""
-        assert path is not None
-        try:
-            new = Session(Path(path), self.model, self.folder, self.limits, owned=True)
-        except InputError as error:
-            # Not a Gradio error: it would leave the file there, and no room for another.
-            shown = [gr.skip()] * SHOWN
-            before = status(self.sessions.get(request.session_hash))
-            shown[TEXT] = f"**Not opened:** {error}\n\n{before}"
-            return [*shown, None]
-        return [*self._opened(new, request), None]
-
-    def open_given(self, request: gr.Request) -> list[Any]:
-        """Open the video named on the command line."""
-        assert self.video is not None
-        with told():
-            session = Session(self.video, self.model, self.folder, self.limits)
-            return self._opened(session, request)
-
-    def leave(self, request: gr.Request) -> None:
-        """Called when the tab is closed or reloads the page."""
-        if (session := self.sessions.pop(request.session_hash, None)) is not None:
-            session.close()
-
-    def _opened(self, session: Session, request: gr.Request) -> list[Any]:
-        self.leave(request)  # what it had open before
-        self.sessions[request.session_hash] = session
-        return [
-            session,
-            canvas_value(session, 0),
-            gr.Slider(maximum=max(1, session.num_frames - 1), value=0, interactive=True),
-            status(session),
-            object_choices(session),
-            gr.Button(interactive=True),
-            no_file(),
-        ]
-
-    def go(self, session: Session | None, canvas: Any, number: int) -> list[Any]:
-        """Show another frame."""
-        take(session, canvas)
-        if session is None:
-            return [gr.skip(), gr.skip()]
-        with told():
-            return [canvas_value(session, number), status(session)]
-
-    def step(self, by: int, session: Session | None, canvas: Any, number: int) -> list[Any]:
-        """Show the previous or the next frame."""
-        last = 0 if session is None else session.num_frames - 1
-        number = min(max(0, number + by), last)
-        return [*self.go(session, canvas, number), number]
-
-    def drawn(self, session: Session | None, canvas: Any) -> list[Any]:
-        """Take a finished stroke."""
-        take(session, canvas)
-        return [status(session), object_choices(session), no_file()]
-
-    def run(self, session: Session | None, canvas: Any) -> Iterator[list[Any]]:
-        """Segment, and show masks as they appear."""
-        if session is None:
-            raise gr.Error("Open a video first.", print_exception=False)
-        take(session, canvas)
-        free, busy = gr.Button(interactive=True), gr.Button(interactive=False)
-        number = canvas["number"]
-        start = shown = time.monotonic()
-        count = 0
-        problem = ""
-        run = session.run()
-        while True:
+        self.model, self.folder, self.limits = model, folder, limits or Limits()
+        self.sessions: dict[str, Session] = {}
+        self.problems: list[str] = []
+        for record in sorted(folder.glob(f"*/{RECORD}")):
             try:
-                with self.turn:
-                    following = next(run, None)
+                self.sessions[record.parent.name] = Session(record.parent)
             except InputError as error:
-                name = session.video.path.name  # without the folder, which is ours
-                problem = str(error).replace(str(session.video.path), name)
-                problem = f"**Not segmented:** {problem}\n\n"
-                break
-            if following is None:
-                break
-            number, count = following, count + 1
-            now = time.monotonic()
-            if count > 1 and now - shown < SHOWN_EVERY:
-                continue
-            shown = now
-            rate = count / (now - start)
-            left = (session.num_frames - number - 1) / rate
-            line = f"Frame {number} of {session.num_frames - 1}: {rate:.1f} frames/s, "
-            yield [
-                canvas_value(session, number, locked=True),
-                gr.Slider(value=number, interactive=False),
-                line + f"{left:.0f} s left.",
-                gr.skip(),
-                busy,
-                free,
-                busy,
-                busy,
-                busy,
-                no_file() if count == 1 else gr.skip(),
-            ]
-        if session.closed:  # the tab has another video now
-            return
-        yield [
-            canvas_value(session, number),
-            gr.Slider(value=number, maximum=max(1, session.num_frames - 1), interactive=True),
-            problem + status(session),
-            object_choices(session),
-            free,
-            busy,
-            free,
-            free,
-            free,
-            gr.skip(),
+                self.problems.append(f"Not opened: {error}")
+        self.jobs: dict[tuple[str, str], Job] = {}  # by video and kind
+        self._turn = threading.Lock()
+        self._engine_name = engine
+        self._engine: PromptEngine | None = None
+        self._looking = threading.Lock()
+        self._looked_at: OrderedDict[tuple[str, int], PromptedFrame] = OrderedDict()
+        self._wanted: tuple[str, int] | None = None
+
+    def app(self, host: str) -> Starlette:
+        """The web application; see :class:`~stma.app.guard.Guard` for ``host``."""
+        video = "/videos/{video}"
+        routes = [
+            *(Route(path, self._file) for path in FILES),
+            Route("/state", self._state),
+            Route("/videos", self._upload, methods=["PUT"]),
+            Route(video, self._remove_video, methods=["DELETE"]),
+            Route(video + "/frames/{number:int}", self._frame),
+            Route(video + "/masks/{number:int}", self._mask),
+            Route(video + "/masks/{number:int}", self._draw, methods=["POST"]),
+            Route(video + "/import/{number:int}", self._import, methods=["PUT"]),
+            Route(video + "/look/{number:int}", self._look, methods=["POST"]),
+            Route(video + "/prompt/{number:int}", self._prompt, methods=["POST"]),
+            Route(video + "/undo", self._undo, methods=["POST"]),
+            Route(video + "/redo", self._redo, methods=["POST"]),
+            Route(video + "/objects", self._add_object, methods=["POST"]),
+            Route(video + "/objects/{object:int}", self._rename, methods=["PUT"]),
+            Route(video + "/objects/{object:int}", self._remove_object, methods=["DELETE"]),
+            Route(video + "/run", self._run, methods=["POST"]),
+            Route(video + "/stop", self._stop, methods=["POST"]),
+            Route(video + "/export", self._export, methods=["POST"]),
+            Route(video + "/export", self._exported),
         ]
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, host=host)],
+            exception_handlers={InputError: self._refused},
+        )
 
-    def remove(
-        self, session: Session | None, canvas: Any, number: int, chosen: int | None
-    ) -> list[Any]:
-        """Remove an object."""
-        take(session, canvas)
-        if session is None or chosen is None:
-            raise gr.Error("There is no object to remove.", print_exception=False)
-        with told():
-            session.remove(chosen)
-            return [
-                canvas_value(session, number),
-                status(session),
-                object_choices(session),
-                no_file(),
+    def open(self, path: Path, owned: bool = False) -> str:
+        """Add a video; see :meth:`Session.create`.
+
+        Returns:
+            Its name here.
+        """
+        session = Session.create(path, self.folder, self.limits, owned)
+        self.sessions[session.folder.name] = session
+        return session.folder.name
+
+    def close(self) -> None:
+        """Stop all work, and wait for it."""
+        for session in self.sessions.values():
+            session.stop()
+        for job in self.jobs.values():
+            job.thread.join()
+
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        message = str(error).replace(f"{self.folder}/", "")
+        return JSONResponse({"error": message}, 400, HEADERS)
+
+    def _file(self, request: Request) -> Response:
+        name, kind = FILES[request.url.path]
+        content = Path(__file__).with_name(name).read_bytes()
+        return Response(content, headers=HEADERS, media_type=kind)
+
+    def _session(self, request: Request) -> Session:
+        name = request.path_params["video"]
+        if name not in self.sessions:
+            raise InputError("this video was removed; open it again")
+        return self.sessions[name]
+
+    def _state(self, request: Request) -> Response:
+        """All videos, and all about one of them."""
+        name = request.query_params.get("video", "")
+        videos = [
+            {"id": each, "name": session.video.path.name, "running": self._running(each)}
+            for each, session in list(self.sessions.items())
+        ]
+        state: dict[str, Any] = {
+            "videos": videos,
+            "problems": self.problems,
+            "limits": {"megabytes": self.limits.megabytes, "frames": self.limits.frames},
+            "network": is_installed("mobilesam") and self._engine_name != "grabcut",
+        }
+        if name in self.sessions:
+            jobs = {kind: job.describe() for (of, kind), job in self.jobs.items() if of == name}
+            state["video"] = {"id": name, **self.sessions[name].describe(), "jobs": jobs}
+        if "colours" in request.query_params:
+            state["colours"] = bright_palette().tolist()
+        return JSONResponse(state, headers=HEADERS)
+
+    def _running(self, name: str) -> bool:
+        job = self.jobs.get((name, "run"))
+        return job is not None and job.thread.is_alive()
+
+    async def _upload(self, request: Request) -> Response:
+        name = Path(request.query_params.get("name", "")).name or "video"
+        with self._receiving() as folder:
+            path = folder / name
+            await _receive(request, path, self.limits.megabytes, "--max-megabytes")
+            opened = await run_in_threadpool(self.open, path, owned=True)
+        return JSONResponse({"id": opened}, headers=HEADERS)
+
+    @contextmanager
+    def _receiving(self) -> Iterator[Path]:
+        """A folder for a file that comes in; what is left in it is deleted."""
+        with (
+            full_disks_told(self.folder),
+            tempfile.TemporaryDirectory(
+                prefix=".upload-", dir=self.folder, ignore_cleanup_errors=True
+            ) as name,
+        ):
+            yield Path(name)
+
+    def _remove_video(self, request: Request) -> Response:
+        session = self._session(request)
+        del self.sessions[request.path_params["video"]]
+        session.delete()
+        return _done()
+
+    def _frame(self, request: Request) -> Response:
+        frame = self._session(request).frame(request.path_params["number"])
+        encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+        headers = HEADERS | {"Cache-Control": "private, max-age=3600"}
+        return Response(encoded.tobytes(), headers=headers, media_type="image/jpeg")
+
+    def _mask(self, request: Request) -> Response:
+        """A mask of IDs in grey, for the canvas; or a palette PNG, to keep."""
+        session, number = self._session(request), request.path_params["number"]
+        mask = session.mask(number)
+        if "save" not in request.query_params:
+            return _grey(mask)
+        file = io.BytesIO()
+        save_mask(file, mask)
+        name = f"{session.video.path.stem}_{session.video.name(number)}.png"
+        return Response(file.getvalue(), headers=_attached(name), media_type="image/png")
+
+    async def _draw(self, request: Request) -> Response:
+        """Take a change: a PNG whose red is the ID, where it is not transparent."""
+        change = await _picture(request)
+        return await run_in_threadpool(self._drawn, request, change)
+
+    def _drawn(self, request: Request, change: np.ndarray) -> Response:
+        session, number = self._session(request), request.path_params["number"]
+        left, top = _integer(request, "left"), _integer(request, "top")
+        mask = session.mask(number).copy()
+        part = mask[top : top + change.shape[0], left : left + change.shape[1]]
+        if part.shape != change.shape[:2]:
+            raise InputError("what was drawn is larger than the frame")
+        painted = change[..., 3] == PAINTED
+        part[painted] = change[..., 0][painted]
+        session.draw(number, mask, request.query_params.get("what", "drawing"))
+        return _done(revision=session.revision)
+
+    async def _import(self, request: Request) -> Response:
+        session = self._session(request)
+        name = Path(request.query_params.get("name", "")).name or "mask.png"
+        with self._receiving() as folder:
+            await _receive(request, folder / name, MASK_MEGABYTES)
+            number = request.path_params["number"]
+            try:
+                frames = await run_in_threadpool(session.give, number, folder / name)
+            except InputError as error:
+                raise InputError(str(error).replace(f"{folder}/", "")) from error
+        return _done(frames=frames)
+
+    def _look(self, request: Request) -> Response:
+        """Compute what does not depend on a prompt, while the user still looks."""
+        session, number = self._session(request), request.path_params["number"]
+        self._look_at(request.path_params["video"], session, number, waits=False)
+        return _done()
+
+    def _look_at(
+        self, name: str, session: Session, number: int, waits: bool
+    ) -> PromptedFrame | None:
+        """
+        Args:
+            waits: False gives up when another frame is wanted meanwhile.
+        """
+        key = name, number
+        self._wanted = key
+        with self._looking:
+            if key in self._looked_at:
+                self._looked_at.move_to_end(key)
+                return self._looked_at[key]
+            if not waits and self._wanted != key:
+                return None
+            if self._engine is None:
+                self._engine = load_engine(self._engine_name, str(self.model.mean.device))
+            self._looked_at[key] = self._engine.look_at(session.frame(number))
+            while len(self._looked_at) > LOOKED_AT:
+                self._looked_at.popitem(last=False)
+            return self._looked_at[key]
+
+    async def _prompt(self, request: Request) -> Response:
+        """A mask of one object, not kept yet: grey, 1 where it is."""
+        try:
+            asked = json.loads(await request.body())
+            strokes = [
+                Stroke([(float(x), float(y)) for x, y in each["points"]], bool(each["inside"]))
+                for each in asked["strokes"]
             ]
+            box = asked.get("box") and tuple(float(value) for value in asked["box"])
+            identity = int(asked["object"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a prompt ({error})") from error
+        return await run_in_threadpool(self._prompted, request, strokes, box, identity)
 
-    def write(self, session: Session | None, kind: str) -> Any:
-        """Make the file to download."""
-        if session is None:
-            raise gr.Error("Open a video first.", print_exception=False)
-        with told():
-            return gr.File(value=str(session.write(kind)), visible=True)
+    def _prompted(
+        self, request: Request, strokes: list[Stroke], box: Any, identity: int
+    ) -> Response:
+        session, number = self._session(request), request.path_params["number"]
+        known = None if box else session.mask(number) == identity
+        prompt = Prompt(strokes, box, known if known is not None and known.any() else None)
+        prompt.check(session.video.size)
+        frame = self._look_at(request.path_params["video"], session, number, waits=True)
+        assert frame is not None
+        return _grey(place(frame.segment(prompt), 1))
+
+    def _undo(self, request: Request) -> Response:
+        return _done(frame=self._session(request).undo())
+
+    def _redo(self, request: Request) -> Response:
+        return _done(frame=self._session(request).redo())
+
+    def _add_object(self, request: Request) -> Response:
+        return _done(id=self._session(request).add_object())
+
+    def _rename(self, request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        self._session(request).rename(request.path_params["object"], name)
+        return _done()
+
+    def _remove_object(self, request: Request) -> Response:
+        self._session(request).remove(request.path_params["object"])
+        return _done()
+
+    def _run(self, request: Request) -> Response:
+        session, name = self._session(request), request.path_params["video"]
+        backward = "backward" in request.query_params
+        if self._running(name):
+            raise InputError("the video is being segmented already")
+        total = session.begin if backward else session.num_frames - session.end
+
+        def work(job: Job) -> None:
+            run = session.run(self.model, backward)
+            while True:
+                with self._turn:
+                    number = next(run, None)
+                if number is None:
+                    return
+                job.done, job.frame = job.done + 1, number
+
+        self.jobs[name, "run"] = Job("backward" if backward else "forward", total, work)
+        return _done()
+
+    def _stop(self, request: Request) -> Response:
+        self._session(request).stop()
+        return _done()
+
+    def _export(self, request: Request) -> Response:
+        session, name = self._session(request), request.path_params["video"]
+        kind = request.query_params.get("kind", "")
+        if kind not in DOWNLOADS:
+            raise InputError(f"no {kind!r}; choose from {', '.join(DOWNLOADS)}")
+        ids = [_integer(request, "object")] if "object" in request.query_params else None
+        earlier = self.jobs.get((name, "export"))
+        if earlier is not None and earlier.thread.is_alive():
+            raise InputError("another file is being prepared; wait for it")
+
+        def work(job: Job) -> Path:
+            def count(done: int) -> None:
+                job.done = done
+
+            return session.write(kind, ids, count)
+
+        self.jobs[name, "export"] = Job(kind, max(1, session.end), work)
+        return _done()
+
+    def _exported(self, request: Request) -> Response:
+        self._session(request)
+        job = self.jobs.get((request.path_params["video"], "export"))
+        if job is None or job.result is None or not job.result.is_file():
+            raise InputError("no file was prepared; press Download again")
+        return FileResponse(job.result, headers=_attached(job.result.name))
+
+
+def _done(**values: Any) -> Response:
+    return JSONResponse(values, headers=HEADERS)
+
+
+def _attached(name: str) -> dict[str, str]:
+    plain = name.encode("ascii", "replace").decode().replace('"', "'").replace("?", "_")
+    return HEADERS | {"Content-Disposition": f'attachment; filename="{plain}"'}
+
+
+def _grey(mask: np.ndarray) -> Response:
+    encoded = cv2.imencode(".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    return Response(encoded.tobytes(), headers=HEADERS, media_type="image/png")
+
+
+def _integer(request: Request, name: str) -> int:
+    text = request.query_params.get(name, "")
+    if not text.isdecimal():
+        raise InputError(f"{name} is {text!r}; give a number")
+    return int(text)
+
+
+async def _picture(request: Request) -> np.ndarray:
+    """``(H, W, 4)`` uint8, from the request's PNG."""
+    try:
+        image = Image.open(io.BytesIO(await request.body()), formats=["PNG"])
+        return np.asarray(image.convert("RGBA"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"not a PNG ({error})") from error
+
+
+async def _receive(request: Request, path: Path, megabytes: int, option: str = "") -> None:
+    """Write a request's body to a file.
+
+    Raises:
+        InputError: it is too large, or broke off.
+    """
+    limit = megabytes * 10**6
+    size = 0
+    announced = request.headers.get("content-length", "0")
+    try:
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if max(size, int(announced) if announced.isdecimal() else 0) > limit:
+                    hint = f"; start the page with a larger {option}" if option else ""
+                    raise InputError(f"{path.name}: the limit is {megabytes} MB{hint}")
+                file.write(chunk)
+    except ClientDisconnect as error:
+        raise InputError(f"{path.name}: the upload broke off") from error
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A socket to serve at.
+
+    Args:
+        port: None takes the first free one of ``PORTS``.
+
+    Raises:
+        InputError: none is free, or the host is another machine.
+    """
+    try:
+        family, *_, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise InputError(f"--host {host}: there is no such host ({error.strerror})") from error
+    problem: OSError | None = None
+    for each in PORTS if port is None else (port,):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((address, each))
+            listening.listen(128)
+            return listening
+        except OSError as error:
+            listening.close()
+            problem = error
+    assert problem is not None
+    where = f"{host}:{port or f'{PORTS[0]} to {PORTS[-1]}'}"
+    raise InputError(
+        f"the page cannot be served at {where} ({problem.strerror}); give another --host or --port"
+    ) from problem
 
 
 @contextmanager
-def serving(
-    model: STMA,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    limits: Limits | None = None,
-    video: Path | None = None,
-    browser: bool = False,
-) -> Iterator[str]:
-    """Serve the page and yield its address. At the end, all files of all tabs are deleted.
-
-    Args:
-        port: None takes the first free one from 7860 on.
-        video: opened in every tab.
-        browser: open one.
+def serving(page: Page, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
+    """Serve the page and yield its address.
 
     Raises:
         InputError: the port or the host is not available.
     """
-    limits = limits or Limits()
-    folder = Path(tempfile.mkdtemp(prefix="stma-app-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-    blocks = Page(model, folder, limits, video).blocks()
+    listening = _listen(host, port)
+    config = uvicorn.Config(
+        page.app(host), log_level="warning", access_log=False, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
     try:
-        try:
-            _, url, _ = blocks.queue(default_concurrency_limit=None).launch(
-                server_name=host,
-                server_port=port,
-                max_file_size=f"{limits.megabytes}mb",
-                inbrowser=browser,
-                prevent_thread_lock=True,
-                quiet=True,
-                footer_links=[],
-                share=False,
-                app_kwargs={"middleware": [Middleware(Guard, host=host)]},
-            )
-        except OSError as error:
-            raise InputError(
-                f"the page cannot be served at {host}:{port or 'any port'} ({error}); give another "
-                "--host or --port"
-            ) from error
-        yield url
+        shown = "127.0.0.1" if host in EVERYWHERE else host
+        shown = f"[{shown}]" if ":" in shown else shown
+        yield f"http://{shown}:{listening.getsockname()[1]}"
     finally:
-        blocks.close(verbose=False)
+        server.should_exit = True
+        thread.join()
+        listening.close()
+        page.close()
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder that is deleted at the end. What a killed program left is deleted first."""
+    for leftover in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        if (leftover / LOCK).exists():
+            with suppress(InputError, OSError), holding(leftover):  # or it is of a live one
+                shutil.rmtree(leftover)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    try:
+        yield folder
+    finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def serve(weights: str, device: str, video: Path | None, **keywords: Any) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
+def serve(
+    weights: str,
+    device: str,
+    video: Path | None,
+    *,
+    session: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    limits: Limits | None = None,
+    browser: bool = False,
+) -> None:
+    """Serve the page until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         weights: see :func:`stma.model.weights.load_model`.
         device: see :func:`stma.runtime.device.resolve_device`.
-        video, keywords: see :func:`serving`.
+        video: added to the session unless it is there.
+        session: a folder that keeps all, and may hold what an earlier call has left; None for a
+            temporary one.
+        browser: open one.
+
+    Raises:
+        InputError: an argument is wrong, or another program uses the folder.
     """
     if video is not None:
         open_video(video)  # refused here rather than on the page
-    model = load_model(weights, resolve_device(device))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with serving(model, video=video, **keywords) as url:
-        print(f"The page is at {url} (Ctrl-C ends it and deletes its files).", flush=True)  # noqa: T201
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with ExitStack() as stack:
+        stack.enter_context(suppress(KeyboardInterrupt))
+        folder = stack.enter_context(_temporary()) if session is None else session
+        stack.enter_context(holding(folder))
+        for leftover in folder.glob(".upload-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        page = Page(load_model(weights, resolve_device(device)), folder, limits)
+        paths = [each.video.path.resolve() for each in page.sessions.values()]
+        if video is not None and video.resolve() not in paths:
+            page.open(video)
+        url = stack.enter_context(serving(page, host, port))
+        keeps = "ends it; --session FOLDER would keep its files"
+        if session is not None:
+            keeps = f"ends it; {folder} keeps all"
+        print(f"The page is at {url} (Ctrl-C {keeps}).", flush=True)  # noqa: T201
+        if browser:
+            webbrowser.open(url)
+        threading.Event().wait()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -28,7 +29,7 @@ def davis_palette() -> np.ndarray:
     return palette
 
 
-def save_mask(path: Path, mask: np.ndarray, palette: bytes | None = None) -> None:
+def save_mask(path: Path | IO[bytes], mask: np.ndarray, palette: bytes | None = None) -> None:
     """Write ``(H, W)`` uint8 as a palette PNG, in DAVIS's colours where the palette has none.
 
     Args:
@@ -39,7 +40,7 @@ def save_mask(path: Path, mask: np.ndarray, palette: bytes | None = None) -> Non
     colours = (palette or b"") + davis_palette().tobytes()[len(palette or b"") :]
     image.putpalette(colours)
     # As small as by Pillow's default, in less than half the time: masks are runs of equal pixels.
-    image.save(path, compress_type=zlib.Z_RLE, compress_level=1)
+    image.save(path, "PNG", compress_type=zlib.Z_RLE, compress_level=1)
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
