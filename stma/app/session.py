@@ -220,7 +220,10 @@ class Session:
             return cls(own)
         except InputError as error:
             shutil.rmtree(own)
-            raise InputError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
+            message = str(error)
+            for parent in (own, path.parent):
+                message = message.replace(f"{parent}{os.sep}", "")
+            raise InputError(message) from error
 
     def _read_work(self, record: dict[str, Any]) -> _Work:
         given = {}
@@ -311,17 +314,16 @@ class Session:
     def _decode(self, number: int) -> None:
         if self._cursor is None or not 0 <= number - self._cursor[0] < SEEK:
             self._cursor = number, self.video.frames(number)
-        at, frames = self._cursor
+        _, frames = self._cursor
         self._cursor = None  # unless all goes well
         for frame in frames:
             self._frames[frame.number] = frame.image
             while len(self._frames) * frame.image.nbytes > SHOWN_BYTES and len(self._frames) > 1:
                 self._frames.popitem(last=False)
-            at = frame.number + 1
             if frame.number >= number:
-                self._cursor = at, frames
+                self._cursor = frame.number + 1, frames
                 return
-        self._set_end_of_video(at)
+        self._set_end_of_video(next(iter(self.video.frames_backward(number))).number + 1)
         self._check_number(number)
 
     def _set_end_of_video(self, count: int) -> None:
@@ -388,7 +390,7 @@ class Session:
             found = _ids(self._computed(number))
             if not work.begin <= number < work.end:
                 differ = mask != shown
-                decided = _ids(mask[differ]) | _ids(shown[differ])
+                decided = _ids(mask[differ]) | _ids(shown[differ & (mask == 0)])
                 if (before := work.given.get(number)) is not None:
                     decided |= before.ids | before.found
                 found &= decided
