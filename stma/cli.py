@@ -462,7 +462,9 @@ def _app(arguments: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        raise InputError(f"stma app needs {missing[0]}, not installed; pip install starlette uvicorn")
+        raise InputError(
+            f"stma app needs {missing[0]}, not installed; pip install starlette uvicorn"
+        )
     print("Loading the network ...", flush=True)  # what follows imports PyTorch
     from stma.app.page import serve
     from stma.app.session import Limits

@@ -1,7 +1,7 @@
-"""The page, in a real browser where there is one."""
+"""The page: what its server answers, and what a user does in a real browser."""
 
-import base64
 import io
+import json
 import os
 import shutil
 import signal
@@ -9,50 +9,36 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, box, perturbed, random_frame, write_clip_file
+from conftest import TINY, box, perturbed, write_clip_file
 from PIL import Image
 
-from stma.app.session import Limits, Session
+from stma.app.session import Limits
 from stma.cli import main
 from stma.errors import InputError
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 
-gr = pytest.importorskip("gradio")
-from stma.app.page import (  # noqa: E402  # needs gradio
-    DOWNLOAD_NAMES,
-    OBJECTS,
-    TEXT,
-    Page,
-    canvas_html,
-    canvas_value,
-    mask_of,
-    mask_url,
-    serving,
-    status,
-    take,
-)
+pytest.importorskip("starlette")
+from starlette.testclient import TestClient  # needs starlette
+
+from stma.app.page import Page, serving
 
 CHROMIUM = shutil.which("chromium")
 SIZE = (96, 160)
 FRAMES = 10
 PATIENCE = 600  # seconds; what fails is to be the page, not a busy machine
-in_browser = pytest.mark.skipif(
-    CHROMIUM is None or find_spec("playwright") is None, reason="needs chromium and playwright"
-)
+LIMITS = Limits(megabytes=2, frames=50)
+SQUARE = (30, 40, 40, 40)  # top, left, height, width of what the clip shows in frame 0
+V = "/videos/clip"
 
 
 @pytest.fixture(scope="module")
@@ -63,185 +49,226 @@ def model() -> STMA:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    rng = np.random.default_rng(0)
-    frames = [random_frame(rng, *SIZE) for _ in range(FRAMES)]
+    """A red square that moves to the right on grey."""
+    frames = []
+    for number in range(FRAMES):
+        frame = np.full((*SIZE, 3), 90, np.uint8)
+        frame[30:70, 40 + 4 * number : 80 + 4 * number] = (220, 30, 30)
+        frames.append(frame)
     return write_clip_file(tmp_path_factory.mktemp("clip") / "clip.mp4", frames)
 
 
 @pytest.fixture
-def session(clip: Path, model: STMA, tmp_path: Path) -> Session:
-    return Session(clip, model, tmp_path)
+def page(clip: Path, model: STMA, tmp_path: Path) -> Iterator[Page]:
+    folder = tmp_path / "session"
+    folder.mkdir()
+    page = Page(model, folder, LIMITS, engine="grabcut")
+    page.open(clip)
+    yield page
+    page.close()
 
 
-def as_drawn(number: int, mask: np.ndarray) -> dict:
-    """What the canvas hands over: a PNG whose red is the ID."""
+@pytest.fixture
+def client(page: Page) -> TestClient:
+    return TestClient(page.app("127.0.0.1"), base_url="http://localhost")
+
+
+def png(mask: np.ndarray) -> bytes:
+    """A change as the browser sends it: the ID in red, transparent where nothing changes."""
     image = np.zeros((*mask.shape, 4), np.uint8)
-    image[..., 0], image[..., 3] = mask, 255
+    image[..., 0], image[..., 3] = mask, np.where(mask > 0, 255, 0)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    url = mask_url(mask).partition(",")[0] + ","
-    return {
-        "number": number,
-        "mask": url + base64.b64encode(file.getvalue()).decode(),
-        "edited": True,
-    }
+    return file.getvalue()
 
 
-def test_masks_go_to_the_canvas_and_back(session: Session) -> None:
-    mask = box(10, 20, 30, 40, value=OBJECTS, size=SIZE)
-    canvas = as_drawn(2, mask)
-    assert np.array_equal(mask_of(canvas["mask"]), mask)
-    take(session, canvas)
-    assert session.drawn_frames == [2]
-    take(session, {"number": 3, "mask": mask_url(mask), "edited": False})
-    take(None, canvas)
-    assert session.drawn_frames == [2]
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / max(1, (a | b).sum())
 
 
-def test_pixels_that_are_not_square_are_shown_so(session: Session) -> None:
-    session.video.pixel_aspect = Fraction(4, 3)
-    assert canvas_value(session, 0)["aspect"] == pytest.approx(160 / 96 * 4 / 3)
+def wait_for(client: TestClient, kind: str) -> dict:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        job = client.get("/state?video=clip").json()["video"]["jobs"][kind]
+        if not job["running"]:
+            return job
+        time.sleep(0.05)
+    raise TimeoutError(kind)
 
 
-def test_every_object_has_a_swatch() -> None:
-    html = canvas_html()
-    assert [f'data-object="{i}"' in html for i in range(10)] == [
-        0 < i <= OBJECTS for i in range(10)
-    ]
+def test_draw_segment_download(client: TestClient, page: Page) -> None:
+    assert client.post(f"{V}/objects").json() == {"id": 1}
+    drawn = np.ones((10, 20), np.uint8)
+    client.post(f"{V}/masks/2?left=40&top=30", content=png(drawn)).raise_for_status()
+    client.post(f"{V}/run").raise_for_status()
+    job = wait_for(client, "run")
+    assert (job["done"], job["total"], job["problem"]) == (8, 8, None)
+    client.post(f"{V}/run?backward").raise_for_status()
+    assert wait_for(client, "run")["problem"] is None
+    video = client.get("/state?video=clip").json()["video"]
+    assert (video["given"], video["begin"], video["end"]) == ([2], 0, FRAMES)
+    client.post(f"{V}/export?kind=masks").raise_for_status()
+    assert wait_for(client, "export")["done"] == FRAMES
+    answer = client.get(f"{V}/export")
+    assert 'filename="clip_masks.zip"' in answer.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        masks = [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
+    assert len(masks) == FRAMES
+    expected = box(30, 40, 10, 20, size=SIZE)
+    assert np.array_equal(masks[2], expected)
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(client.get(f"{V}/masks/2").content))), expected
+    )
 
 
-def test_status_says_what_to_do(session: Session) -> None:
-    assert status(None) == "No video is open."
-    assert status(session) == "**clip.mp4**, 10 frames. Nothing is drawn yet."
-    session.draw(1, box(10, 20, 30, 40, size=SIZE))
-    assert status(session).endswith("Drawn on frame 1. Press *Segment*.")
-    for number in session.run():
-        if number == 4:
-            session.stop()
-    assert status(session).endswith("Segmented up to frame 4; *Segment* continues.")
-    list(session.run())
-    assert status(session).endswith("All frames are segmented.")
+def test_a_prompt_makes_a_mask_and_keeps_nothing(client: TestClient) -> None:
+    top, left, height, width = SQUARE
+    around = [left - 8, top - 8, left + width + 8, top + height + 8]
+    asked = {"object": 1, "strokes": [], "box": around}
+    answer = client.post(f"{V}/prompt/0", content=json.dumps(asked))
+    found = np.asarray(Image.open(io.BytesIO(answer.content))) == 1
+    assert overlap(found, box(*SQUARE, size=SIZE) > 0) > 0.8
+    assert client.get("/state?video=clip").json()["video"]["given"] == []
 
 
-def test_a_refused_upload_leaves_the_video_and_no_file(
-    session: Session, model: STMA, tmp_path: Path
+STROKE = {"points": [[10, 10]], "inside": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "named"),
+    [
+        ("POST", f"{V}/prompt/0", {"strokes": [{**STROKE, "points": [[400, 10]]}]}, "400,10"),
+        ("POST", f"{V}/prompt/0", {"strokes": [], "box": [5, 5, 5, 40]}, "box 5,5,5,40"),
+        ("POST", f"{V}/prompt/0", {"strokes": []}, "no object"),
+        ("POST", f"{V}/prompt/0", {}, "strokes"),
+        ("POST", f"{V}/prompt/10", {"strokes": [STROKE]}, "no frame 10; its last is 9"),
+        ("POST", f"{V}/masks/0?left=0&top=0", b"x", "not a PNG"),
+        ("POST", f"{V}/masks/0?left=150&top=0", png(np.ones((9, 20), np.uint8)), "larger"),
+        ("POST", f"{V}/masks/0?left=-1&top=0", png(np.ones((9, 20), np.uint8)), "left is '-1'"),
+        ("POST", f"{V}/run", b"", "nothing is drawn"),
+        ("POST", f"{V}/export?kind=exe", b"", "'exe'; choose from masks"),
+        ("GET", f"{V}/export", None, "no file was prepared"),
+        ("DELETE", f"{V}/objects/3", None, "object 3"),
+        ("POST", "/videos/other/run", b"", "this video was removed"),
+        ("PUT", f"{V}/import/0?name=../mask.png", b"x", "mask.png"),
+        ("PUT", "/videos?name=notes.txt", b"x", "notes.txt: cannot be read as a video"),
+        ("PUT", "/videos?name=large.mp4", b"\0" * 2_000_001, "large.mp4: the limit is 2 MB"),
+    ],
+)
+def test_bad_requests_end_in_one_line(
+    client: TestClient, page: Page, method: str, path: str, content, named: str
 ) -> None:
-    folder = tmp_path / "uploads"
-    folder.mkdir()
-    upload = folder / "notes.txt"
-    upload.write_text("no video")
-    page = Page(model, folder)
-    tab = SimpleNamespace(session_hash="a")
-    page.sessions["a"] = session
-    text = page.open(str(upload), tab)[TEXT]
-    assert text.startswith("**Not opened:** notes.txt: cannot be read as a video")
-    assert text.endswith(status(session))
-    assert list(page.sessions.values()) == [session]
-    assert not session.closed
-    assert list(folder.iterdir()) == []
+    before = sorted(page.folder.rglob("*"))
+    if isinstance(content, dict):
+        content = json.dumps({"object": 1, **content})
+    answer = client.request(method, path, content=content)
+    if answer.status_code == 200:  # a job, which fails
+        message = wait_for(client, path.rpartition("/")[2])["problem"]
+    else:
+        assert answer.status_code == 400
+        message = answer.json()["error"]
+    assert named in message
+    assert "\n" not in message
+    assert str(page.folder) not in message
+    assert sorted(page.folder.rglob("*")) == before
+    assert list(page.sessions) == ["clip"]
 
 
-def test_another_video_closes_the_one_before(clip: Path, model: STMA, tmp_path: Path) -> None:
-    page = Page(model, tmp_path, video=clip)
-    tab = SimpleNamespace(session_hash="a")
-    before = page.open_given(tab)[0]
-    after = page.open_given(tab)[0]
-    assert before.closed
-    assert not after.closed
-    page.leave(tab)
-    page.leave(tab)
-    assert after.closed
-    with pytest.raises(gr.Error, match="this video was closed"):
-        page.write(after, "masks")
-    assert clip.exists()
-    assert list(tmp_path.iterdir()) == []
+def test_a_video_is_segmented_once_at_a_time(client: TestClient, page: Page) -> None:
+    page.sessions["clip"].draw(0, box(*SQUARE, size=SIZE))
+    with page._turn:  # it waits for its turn
+        client.post(f"{V}/run").raise_for_status()
+        assert "already" in client.post(f"{V}/run").json()["error"]
+        client.post(f"{V}/stop").raise_for_status()
+    wait_for(client, "run")
 
 
-def test_handlers_without_a_video(model: STMA, tmp_path: Path) -> None:
-    page = Page(model, tmp_path)
-    for call in (
-        lambda: next(page.run(None, None)),
-        lambda: page.write(None, "masks"),
-        lambda: page.remove(None, None, 0, None),
-    ):
-        with pytest.raises(gr.Error):
-            call()
+def test_opened_again(client: TestClient, page: Page, model: STMA) -> None:
+    page.sessions["clip"].draw(3, box(*SQUARE, size=SIZE))
+    client.put(f"{V}/objects/1?name=a%20square").raise_for_status()
+    damaged = page.folder / "damaged"
+    damaged.mkdir()
+    (damaged / "video.json").write_text("{")
+    again = Page(model, page.folder, LIMITS)
+    video = again.sessions["clip"].describe()
+    assert (video["given"], video["objects"]) == ([3], [{"id": 1, "name": "a square"}])
+    assert "damaged" in again.problems[0]
 
 
-def test_a_run_that_fails_gives_the_page_back(
-    session: Session, model: STMA, tmp_path: Path
-) -> None:
-    """Nothing is drawn: it says so where it says what to do, and the buttons are free again."""
-    ((canvas, _, text, *_),) = Page(model, tmp_path).run(session, {"number": 3})
-    assert canvas["number"] == 3
-    assert text.startswith("**Not segmented:** nothing is drawn yet")
-    assert text.endswith(status(session))
+def test_other_hosts_and_sites_are_refused(client: TestClient) -> None:
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
+    assert client.get("/state", headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-def test_a_video_that_is_damaged(
-    session: Session, model: STMA, tmp_path: Path, monkeypatch
-) -> None:
-    def run():
-        raise InputError(f"{session.video.path}: damaged")
-        yield
-
-    monkeypatch.setattr(session, "run", run)
-    ((_, _, text, *_),) = Page(model, tmp_path).run(session, {"number": 3})
-    assert text.startswith("**Not segmented:** clip.mp4: damaged")
-
-
-def test_other_hosts_and_sites_are_refused(model: STMA) -> None:
-    with serving(model) as url:
-        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
-            with pytest.raises(urllib.error.HTTPError, match="403"):
-                urllib.request.urlopen(urllib.request.Request(url, headers=headers))
-
-
-def test_a_port_that_is_taken(model: STMA) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "none.invalid"])
+def test_an_address_that_cannot_be_served(page: Page, host: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with (
-            pytest.raises(InputError, match=f"cannot be served at 127.0.0.1:{port}"),
-            serving(model, port=port),
-        ):
-            pass
+        with pytest.raises(InputError, match=rf"{host}.*--host|--host {host}"):
+            serving(page, host, port).__enter__()
 
 
 def test_the_command_refuses_early(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(SystemExit, match=r"none\.mp4: no such file or folder"):
         main(["app", str(tmp_path / "none.mp4")])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"needs gradio, .* pip install 'gradio>"):
+    with pytest.raises(SystemExit, match=r"needs starlette, .* pip install starlette"):
         main(["app"])
 
 
-@pytest.mark.slow
-def test_the_command_ends_and_cleans_up(weights: Path, clip: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    arguments = ["app", str(clip), f"--weights={weights}", "--no-browser", "--device=cpu"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "stma", *arguments],
+def run_app(*arguments: object, temporary: Path) -> subprocess.Popen:
+    """`stma app`, once it serves."""
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stma", "app", *map(str, arguments), "--no-browser", "--device=cpu"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-    ) as process:
-        line = process.stdout.readline()
-        url = line.split()[4]
-        assert url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(url) as answer:
-            assert b"gradio" in answer.read()
-        assert list(tmp_path.glob("stma-app-*"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+    )
+    process.stdout.readline()  # loading
+    url = process.stdout.readline().split()[4]
+    with urllib.request.urlopen(url) as answer:
+        assert b"page.js" in answer.read()
+    return process
+
+
+@pytest.mark.slow
+def test_the_command_cleans_up(weights: Path, clip: Path, tmp_path: Path) -> None:
+    """After SIGHUP, and what a kill has left."""
+    for number in (signal.SIGKILL, signal.SIGHUP):
+        with run_app(clip, f"--weights={weights}", temporary=tmp_path) as process:
+            assert len(list(tmp_path.glob("stma-app-*/clip/video.json"))) == 1
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == (0 if number == signal.SIGHUP else -number)
     assert not list(tmp_path.glob("stma-app-*"))
 
 
-@pytest.fixture(scope="module")
-def address(model: STMA, tmp_path_factory) -> Iterator[str]:
-    with serving(model, limits=Limits(megabytes=2, frames=50)) as url:
-        yield url
+@pytest.mark.slow
+def test_a_session_is_kept_and_used_by_one(weights: Path, clip: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    arguments = ["--session", str(kept), f"--weights={weights}"]
+    with run_app(clip, *arguments, temporary=tmp_path) as process:
+        with pytest.raises(SystemExit, match="in use"):
+            main(["app", *arguments])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    with run_app(clip, *arguments, temporary=tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    assert [path.parent.name for path in kept.glob("*/video.json")] == ["clip"]
+
+
+# ---- In a browser
+
+browser = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or find_spec("playwright") is None, reason="needs chromium and playwright"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -257,194 +284,225 @@ def chromium():
 
 
 class Tab:
-    """A user at the page."""
+    """A user at the page; places are pixels of the frame."""
 
-    def __init__(self, chromium, address: str) -> None:
-        self.page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    def __init__(self, chromium, address: str, width: int = 1280, **context) -> None:
+        # Playwright's wait_for_function evaluates strings, which the page forbids.
+        self.context = chromium.new_context(
+            viewport={"width": width, "height": 900}, bypass_csp=True, **context
+        )
+        self.page = self.context.new_page()
         self.page.set_default_timeout(1000 * PATIENCE)
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", self._check)
         self.page.goto(address)
-        self.page.wait_for_selector("#canvas canvas", state="attached")
+        self.wait("state.videos.length == 0 || (frame && frame.number == wanted)")
 
     def _check(self, request) -> None:
         if not request.url.startswith(("http://127.0.0.1", "data:", "blob:")):
             self.problems.append(f"asks for {request.url}")
 
-    def open(self, clip: Path) -> None:
-        self.page.set_input_files("#upload input[type=file]", clip)
+    def wait(self, condition: str) -> None:
+        self.page.wait_for_function(condition)
 
-    def wait_for_frame(self, number: int) -> None:
-        self.page.wait_for_selector(f'#canvas canvas[data-frame="{number}"]')
+    def settle(self) -> None:
+        """All that was drawn has been sent and shown."""
+        self.wait("!stroke && !pending && !refreshing")
 
-    def wait_for_status(self, text: str) -> None:
-        self.page.wait_for_selector(f'#status:has-text("{text}")')
-
-    def draw(self, start: tuple[float, float], end: tuple[float, float], number: int = 1) -> None:
-        """A stroke; places from 0 to 1."""
-        self.page.click(f'#canvas button[data-object="{number}"]')
-        bounds = self.page.locator("#canvas canvas").bounding_box()
-        mouse = self.page.mouse
-        for step, (x, y) in enumerate((start, end)):
-            mouse.move(
-                bounds["x"] + x * bounds["width"], bounds["y"] + y * bounds["height"], steps=5
-            )
-            mouse.down() if step == 0 else mouse.up()
-
-    def colour(self, x: float, y: float) -> list[int]:
-        """Of a pixel of the canvas."""
-        return self.page.evaluate(
-            """([x, y]) => { const c = document.querySelector("#canvas canvas");
-            return [...c.getContext("2d").getImageData(x * c.width, y * c.height, 1, 1).data]; }""",
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        self.page.locator("#view").scroll_into_view_if_needed()
+        bounds = self.page.locator("#view").bounding_box()
+        place = self.page.evaluate(
+            """([x, y]) => { const p = placement();
+            return [p.x + (x + 0.5) * p.sx, p.y + (y + 0.5) * p.sy]; }""",
             [x, y],
         )
+        return bounds["x"] + place[0], bounds["y"] + place[1]
 
-    def segment(self) -> None:
-        self.page.click("#segment")
-        self.wait_for_status("All frames are segmented")
+    def drag(self, *places: tuple[float, float], button: str = "left") -> None:
+        self.page.mouse.move(*self.at(*places[0]))
+        self.page.mouse.down(button=button)
+        for place in places[1:]:
+            self.page.mouse.move(*self.at(*place), steps=4)
+        self.page.mouse.up(button=button)
+        self.settle()
+
+    def ids(self) -> np.ndarray:
+        """The mask that is shown."""
+        return np.array(self.page.evaluate("[...frame.ids]"), np.uint8).reshape(SIZE)
+
+    def key(self, *names: str) -> None:
+        for name in names:
+            self.page.keyboard.press(name)
+
+    def go(self, number: int) -> None:
+        self.page.click("#number", click_count=3)
+        self.page.keyboard.type(str(number))
+        self.key("Enter")
+        self.wait(f"frame.number == {number}")
 
     def download(self, kind: str) -> Path:
-        label = next(label for label, each in DOWNLOAD_NAMES.items() if each == kind)
-        self.page.click("#kind input")
-        self.page.get_by_role("option", name=label, exact=True).click()
-        self.page.click("#prepare")
+        self.page.select_option("#kind", kind)
         with self.page.expect_download() as download:
-            self.page.click(f'#file a[download*="_{kind}."]')
+            self.page.click("#download")
         return download.value.path()
 
-    def masks(self) -> list[np.ndarray]:
-        """By downloading them."""
-        with zipfile.ZipFile(self.download("masks")) as archive:
-            return [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
+
+@pytest.fixture
+def address(page: Page) -> Iterator[str]:
+    with serving(page) as url:
+        yield url
 
 
 @pytest.fixture
 def tab(chromium, address: str) -> Iterator[Tab]:
     tab = Tab(chromium, address)
     yield tab
-    tab.page.close()
+    tab.context.close()
     assert tab.problems == []
 
 
-@in_browser
-@pytest.mark.browser
-@pytest.mark.slow
-def test_open_draw_run_correct_download(tab: Tab, clip: Path) -> None:
-    assert not tab.page.locator("#file").is_visible()
-    tab.open(clip)
-    tab.wait_for_frame(0)
-    tab.draw((0.3, 0.3), (0.5, 0.3), number=1)
-    tab.wait_for_status("Drawn on frame 0")
-    tab.segment()
-    first = tab.masks()
-    assert len(first) == FRAMES
-    assert first[0][int(0.3 * 96), int(0.4 * 160)] == 1
-    assert set(np.unique(first[0])) == {0, 1}
-    with av.open(tab.download("overlay")) as video:
-        assert len(list(video.decode(video=0))) == FRAMES
-    with zipfile.ZipFile(tab.download("cutout")) as archive:
-        assert len(archive.namelist()) == FRAMES
+class TestInTheBrowser:
+    pytestmark = browser
 
-    tab.page.fill("#frame input[type=number]", "6")
-    tab.page.keyboard.press("Enter")
-    tab.wait_for_frame(6)
-    tab.draw((0.6, 0.7), (0.8, 0.7), number=2)
-    tab.wait_for_status("Drawn on frames 0, 6")
-    tab.segment()
-    second = tab.masks()
-    assert second[6][int(0.7 * 96), int(0.7 * 160)] == 2
-    assert all(np.array_equal(a, b) for a, b in zip(first[:6], second[:6], strict=True))
+    def test_click_segment_correct_download(self, tab: Tab) -> None:
+        top, left, height, width = SQUARE
+        square = box(*SQUARE, size=SIZE) > 0
+        tab.drag((60, 50))
+        assert tab.ids()[50, 60] == 1
+        assert set(np.unique(tab.ids()[~square])) == {0}
+        tab.page.click("#new")
+        tab.wait("video.objects.length == 2 && object == 2")
+        tab.drag((left - 8, top - 8), (left + width + 8, top + height + 8))
+        assert overlap(tab.ids() == 2, square) > 0.8
+        tab.page.click("#segment")
+        tab.wait(f"video.end == {FRAMES} && !job('run')")
+        with zipfile.ZipFile(tab.download("masks")) as archive:
+            assert len(archive.namelist()) == FRAMES
+        before = tab.page.evaluate("video.revision")
+        tab.go(6)
+        tab.key("b")
+        tab.drag((10, 10), (30, 10))
+        tab.wait(f"video.revision > {before} && video.end == 6")
+        assert tab.page.evaluate("[video.given, video.old]") == [[0, 6], [[6, FRAMES - 1]]]
+        tab.key("ArrowRight")
+        tab.page.wait_for_selector("#badge:visible")
+        tab.page.reload()
+        tab.wait("frame && frame.number == 7 && video.given.length == 2")
 
-    tab.page.click("#remove")
-    tab.page.wait_for_function(
-        "!document.querySelector('#objects input').value.includes('object 2')"
-    )
-    assert not any((mask == 2).any() for mask in tab.masks())
+    def test_tools_and_keys(self, tab: Tab) -> None:
+        tab.key("b")
+        tab.drag((20, 20), (60, 20))
+        assert (tab.ids()[20, 20:60] == 1).all()
+        tab.key("e")
+        tab.drag((40, 10), (40, 30))
+        assert tab.ids()[20, 40] == 0
+        tab.key("n")
+        tab.wait("object == 2")
+        tab.key("p")
+        for place in ((100, 20), (140, 20), (140, 60)):
+            tab.page.mouse.click(*tab.at(*place))
+        tab.page.click("#forth")  # an unfinished polygon waits for one to come back
+        tab.wait("frame.number == 1")
+        tab.key("ArrowLeft")
+        tab.wait("frame.number == 0 && polygon().length == 3")
+        tab.key("Enter")
+        tab.settle()
+        assert tab.ids()[30, 135] == 2
+        tab.key("Control+z", "Control+z")
+        tab.wait("video.redo == 'erasing' && !frame.ids.includes(2)")
+        assert tab.ids()[20, 40] == 1
+        tab.key("Control+Shift+z")
+        tab.wait("video.redo == 'polygon'")
+        tab.wait(f"frame.ids[20 * {SIZE[1]} + 40] == 0")
+        tab.key("1")
+        assert tab.page.evaluate("object") == 1
+        tab.page.locator("#objects li button[title=Hide]").first.click()
+        assert tab.page.evaluate("hidden.has(1)")
+        size = tab.page.evaluate("radius")
+        tab.key("]", "]", "[")
+        assert tab.page.evaluate("radius") > size
+        for _ in range(7):
+            tab.key("ArrowRight")
+        tab.wait("frame.number == 7")
 
+    def test_zoomed_in_the_brush_paints_where_it_is(self, tab: Tab) -> None:
+        tab.key("b")
+        tab.drag((80, 48))
+        whole = (tab.ids() == 1).sum()
+        tab.key("Control+z")
+        tab.wait("!frame.ids.some(Boolean)")
+        tab.page.mouse.move(*tab.at(120, 70))
+        tab.page.mouse.wheel(0, -900)
+        tab.wait("zoom.scale > 3")
+        tab.drag((120, 70))
+        rows, columns = np.nonzero(tab.ids())
+        assert (round(rows.mean()), round(columns.mean())) == (70, 120)
+        assert len(rows) < whole / 4
+        tab.key("f")
+        assert tab.page.evaluate("zoom.scale") == 1
 
-@in_browser
-@pytest.mark.browser
-@pytest.mark.slow
-def test_tools(tab: Tab, clip: Path) -> None:
-    """Polygon, eraser and undo."""
-    tab.open(clip)
-    tab.wait_for_frame(0)
-    before = tab.colour(0.5, 0.5)
-    bounds = tab.page.locator("#canvas canvas").bounding_box()
-    tab.page.click('#canvas button[data-object="4"]')
-    tab.page.click('#canvas button[data-tool="polygon"]')
-    for x, y in ((0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8), (0.2, 0.2)):
-        tab.page.mouse.click(bounds["x"] + x * bounds["width"], bounds["y"] + y * bounds["height"])
-    tab.wait_for_status("Drawn on frame 0")
-    blue = tab.colour(0.5, 0.5)
-    assert blue[2] > 140
-    tab.page.click('#canvas button[data-tool="eraser"]')
-    tab.page.mouse.click(bounds["x"] + 0.5 * bounds["width"], bounds["y"] + 0.5 * bounds["height"])
-    tab.page.mouse.move(10, 10)
-    assert tab.colour(0.5, 0.5) == before
-    tab.page.click('#canvas button[data-action="undo"]')
-    assert tab.colour(0.5, 0.5) == blue
-    tab.page.click('#canvas button[data-tool="polygon"]')
-    tab.page.mouse.click(bounds["x"] + 5, bounds["y"] + 5)
-    tab.page.click('#canvas button[data-action="undo"]')  # the corner, not the stroke before
-    assert tab.colour(0.5, 0.5) == blue
+    def test_a_pinch_paints_nothing_and_a_finger_paints(self, chromium, address: str) -> None:
+        tab = Tab(chromium, address, width=390, has_touch=True)
+        touch = tab.context.new_cdp_session(tab.page)
 
+        def fingers(kind: str, *places: tuple[float, float]) -> None:
+            points = [
+                {"x": x, "y": y, "id": number}
+                for number, (x, y) in enumerate(tab.at(*place) for place in places)
+            ]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
-@in_browser
-@pytest.mark.browser
-@pytest.mark.slow
-def test_layout(tab: Tab, clip: Path) -> None:
-    """Tools stand in one line, and a narrow window is used up."""
-    tools = tab.page.locator("#canvas button").all()
-    assert len({tool.bounding_box()["y"] for tool in tools}) == 1
-    tab.page.set_viewport_size({"width": 900, "height": 900})
-    tab.open(clip)
-    tab.wait_for_frame(0)
-    assert tab.page.locator("#canvas canvas").bounding_box()["width"] > 480
+        tab.page.tap("[data-tool=brush]")
+        fingers("touchStart", (60, 40))
+        fingers("touchMove", (66, 40))
+        fingers("touchStart", (66, 40), (100, 40))
+        fingers("touchMove", (30, 40), (140, 40))
+        fingers("touchEnd")
+        tab.settle()
+        assert tab.page.evaluate("zoom.scale") > 1.5
+        assert not tab.ids().any()
+        tab.page.tap("#fit")
+        fingers("touchStart", (60, 40))
+        fingers("touchMove", (90, 40))
+        fingers("touchEnd")
+        tab.wait("video.given.length == 1")
+        assert (tab.ids()[40, 62:88] == 1).all()
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.context.close()
+        assert tab.problems == []
 
+    def test_videos_and_files(self, tab: Tab, tmp_path: Path) -> None:
+        """Refused ones leave the open one; a second is opened; removing asks."""
+        (tmp_path / "notes.mp4").write_text("no video")
+        with (tmp_path / "large.mp4").open("wb") as file:
+            file.truncate(3_000_000)
+        for name, text in (("notes", "cannot be read"), ("large", "the limit is 2 MB")):
+            tab.page.set_input_files("#video-file", tmp_path / f"{name}.mp4")
+            tab.page.wait_for_selector(f"#message:has-text('{name}.mp4'):has-text('{text}')")
+        assert tab.page.evaluate("video.id") == "clip"
+        frames = [np.full((*SIZE, 3), shade, np.uint8) for shade in (50, 90)]
+        tab.page.set_input_files("#video-file", write_clip_file(tmp_path / "two.mp4", frames))
+        tab.wait("video && video.id == 'two' && frame && video.frames == 2")
+        mask = tmp_path / "mask.png"
+        Image.fromarray(box(*SQUARE, size=SIZE)).save(mask)
+        tab.page.set_input_files("#mask-file", mask)
+        tab.wait("video.given.length == 1 && frame.ids.some(Boolean)")
+        bins = tab.page.locator("#videos button[aria-label='Remove two.mp4']")
+        for answer, left in (("no", 2), ("yes", 1)):
+            bins.click()
+            tab.page.click(f"#confirm button[value={answer}]")
+            tab.wait(f"state.videos.length == {left} && !refreshing")
+        tab.wait("video && video.id == 'clip' && frame")
 
-@in_browser
-@pytest.mark.browser
-@pytest.mark.slow
-def test_no_video_and_too_long_a_video(tab: Tab, tmp_path: Path) -> None:
-    text = tmp_path / "notes.mp4"
-    text.write_text("no video")
-    tab.open(text)
-    tab.page.wait_for_selector("text=notes.mp4: cannot be read as a video")
-    rng = np.random.default_rng(0)
-    frames = [random_frame(rng, 48, 64) for _ in range(60)]
-    tab.open(write_clip_file(tmp_path / "long.mp4", frames))
-    tab.page.wait_for_selector("text=long.mp4: 60 frames, and the limit is 50")
-    large = tmp_path / "large.mp4"
-    with large.open("wb") as file:
-        file.truncate(3_000_000)
-    tab.open(large)
-    tab.page.wait_for_selector("text=exceed the maximum allowed size of 2.0 Mb")
-
-
-@in_browser
-@pytest.mark.browser
-@pytest.mark.slow
-def test_tabs_do_not_mix_and_are_cleaned_up(chromium, model: STMA, clip: Path) -> None:
-    with serving(model) as address:
-        folder = Path(os.environ["GRADIO_TEMP_DIR"]).parent
-        one, other = Tab(chromium, address), Tab(chromium, address)
-        for tab, number in ((one, 1), (other, 3)):
-            tab.open(clip)
-            tab.wait_for_frame(0)
-            tab.draw((0.3, 0.3), (0.5, 0.3), number=number)
-            tab.wait_for_status("Drawn on frame 0")
-        one.page.click("#segment")
-        other.segment()
-        one.wait_for_status("All frames are segmented")
-        assert set(np.unique(one.masks()[0])) == {0, 1}
-        assert set(np.unique(other.masks()[0])) == {0, 3}
-        assert len(list(folder.glob("video-*"))) == 2
-        one.page.close()
-        deadline = time.monotonic() + PATIENCE
-        while len(list(folder.glob("video-*"))) == 2 and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert len(list(folder.glob("video-*"))) == 1
-        other.page.close()
-    assert not folder.exists()
+    def test_the_policy_lets_the_page_work(self, chromium, address: str) -> None:
+        page = chromium.new_page()
+        refused: list[str] = []
+        page.on("console", lambda message: refused.append(message.text))
+        page.goto(address)
+        page.wait_for_selector("#segment:disabled")
+        page.click("#new")
+        page.wait_for_selector("#objects .swatch")
+        page.close()
+        assert refused == []

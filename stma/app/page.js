@@ -791,6 +791,12 @@ addEventListener("keydown", (event) => {
   action();
 });
 
+// A button that was clicked does not take the keys afterwards.
+addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button && event.detail) button.blur();
+});
+
 function step(by) {
   stopPlaying();
   go(wanted + by);
@@ -902,9 +908,7 @@ function say(text, { problem = false, undo: undoes = false, stays = false } = {}
 }
 
 function element(name, values = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(values))
-    key.startsWith("aria") ? made.setAttribute(key, value) : (made[key] = value);
+  const made = Object.assign(document.createElement(name), values);
   made.append(...children);
   return made;
 }
@@ -1096,7 +1100,7 @@ $("fit").onclick = fit;
 $("back").onclick = () => step(-1);
 $("forth").onclick = () => step(1);
 $("play").onclick = () => play();
-$("number").onchange = (event) => { stopPlaying(); go(Number(event.target.value)); };
+$("number").onchange = (event) => step(Number(event.target.value) - wanted);
 $("new").onclick = newObject;
 $("import").onclick = () => $("mask-file").click();
 $("segment").onclick = () => segment(false);

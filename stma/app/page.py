@@ -186,6 +186,15 @@ class Page:
         self.sessions[session.folder.name] = session
         return session.folder.name
 
+    def warm_up(self) -> None:
+        """Load the engine before the first click, in the background."""
+
+        def load() -> None:
+            with self._looking:
+                self._load_engine()
+
+        threading.Thread(target=load, daemon=True).start()
+
     def close(self) -> None:
         """Stop all work, and wait for it."""
         for session in self.sessions.values():
@@ -324,12 +333,15 @@ class Page:
                 return self._looked_at[key]
             if not waits and self._wanted != key:
                 return None
-            if self._engine is None:
-                self._engine = load_engine(self._engine_name, str(self.model.mean.device))
-            self._looked_at[key] = self._engine.look_at(session.frame(number))
+            self._looked_at[key] = self._load_engine().look_at(session.frame(number))
             while len(self._looked_at) > LOOKED_AT:
                 self._looked_at.popitem(last=False)
             return self._looked_at[key]
+
+    def _load_engine(self) -> PromptEngine:
+        if self._engine is None:
+            self._engine = load_engine(self._engine_name, str(self.model.mean.device))
+        return self._engine
 
     async def _prompt(self, request: Request) -> Response:
         """A mask of one object, not kept yet: grey, 1 where it is."""
@@ -571,8 +583,9 @@ def serve(
     """
     if video is not None:
         open_video(video)  # refused here rather than on the page
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     with ExitStack() as stack:
         stack.enter_context(suppress(KeyboardInterrupt))
         folder = stack.enter_context(_temporary()) if session is None else session
@@ -583,6 +596,7 @@ def serve(
         paths = [each.video.path.resolve() for each in page.sessions.values()]
         if video is not None and video.resolve() not in paths:
             page.open(video)
+        page.warm_up()
         url = stack.enter_context(serving(page, host, port))
         keeps = "ends it; --session FOLDER would keep its files"
         if session is not None:
