@@ -77,12 +77,13 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, nargs="*", default=[], help="in the DAVIS layout")
     parser.add_argument("--count", type=int, default=200, help="pictures; default: 200")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     print("| engine | set | objects | 1 click | 3 | 5 | box | first click, s | later, s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in ENGINES:
+    for name in arguments.engines:
         engine = load_engine(name, "cpu")
         scores, seconds = defaultdict(list), []
         for group, picture, objects in examples(
