@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ def parse_train_config(config: DictConfig) -> TrainConfig:
     parsed = parse_config(TrainConfig, config)
     segmenter = parse_config(SegmenterConfig, config.segmenter, "segmenter")
     values = {setting: getattr(segmenter, setting.name) for setting in fields(segmenter)}
-    changed = {setting.name: v for setting, v in values.items() if v != setting.default}
-    return replace(parsed, segmenter=changed)
+    parsed.segmenter = {each.name: v for each, v in values.items() if v != each.default}
+    return parsed
 
 
 def _explained(error: Exception, shown: str) -> str:

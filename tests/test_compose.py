@@ -1,9 +1,8 @@
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from stma.compose import (
     benchmark_names,
@@ -15,13 +14,10 @@ from stma.compose import (
     load_dataset_config,
     load_resolved,
     model_names,
-    parse_train_config,
     quoted,
 )
 from stma.data.config import NEEDLESS, DatasetConfig
 from stma.errors import InputError
-from stma.inference.segmenter import SegmenterConfig
-from stma.model.weights import read_segmenter_settings, read_weights
 from stma.runtime.config import parse_config
 from stma.training.config import TrainConfig
 
@@ -95,33 +91,6 @@ def test_the_rows_of_table_3_and_any_other_list() -> None:
         ("stage=[static,procedural,video]", ["static", "procedural", "video"]),
     ):
         assert list(load_config(CONFIGS, "train", [override]).stages) == expected
-
-
-@cache
-def experiment(name: str) -> DictConfig:
-    teacher = ["stages.shipped_distill.teacher=vit.pth"] * (name == "small")
-    return load_config(CONFIGS, "train", [f"experiment={name}", *teacher])
-
-
-def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
-    recipe, finetune = experiment("small"), experiment("finetune")
-    assert finetune.weights == "small"
-    assert finetune.model == recipe.model
-    stored = SegmenterConfig(**read_segmenter_settings("small"))
-    for config in (finetune, recipe):
-        parsed = parse_train_config(config)
-        assert parsed.model == read_weights("small")[0]
-        assert SegmenterConfig(**parsed.segmenter) == stored
-    assert list(finetune.stages) == ["finetune"]
-
-
-def test_the_shipped_networks_share_their_stages() -> None:
-    small, medium = experiment("small"), experiment("medium")
-    assert list(small.stages) == ["shipped_distill", *medium.stages]
-    for name in medium.stages:
-        one, other = (OmegaConf.to_container(c.stages[name]) for c in (small, medium))
-        differing = {key for key in one if one[key] != other[key]}
-        assert differing <= {"iterations", "optimizer"}
 
 
 def test_names_that_look_like_numbers_stay_names() -> None:

@@ -1,6 +1,7 @@
 import os
 import re
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from stma.errors import InputError
 from stma.evaluation.eval_config import EvalConfig, parse_eval_config
 from stma.inference.augmentation import AugmentConfig
 from stma.model.factory import build_model
+from stma.model.weights import read_segmenter_settings, read_weights
 from stma.runtime.config import parse_config
 from stma.training.config import StageConfig, TrainConfig, ValidationConfig
 
@@ -56,20 +58,47 @@ def test_every_model_composes_and_builds(model: str) -> None:
     assert network.backbone.dim == config.dims[2]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_builds(experiment: str) -> None:
-    config = composed("train", f"experiment={experiment}")
+@cache
+def experiment(name: str) -> DictConfig:
+    return composed("train", f"experiment={name}")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_builds(name: str) -> None:
+    config = deepcopy(experiment(name))
     asked = dict.fromkeys(PAPERS, ("pretrained", r"convmae_base\.pth.*null", None))
     asked["medium"] = ("pretrained", "dinov2_vits14", None)
     asked["small"] = ("stages.shipped_distill.teacher", "dinov2_vits14", "vit.pth")
-    if experiment in asked:
-        key, message, given = asked[experiment]
+    if name in asked:
+        key, message, given = asked[name]
         with pytest.raises(InputError, match=rf"{key}: is missing; .*{message}"):
             parse_train_config(config)
         OmegaConf.update(config, key, given)
     config = parse_train_config(config)
     with torch.device("meta"):
         build_model(config.model)
+
+
+def test_fine_tuning_takes_the_network_that_comes_with_the_package() -> None:
+    recipe = changed(experiment("small"), "stages.shipped_distill.teacher=vit.pth")
+    finetune = experiment("finetune")
+    assert finetune.weights == "small"
+    assert finetune.model == recipe.model
+    stored = SegmenterConfig(**read_segmenter_settings("small"))
+    for config in (finetune, recipe):
+        parsed = parse_train_config(config)
+        assert parsed.model == read_weights("small")[0]
+        assert SegmenterConfig(**parsed.segmenter) == stored
+    assert list(finetune.stages) == ["finetune"]
+
+
+def test_the_shipped_networks_share_their_stages() -> None:
+    small, medium = experiment("small"), experiment("medium")
+    assert list(small.stages) == ["shipped_distill", *medium.stages]
+    for name in medium.stages:
+        one, other = (OmegaConf.to_container(c.stages[name]) for c in (small, medium))
+        differing = {key for key in one if one[key] != other[key]}
+        assert differing <= {"iterations", "optimizer"}
 
 
 def test_without_overrides_the_settings_are_the_dataclasses_defaults() -> None:

@@ -31,15 +31,12 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         InputError: an unknown key, a value of the wrong type, a missing one, or one that the
             dataclass refuses; the message names it.
     """
+    token = _types_are_checked.set(True)  # by merging; once is enough
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), config)
         for key in OmegaConf.missing_keys(config):  # merging has taken their defaults
             OmegaConf.update(merged, key, "???")
-        token = _types_are_checked.set(True)  # by merging; once is enough
-        try:
-            return OmegaConf.to_object(merged)  # type: ignore[return-value]
-        finally:
-            _types_are_checked.reset(token)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise InputError(f"{source}: {key} is missing; give {key}=...") from error
@@ -50,6 +47,8 @@ def parse_config(kind: type[T], config: DictConfig, source: str = "configuration
         where = _locate(merged)
         named = not where or str(error).startswith(where.partition(".")[0])
         raise InputError(f"{source}: {'' if named else where + ': '}{error}") from error
+    finally:
+        _types_are_checked.reset(token)
 
 
 def _ask(advice: str) -> None:
