@@ -16,7 +16,6 @@ from stma.errors import InputError, input_errors_end_the_program
 from stma.version import __version__
 
 if TYPE_CHECKING:
-    from stma.video.reading import Video
     from stma.video.segmenting import Order
 
 MIN_SHORT_SIDE = 16  # a token's side
@@ -349,7 +348,7 @@ def _order(arguments: argparse.Namespace, name: str) -> "Order":
     """What to do with one of the videos."""
     from stma.runtime.outputs import check_path
     from stma.video.given import find_absent, find_masks
-    from stma.video.reading import Span, open_video
+    from stma.video.reading import Span, find_frame, open_video
     from stma.video.segmenting import Order
 
     video = open_video(name)
@@ -366,9 +365,13 @@ def _order(arguments: argparse.Namespace, name: str) -> "Order":
             f"{name}: give the mask of its first frame, --mask FIRST.png; `stma app {name}` is a "
             "page to draw it on"
         )
-    if arguments.start is not None or arguments.end is not None or arguments.step != 1:
-        ends = [_frame(video, option, getattr(arguments, option)) for option in ("start", "end")]
-        video = Span(video, ends[0] or 0, ends[1], arguments.step)
+    ends = {
+        option: find_frame(video, name, f"--{option} {name}")
+        for option, name in (("start", arguments.start), ("end", arguments.end))
+        if name is not None
+    }
+    if ends or arguments.step != 1:
+        video = Span(video, ends.get("start", 0), ends.get("end"), arguments.step)
     output = Path(f"{stem}-segmented")
     if arguments.output is not None:
         output = arguments.output / stem if several else arguments.output
@@ -397,16 +400,6 @@ def _order(arguments: argparse.Namespace, name: str) -> "Order":
         find_absent(video, arguments.absent, given, arguments.backward),
         arguments.adapt,
     )
-
-
-def _frame(video: "Video", option: str, name: str | None) -> int | None:
-    number = None if name is None else video.number(name)
-    if name is not None and number is None:
-        raise InputError(
-            f"--{option} {name}: the video has no such frame; they are {video.name(0)} to "
-            f"{video.name(len(video) - 1)}"
-        )
-    return number
 
 
 def _masks_of(folder: Path, stem: str) -> str:

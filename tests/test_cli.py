@@ -477,7 +477,7 @@ def test_a_part_of_a_video(segment, weights) -> None:
 
 def test_no_such_part(segment, capsys) -> None:
     told = refused(segment, capsys, "--mask=first.png", "--start=9")
-    assert "--start 9: the video has no such frame; they are 00000 to 00007" in told
+    assert "--start 9: the video has no frame 9; its frames are 00000 to 00007" in told
     told = refused(segment, capsys, "--mask=3=first.png", "--start=2", "--step=2")
     assert "first.png: the video has no frame 3; its frames are 00002 to 00006" in told
     assert "00005 to 00003" in refused(segment, capsys, "--mask=f.png", "--start=5", "--end=3")

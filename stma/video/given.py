@@ -22,7 +22,7 @@ from stma.data.masks import check_ids, has_void, read_mask, white_id
 from stma.errors import InputError
 from stma.runtime.opencv import cv2
 from stma.runtime.outputs import check_path
-from stma.video.reading import Video
+from stma.video.reading import Video, find_frame
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +94,7 @@ def find_masks(
     parts: dict[int, list[_Part]] = {}
     for argument in arguments:
         for part in _parts(video, argument, labels, values):
-            number = 0 if part.frame is None else video.number(part.frame)
-            if number is None:
-                raise InputError(
-                    f"{part.path}: the video has no frame {part.frame}; its frames are "
-                    f"{video.name(0)} to {video.name(len(video) - 1)}"
-                )
+            number = 0 if part.frame is None else find_frame(video, part.frame, part.path)
             parts.setdefault(number, []).append(part)
     values.white = white_id(values.paths, void)
     found: dict[int, GivenMask] = {}
@@ -199,12 +194,7 @@ def find_absent(
         name, equals, identity = argument.partition("=")
         if not equals or not identity.isdecimal():
             raise InputError(f"--absent {argument}: give FRAME=ID, such as 120=3")
-        number = video.number(name)
-        if number is None:
-            raise InputError(
-                f"--absent {argument}: the video has no frame {name}; its frames are "
-                f"{video.name(0)} to {video.name(len(video) - 1)}"
-            )
+        number = find_frame(video, name, f"--absent {argument}")
         first = min(masks)
         if number < first:
             earlier = [first] if backward else []

@@ -109,6 +109,24 @@ class Video(Protocol):
         ...
 
 
+def find_frame(video: Video, name: str, what: object) -> int:
+    """The number of the frame that the user calls ``name``.
+
+    Args:
+        what: the file or option that names it, for the message.
+
+    Raises:
+        InputError: there is none.
+    """
+    number = video.number(name)
+    if number is None:
+        raise InputError(
+            f"{what}: the video has no frame {name}; its frames are {video.name(0)} to "
+            f"{video.name(len(video) - 1)}"
+        )
+    return number
+
+
 def open_video(path: str | Path) -> Video:
     """A video file (mp4, mov, webm, mkv, gif, ...), or a folder of pictures.
 
