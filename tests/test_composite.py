@@ -22,17 +22,10 @@ from stma.structures import Clip
 SPEC = ClipSpec(
     num_frames=4, size=(64, 80), max_objects=9, max_gap=3, reverse=0.0, num_references=2
 )
-STILL = {
-    "speed": 0.0,
-    "spin": 0.0,
-    "growth": 0.0,
-    "camera_speed": 0.0,
-    "leave": 0.0,
-    "blur": 0.0,
-    "light": 0.0,
-    "bend": 0.0,
-    "min_cut": 50,
-}
+STILL = dict.fromkeys(
+    ("speed", "spin", "growth", "camera_speed", "leave", "blur", "light", "bend"), 0.0
+) | {"min_cut": 50}
+ALONE = {"min_objects": 1, "max_objects": 1, "max_distractors": 0}
 GREY = 90
 
 
@@ -76,16 +69,8 @@ def scene(seed: int = 0, cut=None, ground=None, times=(0.0, 2.0), **settings) ->
 def test_the_object_alone_is_pasted_and_the_mask_says_where() -> None:
     """No pixel of the cut-out's surroundings comes along, except at the soft edge."""
     for seed in range(10):
-        one = scene(
-            seed,
-            cut=Squares(200, ground=0),
-            min_objects=1,
-            max_objects=1,
-            max_distractors=0,
-            min_radius=0.2,
-            max_radius=0.3,
-            play=0.0,
-        )
+        cut = Squares(200, ground=0)
+        one = scene(seed, cut=cut, **ALONE, min_radius=0.2, max_radius=0.3, play=0.0)
         frame, mask = one.draw_at(0.0)
         assert set(np.unique(mask)) == {0, 1}
         inside = frame[..., 0][mask == 1].astype(int)
@@ -126,16 +111,8 @@ def test_layers_in_front_hide_those_behind_and_their_masks() -> None:
 
 def test_what_comes_from_a_video_plays_on_with_the_clip() -> None:
     cut = Squares(200)
-    one = scene(
-        cut=cut,
-        play=1.0,
-        min_objects=1,
-        max_objects=1,
-        max_distractors=0,
-        min_radius=0.25,
-        max_radius=0.25,
-        times=(0.0, 3.0, 5.0),
-    )
+    sized = {"min_radius": 0.25, "max_radius": 0.25}
+    one = scene(cut=cut, play=1.0, **ALONE, **sized, times=(0.0, 3.0, 5.0))
     assert cut.asked == [[0.0, 3.0, 5.0]]
     shades = []
     for t in one.times:
@@ -143,21 +120,14 @@ def test_what_comes_from_a_video_plays_on_with_the_clip() -> None:
         shades.append(int(np.median(frame[..., 0][mask == 1])))
     assert shades == pytest.approx([200, 190, 180], abs=1)
     standing = Squares()
-    scene(cut=standing, play=0.0, min_objects=1, max_objects=1, max_distractors=0)
+    scene(cut=standing, play=0.0, **ALONE)
     assert standing.asked == [[0.0]]
 
 
 def test_the_grounds_own_objects_are_followed_or_not() -> None:
     for share, expected in ((1.0, {0, 1, 2}), (0.0, {0, 1})):
-        one = scene(
-            ground=Squares(250),
-            follow_ground=share,
-            min_objects=1,
-            max_objects=1,
-            max_distractors=0,
-            min_radius=0.1,
-            max_radius=0.1,
-        )
+        sized = {"min_radius": 0.1, "max_radius": 0.1}
+        one = scene(ground=Squares(250), follow_ground=share, **ALONE, **sized)
         one.layers[0].motion.position = np.array([0.1, 0.1])
         frame, mask = one.draw_at(0.0)
         assert set(np.unique(mask)) <= expected

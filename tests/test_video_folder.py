@@ -190,6 +190,7 @@ def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     for kind in ("JPEGImages", "Annotations"):
         (tmp_path / kind / "loop").symlink_to(tmp_path / kind / "loop")
         (tmp_path / kind / "stray.txt").touch()
+        (tmp_path / kind / "to-stray").symlink_to(tmp_path / kind / "stray.txt")
         (tmp_path / kind / "to-a").symlink_to(tmp_path / kind / "a")
         assert subfolders(tmp_path / kind) == ["a", "loop", "to-a"]
     video, problems = list_video(tmp_path / "JPEGImages/loop", tmp_path / "Annotations/loop")

@@ -150,9 +150,11 @@ def video_folders(root: Path, images: str, masks: str) -> tuple[Path, Path]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names, without hidden ones. A link counts wherever it leads, to be reported."""
+    """Sorted names, without hidden ones. A link that leads nowhere counts, to be reported."""
     with os.scandir(folder) as entries:
-        found = [e.name for e in entries if e.is_symlink() or e.is_dir()]
+        found = [
+            e.name for e in entries if (e.is_symlink() and not os.path.isfile(e.path)) or e.is_dir()
+        ]
     return sorted(name for name in found if not is_hidden(name))
 
 
