@@ -8,6 +8,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from stma.runtime.workers import process_context
 
@@ -47,14 +48,19 @@ def end(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
+def start_program(program: str, *arguments: str, **settings: Any) -> BaseProcess:
+    """Start ``python PROGRAM ARGUMENTS`` in the root of the repository; see :func:`start`."""
+    return start(_run, program, arguments, **settings)
+
+
 def run_program(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess:
-    """As ``python PROGRAM ARGUMENTS`` in the root of the repository.
+    """As :func:`start_program`, to its end.
 
     Args:
         folder: gets what it prints.
     """
     printed = folder / "printed"
-    status = end(start(_run, program, arguments, printed=printed), 300)
+    status = end(start_program(program, *arguments, printed=printed), 300)
     out, err = (Path(f"{printed}.{kind}").read_text() for kind in ("out", "err"))
     return subprocess.CompletedProcess([program, *arguments], status, out, err)
 

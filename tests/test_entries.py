@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, box, gradient, write_clip, write_clip_file
-from forking import run_program
+from forking import end, run_program, start_program
 from omegaconf import OmegaConf
 
 from stma.data.images import read_image
@@ -447,16 +447,14 @@ def test_training_on_clips_of_ones_own_stops_at_a_fault(clips: Path, tmp_path) -
 
 @pytest.mark.slow
 def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> None:
-    command = [sys.executable, "train.py", "experiment=debug", f"output={tmp_path}", "device=cpu"]
-    settings = ["resume=true", "save_every=1000", "stages.debug.data.height=32"]
-    process = subprocess.Popen(
-        [*command, *settings, "stages.debug.iterations=100000"], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    command = ["train.py", "experiment=debug", f"output={tmp_path}", "device=cpu", "resume=true"]
+    command += ["save_every=1000", "stages.debug.data.height=32", "stages.debug.iterations=100000"]
+    process = start_program(*command)
     deadline, log = time.monotonic() + 300, tmp_path / "train.log"
     while time.monotonic() < deadline and not (log.is_file() and "iteration 0" in log.read_text()):
         time.sleep(0.1)
     process.terminate()
-    assert process.wait(300) == 75
+    assert end(process, 300) == 75
     assert len(list((tmp_path / "debug" / "checkpoints").glob("*.pt"))) == 1
     assert "asked to stop: saved after iteration" in log.read_text()
 
@@ -464,7 +462,7 @@ def test_told_to_leave_the_program_ends_with_status_75_and_goes_on(tmp_path) -> 
 @pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_with_the_runs_that_are_left(tmp_path) -> None:
     """Stopped after the first of two variants; then the first is not trained again."""
-    command = [sys.executable, "train.py", "-m", "experiment=debug", "resume=true", "device=cpu"]
+    command = ["train.py", "-m", "experiment=debug", "resume=true", "device=cpu"]
     command += [
         f"output={tmp_path}/runs/${{model.variant}}",
         f"hydra.sweep.dir={tmp_path}/multirun",
@@ -472,15 +470,15 @@ def test_an_interrupted_sweep_goes_on_with_the_runs_that_are_left(tmp_path) -> N
     command += ["model.variant=full,joint", "stages.debug.iterations=2", "log_every=1"]
     command += ["stages.debug.data.height=32", "stages.debug.data.width=32"]
     first, second = (tmp_path / "runs" / name / "weights.safetensors" for name in ("full", "joint"))
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = start_program(*command)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not first.is_file():
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert first.is_file()
     assert not second.is_file()
     before = first.stat().st_mtime_ns
-    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True, timeout=300)
+    assert run(*command).returncode == 0
     assert first.stat().st_mtime_ns == before
     assert second.is_file()
