@@ -127,27 +127,19 @@ def check_choices(config_dir: Path, arguments: Sequence[str]) -> None:
         InputError: there is no such file or model variant; the message names those that exist.
     """
     _check_there(config_dir)
+    # In a sweep, Hydra would notice an unknown variant only after training all runs before it.
+    known: dict[str, Sequence[str]] = {"model.variant": VARIANTS, "+model.variant": VARIANTS}
+    elsewhere = ("--config", "-cd", "-cp", "-cn", "hydra.searchpath")
+    if not any(argument.startswith(elsewhere) for argument in arguments):
+        groups = [each.name for each in config_dir.iterdir() if each.is_dir()]
+        known |= {group: _names(config_dir, group) for group in groups}
     for argument in arguments:
         name, _, value = argument.partition("=")
-        value = value.strip("'\"")
-        # In a sweep, Hydra would notice only after training all runs before it.
-        if name.lstrip("+") == "model.variant" and re.fullmatch(r"[\w, -]+", value):
-            for variant in filter(None, (each.strip() for each in value.split(","))):
-                if variant not in VARIANTS:
-                    raise InputError(f"{argument}: no variant {variant}; choose one of {VARIANTS}")
-    elsewhere = ("--config", "-cd", "-cp", "-cn", "hydra.searchpath")
-    if any(argument.startswith(elsewhere) for argument in arguments):
-        return  # there may be others than those in config_dir
-    for argument in arguments:
-        group, equals, value = argument.partition("=")
-        if not equals or not re.fullmatch(r"\w+", group) or not (config_dir / group).is_dir():
-            continue
-        known = _names(config_dir, group)
-        chosen = [name.strip() for name in value.strip("[]'\"").split(",")]
-        for name in chosen:
-            if re.fullmatch(r"[\w-]+", name) and name not in known:
+        for chosen in (each.strip() for each in value.strip("[]'\"").split(",")):
+            if name in known and re.fullmatch(r"[\w-]+", chosen) and chosen not in known[name]:
                 raise InputError(
-                    f"{group}={value}: no {group} {name}; there are {', '.join(known)}"
+                    f"{argument}: no {name.rpartition('.')[2]} {chosen}; there are "
+                    f"{', '.join(known[name])}"
                 )
 
 
