@@ -1010,7 +1010,7 @@ function showPlace() {
   if (document.activeElement !== $("number")) $("number").value = wanted;
   $("number").max = last;
   $("number").disabled = !video;
-  $("last").textContent = `of ${last}`;
+  $("last").textContent = video ? `of ${last}` : "";
   $("play-icon").setAttribute("href", playing ? "#i-pause" : "#i-play");
   $("play").ariaLabel = playing ? "Pause" : "Play";
   $("back").disabled = !video || wanted === 0;
