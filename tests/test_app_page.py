@@ -1,5 +1,6 @@
 """The page: what its server answers, and what a user does in a real browser."""
 
+import errno
 import io
 import json
 import os
@@ -174,6 +175,17 @@ def test_bad_requests_end_in_one_line(
     assert list(page.sessions) == ["clip"]
 
 
+def test_an_upload_to_a_full_disk(client: TestClient, page: Page, clip: Path, monkeypatch) -> None:
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(page.folder.rglob("*"))
+    monkeypatch.setattr("stma.app.session.shutil.move", full)
+    answer = client.put("/videos?name=two.mp4", content=clip.read_bytes())
+    assert (answer.status_code, "No space left" in answer.json()["error"]) == (400, True)
+    assert sorted(page.folder.rglob("*")) == before
+
+
 def test_a_video_is_segmented_once_at_a_time(client: TestClient, page: Page) -> None:
     page.sessions["clip"].draw(0, box(*SQUARE, size=SIZE))
     with page._turn:  # it waits for its turn
@@ -331,6 +343,12 @@ class Tab:
     def ids(self) -> np.ndarray:
         """The mask that is shown."""
         return np.array(self.page.evaluate("[...frame.ids]"), np.uint8).reshape(SIZE)
+
+    def shade(self, x: int, y: int) -> int:
+        """The red of a pixel of the stage."""
+        left, top = self.at(x, y)
+        shot = self.page.screenshot(clip={"x": left, "y": top, "width": 1, "height": 1})
+        return Image.open(io.BytesIO(shot)).convert("RGB").getpixel((0, 0))[0]
 
     def key(self, *names: str) -> None:
         for name in names:
@@ -495,6 +513,27 @@ class TestInTheBrowser:
             tab.page.click(f"#confirm button[value={answer}]")
             tab.wait(f"state.videos.length == {left} && !refreshing")
         tab.wait("video && video.id == 'clip' && frame")
+        other = write_clip_file(tmp_path / "other.mp4", [np.full((*SIZE, 3), 200, np.uint8)])
+        tab.page.set_input_files("#video-file", other.rename(tmp_path / "two.mp4"))
+        tab.wait("video && video.id == 'two' && frame && video.frames == 1")
+        assert tab.shade(80, 48) == pytest.approx(200, abs=8)  # not a frame of the first
+        assert tab.page.is_disabled("#play")
+
+    def test_many_clicks_and_two_tabs(self, chromium, tab: Tab, address: str) -> None:
+        """No click breaks another, and the other tab shows what came of them."""
+        x, y = tab.at(60, 50)
+        for number in range(100):
+            tab.page.mouse.click(x + number % 7, y + number % 5)
+        tab.settle()
+        other = Tab(chromium, address)
+        other.wait("frame && frame.ids.some(Boolean)")
+        assert np.array_equal(other.ids(), tab.ids())
+        other.key("b")
+        other.drag((10, 10), (30, 10))
+        tab.wait(f"frame.ids[10 * {SIZE[1]} + 20] == 1")
+        other.context.close()
+        assert other.problems == []
+        assert tab.page.is_hidden("#message.problem")
 
     def test_the_policy_lets_the_page_work(self, chromium, address: str) -> None:
         page = chromium.new_page()

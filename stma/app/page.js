@@ -61,7 +61,7 @@ async function refresh() {
     if (!before && video) await opened();
     else if (video && before && (before.revision !== video.revision || before.frames !== video.frames))
       await changed(before);
-    watchJobs(before);
+    watchJobs();
     show();
   })();
   try {
@@ -81,11 +81,15 @@ async function refresh() {
 const job = (kind) => (video && video.jobs[kind] && video.jobs[kind].running ? video.jobs[kind] : null);
 const busy = () => job("run") || job("export");
 
-function watchJobs(before) {
-  if (!video || !before || before.id !== video.id) return;
+const awaited = {}; // the numbers of jobs that this page has started or seen running, by kind
+
+function watchJobs() {
+  if (!video) return;
   for (const kind of ["run", "export"]) {
-    const was = before.jobs[kind], is = video.jobs[kind];
-    if (!is || is.running || !was || !was.running) continue;
+    const is = video.jobs[kind];
+    if (is && is.running) awaited[kind] = is.number;
+    if (!is || is.running || is.number !== awaited[kind]) continue;
+    delete awaited[kind];
     if (is.problem) say(`${kind === "run" ? "Not segmented" : "Not written"}: ${is.problem}`, { problem: true });
     else if (kind === "export") save(`${here()}/export`);
     if (kind === "run") following = false;
@@ -530,7 +534,7 @@ function preview(request) {
 function promptOf() {
   const drawn = stroke.box
     ? { box: boxOf(), strokes: [] }
-    : { strokes: [...prompts.strokes, { points: stroke.points, inside: stroke.inside }] };
+    : { strokes: [...prompts.strokes, { points: stroke.points, inside: stroke.inside }, ...stroke.more] };
   return { number: frame.number, prompt: { object, ...drawn } };
 }
 
@@ -547,9 +551,14 @@ async function begin(event) {
   const away = event.button === 2 || event.shiftKey || !adding;
   const erasing = tool === "eraser" || (tool === "brush" && (event.button === 2 || event.buttons & 32));
   if (tool === "polygon") return corner(at, event);
+  if (stroke) { // its mask is on its way: a further click is of the same
+    if (!stroke.more || stroke.box) return;
+    stroke.more.push({ points: [at], inside: !away });
+    return stroke.waits || preview(promptOf());
+  }
   const before = frame.ids.slice();
   if (tool === "click" || tool === "scribble")
-    stroke = { before, start: at, end: at, points: [at], inside: !away, from: pointer };
+    stroke = { before, start: at, end: at, points: [at], inside: !away, from: pointer, more: [] };
   else stroke = { before, id: erasing ? 0 : object, from: pointer, erasing };
   const own = stroke;
   if (!erasing && !object) {
@@ -569,7 +578,7 @@ async function begin(event) {
 }
 
 function extend(event) {
-  if (!stroke || stroke.waits) return;
+  if (!stroke || stroke.waits || stroke.finishing) return;
   const at = pixel(pointer, false);
   if (tool === "click") {
     const far = Math.hypot(pointer[0] - stroke.from[0], pointer[1] - stroke.from[1]) > BOX_FROM;
@@ -606,7 +615,7 @@ async function finish() {
     if (stroke !== own) return;
     if (!worked || own.failed) return cancel();
     if (own.box) forgetPrompts();
-    else prompts.strokes.push({ points: own.points, inside: own.inside });
+    else prompts.strokes.push({ points: own.points, inside: own.inside }, ...own.more);
     if (!frame.ids.some((id, i) => id !== own.before[i])) say("That changes nothing; try a click or a box elsewhere.");
   } else forgetPrompts();
   stroke = null;
@@ -881,7 +890,9 @@ async function segment(backward) {
   following = true;
   $("status").textContent = "Starting…";
   $("segment").textContent = "Stop";
-  if (!(await trying(() => post(`${here()}/run${backward ? "?backward" : ""}`)))) following = false;
+  const started = await trying(() => post(`${here()}/run${backward ? "?backward" : ""}`));
+  if (started) awaited.run = started.job;
+  else following = false;
   await refresh();
 }
 
@@ -891,7 +902,8 @@ async function download() {
   if (kind === "frame") return save(`${here()}/masks/${wanted}?save`);
   const which = $("which").value ? `&object=${$("which").value}` : "";
   $("download").disabled = true;
-  await trying(() => post(`${here()}/export?kind=${kind}${which}`));
+  const started = await trying(() => post(`${here()}/export?kind=${kind}${which}`));
+  if (started) awaited.export = started.job;
   await refresh();
 }
 

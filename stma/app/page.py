@@ -5,6 +5,7 @@ and again, so that nothing breaks when one sleeps.
 """
 
 import io
+import itertools
 import json
 import logging
 import shutil
@@ -82,8 +83,8 @@ class Job:
         result: of the work, once it has ended well.
     """
 
-    def __init__(self, name: str, total: int, work: Callable[["Job"], Any]) -> None:
-        self.name, self.total = name, total
+    def __init__(self, number: int, total: int, work: Callable[["Job"], Any]) -> None:
+        self.number, self.total = number, total
         self.done, self.frame = 0, -1
         self.problem: str | None = None
         self.result: Any = None
@@ -104,7 +105,7 @@ class Job:
         rate = self.done / max(1e-3, time.monotonic() - self._start)
         left = (self.total - self.done) / rate if self.done else None
         return {
-            "name": self.name,
+            "number": self.number,
             "running": self.thread.is_alive(),
             "done": self.done,
             "total": self.total,
@@ -139,6 +140,8 @@ class Page:
             except InputError as error:
                 self.problems.append(f"Not opened: {error}")
         self.jobs: dict[tuple[str, str], Job] = {}  # by video and kind
+        self._closing = False
+        self._numbers = itertools.count()
         self._turn = threading.Lock()
         self._engine_name = engine
         self._engine: PromptEngine | None = None
@@ -197,6 +200,7 @@ class Page:
 
     def close(self) -> None:
         """Stop all work, and wait for it."""
+        self._closing = True
         for session in self.sessions.values():
             session.stop()
         for job in self.jobs.values():
@@ -269,8 +273,7 @@ class Page:
     def _frame(self, request: Request) -> Response:
         frame = self._session(request).frame(request.path_params["number"])
         encoded = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-        headers = HEADERS | {"Cache-Control": "private, max-age=3600"}
-        return Response(encoded.tobytes(), headers=headers, media_type="image/jpeg")
+        return Response(encoded.tobytes(), headers=HEADERS, media_type="image/jpeg")
 
     def _mask(self, request: Request) -> Response:
         """A mask of IDs in grey, for the canvas; or a palette PNG, to keep."""
@@ -402,8 +405,7 @@ class Page:
                     return
                 job.done, job.frame = job.done + 1, number
 
-        self.jobs[name, "run"] = Job("backward" if backward else "forward", total, work)
-        return _done()
+        return self._start((name, "run"), total, work)
 
     def _stop(self, request: Request) -> Response:
         self._session(request).stop()
@@ -422,11 +424,16 @@ class Page:
         def work(job: Job) -> Path:
             def count(done: int) -> None:
                 job.done = done
+                if self._closing:
+                    raise InputError("the page was closed")
 
             return session.write(kind, ids, count)
 
-        self.jobs[name, "export"] = Job(kind, max(1, session.end), work)
-        return _done()
+        return self._start((name, "export"), max(1, session.end), work)
+
+    def _start(self, key: tuple[str, str], total: int, work: Callable[[Job], Any]) -> Response:
+        self.jobs[key] = job = Job(next(self._numbers), total, work)
+        return _done(job=job.number)
 
     def _exported(self, request: Request) -> Response:
         self._session(request)

@@ -203,19 +203,19 @@ class Session:
         """
         own = _new_folder(folder, path)
         try:
-            source = path.resolve()
-            if owned:
-                source = Path(shutil.move(path, own / path.name))
-            video = _open(source, limits or Limits())
-            record = {
-                "source": source.name if owned else str(source),
-                "frames": len(video),
-                "notice": "",
-                "confidence": {},
-                "used": 0,
-                **_written(_Work()),
-            }
             with full_disks_told(own):
+                source = path.resolve()
+                if owned:
+                    source = Path(shutil.move(path, own / path.name))
+                video = _open(source, limits or Limits())
+                record = {
+                    "source": source.name if owned else str(source),
+                    "frames": len(video),
+                    "notice": "",
+                    "confidence": {},
+                    "used": 0,
+                    **_written(_Work()),
+                }
                 (own / RECORD).write_text(json.dumps(record), encoding="utf-8")
             return cls(own)
         except InputError as error:
