@@ -48,8 +48,11 @@ def test_backward_nothing_is_decoded_from_the_start_again(tmp_path, monkeypatch)
     clip = write_clip_file(tmp_path / "a.mp4", map(gradient, range(20)))
     video = open_video(clip)
     monkeypatch.setattr("stma.video.reading.BACKWARD_BYTES", 5 * 3 * 48 * 64)
-    monkeypatch.setattr(type(video), "frames", None)
+    decode, decoded = module._decoded, []
+    counted = lambda *given: (decoded.append(f) or f for f in decode(*given))  # noqa: E731
+    monkeypatch.setattr(module, "_decoded", counted)
     assert [number_of(f.image) for f in video.frames_backward(19)] == list(range(19, -1, -1))
+    assert len(decoded) <= 20 + 6 * 4  # in six parts, each from the key frame before it
 
 
 def test_a_single_frame_takes_no_others_along(tmp_path, monkeypatch) -> None:

@@ -1,13 +1,12 @@
 """Reading a video a frame at a time: a file of any common format, or a folder of pictures."""
 
 import logging
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, islice
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Protocol
@@ -254,36 +253,8 @@ class VideoFile:
         count = 1  # the caller may want a single frame
         while start >= 0:
             first = max(0, start - count + 1)
-            yield from reversed(list(self._between(first, start)))
+            yield from reversed(list(islice(self.frames(first), start - first + 1)))
             start, count = first - 1, min(2 * count, most)
-
-    def _between(self, first: int, last: int) -> Iterator[VideoFrameAt]:
-        """Frames from ``first`` to ``last``, without decoding much before them."""
-        times = self._times
-        if first < len(times) and (found := self._sought(first, last, times)) is not None:
-            yield from found
-            return
-        for frame in self.frames():  # seeking is impossible
-            if frame.number >= first:
-                yield frame
-            if frame.number == last:
-                return
-
-    def _sought(self, first: int, last: int, times: list[int]) -> list[VideoFrameAt] | None:
-        """As :meth:`_between`; None if a seek does not arrive where it should."""
-        found: list[VideoFrameAt] = []
-        with self._opened() as (container, stream):
-            container.seek(times[first], stream=stream)
-            for frame in _decoded(container.decode(stream), self.path, first):
-                number = -1 if frame.pts is None else bisect_left(times, frame.pts)
-                if not found and number < first and number != -1:
-                    continue  # between the key frame and those asked for
-                if number != first + len(found) or times[number] != frame.pts:
-                    return None
-                found.append(VideoFrameAt(number, self._image(frame), times[number]))
-                if number == last:
-                    return found
-        return None
 
     @cached_property
     def _times(self) -> list[int]:

@@ -1,7 +1,4 @@
-"""What is written for a segmented video: masks, overlay, cut-out, COCO's run lengths.
-
-Every writer takes frames in order, with their masks, and keeps none of them.
-"""
+"""What is written for a segmented video: masks, overlay, cut-out, COCO's run lengths."""
 
 import json
 import logging
@@ -10,7 +7,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -221,57 +218,46 @@ class _Sound:
 class CocoWriter:
     """COCO's annotations with compressed run lengths, as pycocotools reads them.
 
-    An annotation is an object in a frame; its ``track_id`` and ``category_id`` are the object's
-    ID. The file is written as frames come.
+    An annotation is an object in a frame; its ``track_id`` and ``category_id`` are the object's ID.
     """
 
     def __init__(self, path: Path, video: Video) -> None:
-        self._video = video
-        self._stack = ExitStack()
-        self._file = self._stack.enter_context(
-            self._stack.enter_context(replacing(path)).open("w", encoding="utf-8")
-        )
-        self._numbers: list[int] = []
-        self._ids: set[int] = set()
-        self._count = 0
-        self._file.write('{"annotations": [')
+        self._path, self._video = path, video
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
 
     def write(self, frame: VideoFrameAt, mask: np.ndarray) -> None:
-        self._numbers.append(frame.number)
+        name = f"{self._video.name(frame.number)}.png"
+        if self._video.path.is_dir():
+            name = self._video.files[frame.number].name
+        height, width = self._video.size
+        image = {"id": frame.number, "file_name": name, "height": height, "width": width}
+        self._images.append(image)
         for object_id in (np.flatnonzero(count_ids(mask)[1:]) + 1).tolist():
-            self._ids.add(object_id)
             encoded = run_lengths.encode(np.asfortranarray(mask == object_id, dtype=np.uint8))
-            annotation = {
-                "id": self._count + 1,
-                "image_id": frame.number,
-                "category_id": object_id,
-                "track_id": object_id,
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
-                "area": int(run_lengths.area(encoded)),
-                "bbox": run_lengths.toBbox(encoded).tolist(),
-                "iscrowd": 0,
-            }
-            self._file.write((",\n" if self._count else "\n") + json.dumps(annotation))
-            self._count += 1
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,
+                    "image_id": frame.number,
+                    "category_id": object_id,
+                    "track_id": object_id,
+                    "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+                    "area": int(run_lengths.area(encoded)),
+                    "bbox": run_lengths.toBbox(encoded).tolist(),
+                    "iscrowd": 0,
+                }
+            )
 
     def close(self, *, complete: bool = True) -> None:
-        height, width = self._video.size
-        with self._stack:
-            self._file.write('],\n"images": [')
-            for index, number in enumerate(self._numbers):
-                name = self._video.name(number)
-                if self._video.path.is_dir():
-                    name = self._video.files[number].name
-                else:
-                    name += ".png"
-                image = {"id": number, "file_name": name, "height": height, "width": width}
-                self._file.write((",\n" if index else "\n") + json.dumps(image))
-            rest = {
-                "categories": [{"id": i, "name": f"object {i}"} for i in sorted(self._ids)],
-                "info": {"description": self._video.path.name, "version": f"stma {__version__}"},
-            }
-            self._file.write("],\n" + json.dumps(rest)[1:] + "\n")
-            self._file.flush()
+        ids = sorted({each["track_id"] for each in self._annotations})
+        content = {
+            "annotations": self._annotations,
+            "images": self._images,
+            "categories": [{"id": i, "name": f"object {i}"} for i in ids],
+            "info": {"description": self._video.path.name, "version": f"stma {__version__}"},
+        }
+        with replacing(self._path) as unfinished:
+            unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 # What the user may ask for: the file or folder, and how it is made.
