@@ -438,6 +438,11 @@ class TestInTheBrowser:
         assert tab.page.evaluate("object") == 1
         tab.page.locator("#objects li button[title=Hide]").first.click()
         assert tab.page.evaluate("hidden.has(1)")
+        tab.page.locator("#objects input").nth(1).click()  # of one that is not chosen
+        tab.key("Control+a")
+        tab.page.keyboard.type("a dog")
+        tab.key("Enter")
+        tab.wait("video.objects[1].name == 'a dog' && object == 2")
         size = tab.page.evaluate("radius")
         tab.key("]", "]", "[")
         assert tab.page.evaluate("radius") > size

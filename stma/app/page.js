@@ -545,12 +545,12 @@ function boxOf() {
 
 async function begin(event) {
   const at = pixel(pointer);
-  if (!at) return tool === "polygon" ? undefined : startPan(event);
+  if (!at) return tool === "polygon" ? undefined : startPan();
   stopPlaying();
   following = false;
   const away = event.button === 2 || event.shiftKey || !adding;
   const erasing = tool === "eraser" || (tool === "brush" && (event.button === 2 || event.buttons & 32));
-  if (tool === "polygon") return corner(at, event);
+  if (tool === "polygon") return corner(at);
   if (stroke) { // its mask is on its way: a further click is of the same
     if (!stroke.more || stroke.box) return;
     stroke.more.push({ points: [at], inside: !away });
@@ -695,7 +695,7 @@ view.addEventListener("pointerdown", (event) => {
     pan = null;
     pinch = pinchOf();
   } else if (fingers.size === 1) {
-    if (event.button === 1 || event.altKey) startPan(event);
+    if (event.button === 1 || event.altKey) startPan();
     else if (event.button === 0 || event.button === 2 || event.button === 5) begin(event);
   }
 });
@@ -933,12 +933,14 @@ function icon(name) {
   return svg;
 }
 
-// Rebuild a list only if what it shows has changed, so that nothing loses its focus.
+// Rebuild a list only if what it shows has changed; what has the focus keeps it.
 function list(place, key, items) {
   const text = JSON.stringify(key);
   if (place.dataset.key === text) return;
   place.dataset.key = text;
+  const focused = place.contains(document.activeElement) && document.activeElement.ariaLabel;
   place.replaceChildren(...items());
+  if (focused) [...place.querySelectorAll("[aria-label]")].find((each) => each.ariaLabel === focused)?.focus();
 }
 
 function showVideos() {
@@ -1037,8 +1039,6 @@ function drawTimeline() {
   const dots = devicePixelRatio || 1, wide = timeline.clientWidth, high = timeline.clientHeight;
   [timeline.width, timeline.height] = [wide * dots, high * dots];
   rail.scale(dots, dots);
-  const style = getComputedStyle(document.documentElement);
-  const ink = (name) => style.getPropertyValue(name);
   // light-dark() is only resolved in properties: borrow one.
   const real = (name) => { timeline.style.color = `var(${name})`; return getComputedStyle(timeline).color; };
   const [track, done, doubt, mark, accent] = ["--stage", "--done", "--doubt", "--ink", "--accent"].map(real);
@@ -1047,7 +1047,7 @@ function drawTimeline() {
   rail.beginPath();
   rail.roundRect(0, top, wide, tall, 4);
   rail.fill();
-  if (!video || !ink("--radius")) return;
+  if (!video) return;
   const at = (number) => (number / video.frames) * wide, one = Math.max(1, wide / video.frames);
   rail.save();
   rail.clip();
