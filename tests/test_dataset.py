@@ -44,12 +44,12 @@ def mixed(tmp_path: Path) -> DataConfig:
 
 def test_a_clip_is_a_function_of_seed_stage_epoch_and_index(mixed: DataConfig) -> None:
     clips, again = ClipDataset(mixed, 48, seed=7), ClipDataset(mixed, 48, seed=7)
-    order = np.random.default_rng(0).permutation(48)
+    order = np.random.default_rng(0).permutation(16)
     assert all(equal(clips.sample(n), again.sample(n)) for n in order)
     other = ClipDataset(mixed, 48, seed=8)
-    assert not any(equal(clips.sample(n), other.sample(n)) for n in range(48))
+    assert not any(equal(clips.sample(n), other.sample(n)) for n in range(16))
     stage = ClipDataset(mixed, 48, seed=7, stage="video")
-    assert not any(equal(clips.sample(n), stage.sample(n)) for n in range(48))
+    assert not any(equal(clips.sample(n), stage.sample(n)) for n in range(16))
     assert [clips.epochs[n] for n in range(48)] != [stage.epochs[n] for n in range(48)]
     assert clips.sample(0).frames.shape == (3, 32, 48, 3)
     draws = [clips.epochs[n] for n in range(clips.epochs.length)]

@@ -1,10 +1,10 @@
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forking import start
 
 from stma.errors import InputError
 from stma.runtime.workers import check_count, worker_map
@@ -37,29 +37,26 @@ def test_more_processes_than_the_machine_can_run_are_refused() -> None:
         check_count("num_workers", -1, at_least=0)
 
 
-@pytest.mark.slow
+def hold_workers(path: Path) -> None:
+    with worker_map(2) as spread:
+        list(spread(identify, [1, 2]))
+        written = path.with_suffix(".part")
+        written.write_text(" ".join(str(each.pid) for each in multiprocessing.active_children()))
+        written.rename(path)
+        time.sleep(600)
+
+
 def test_workers_end_with_the_process_that_started_them(tmp_path) -> None:
     """However it ends; they would go on writing to an output that nobody holds."""
-    program = (
-        "import os, time, multiprocessing\n"
-        "from stma.runtime.workers import worker_map\n"
-        "if __name__ == '__main__':\n"
-        "    with worker_map(2) as spread:\n"
-        "        list(spread(print, [1, 2]))\n"
-        "        print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
-        "        time.sleep(600)\n"
-    )
-    (tmp_path / "program.py").write_text(program)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True
-    )
-    lines = [process.stdout.readline().split() for _ in range(3)]
-    workers = [int(pid) for pid in max(lines, key=len)]
+    process = start(hold_workers, tmp_path / "pids")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (tmp_path / "pids").exists():
+        time.sleep(0.01)
+    workers = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(workers) == 2
+    assert all(Path(f"/proc/{pid}").exists() for pid in workers)
     process.kill()
-    process.wait()
-    for _ in range(3000):
-        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
-            break
-        time.sleep(0.1)
+    process.join()
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.01)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
