@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from stma.errors import InputError, input_errors_end_the_program
 from stma.version import __version__
@@ -94,7 +94,6 @@ SAVE = """\
 what to write, separated by commas: masks (palette PNGs, always written), overlay (an mp4 with the
 sound of the original), cutout (PNGs with alpha), webm (a cut-out video with alpha), coco (run
 lengths as JSON, for pycocotools), mkv (a lossless video of the IDs); default: masks,overlay"""
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 @input_errors_end_the_program()
@@ -109,42 +108,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"stma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_segment(commands)
-    _add_mask(commands)
-    _add_app(commands)
-    _add_export(commands)
+    for name, summary, text, add, run in (
+        ("segment", "segment a video from its first mask", SEGMENT, _add_segment, _segment),
+        ("mask", "make a mask from clicks on an object, or a box", MASK, _add_mask, _mask),
+        ("app", "draw and segment on a page in the browser", APP, _add_app, _app),
+        ("export", "write the network for other applications", EXPORT, _add_export, _export),
+    ):
+        layout = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=summary, description=text, formatter_class=layout)
+        command.set_defaults(run=run)
+        add(command)
     parsed = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name need not fit its encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     if getattr(parsed, "device", "").startswith("mps"):  # read when torch is imported
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    run: Callable[[argparse.Namespace], None] = parsed.run
-    run(parsed)
+    parsed.run(parsed)
 
 
-def _command(
-    commands: Commands,
-    name: str,
-    summary: str,
-    description: str,
-    run: Callable[[argparse.Namespace], None],
-) -> argparse.ArgumentParser:
-    """The parser of a subcommand, with the options that all of them have."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         default="small",
         help="the name of weights that come with stma, or a file that train.py wrote; default: "
         "small",
     )
-    return parser
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -153,10 +142,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_segment(commands: Commands) -> None:
-    parser = _command(
-        commands, "segment", "segment a video from the mask of its first frame", SEGMENT, _segment
-    )
+def _add_segment(parser: argparse.ArgumentParser) -> None:
+    _add_weights(parser)
     parser.add_argument(
         "video", nargs="+", metavar="VIDEO", help="files, or folders of pictures"
     )  # not a Path, which would shorten rtsp://
@@ -231,14 +218,7 @@ def _add_segment(commands: Commands) -> None:
     )
 
 
-def _add_mask(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "mask",
-        help="make a mask from clicks on an object, or a box around it",
-        description=MASK,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=_mask)
+def _add_mask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", type=Path, metavar="VIDEO", help="a file or a folder of pictures")
     parser.add_argument("--frame", default="0", help="number or name; default: the first, 0")
     click, box = partial(_numbers, count=2), partial(_numbers, count=4)
@@ -259,8 +239,8 @@ def _add_mask(commands: Commands) -> None:
     _add_device(parser)
 
 
-def _add_app(commands: Commands) -> None:
-    parser = _command(commands, "app", "draw and segment on a page in the browser", APP, _app)
+def _add_app(parser: argparse.ArgumentParser) -> None:
+    _add_weights(parser)
     parser.add_argument(
         "video", type=Path, nargs="?", metavar="VIDEO", help="opened at once; else upload one there"
     )
@@ -288,15 +268,8 @@ def _add_app(commands: Commands) -> None:
     )
 
 
-def _add_export(commands: Commands) -> None:
-    parser = _command(
-        commands,
-        "export",
-        "write the network for applications without this package",
-        EXPORT,
-        _export,
-    )
-    parser.add_argument("--format", choices=("onnx",), help=argparse.SUPPRESS)  # once, .pt2 too
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_weights(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER", required=True, help="where to write"
     )
