@@ -35,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be read is not waited for."""
+    monkeypatch.setattr("stma.data.dataset.PAUSES", ())
+
+
 def pytest_collection_finish() -> None:
     """Modules stay: training collects garbage often, and need not look at them each time."""
     gc.collect()

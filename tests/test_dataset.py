@@ -7,6 +7,7 @@ import pytest
 from conftest import procedural_data
 from test_sources import video
 
+from stma.data import images
 from stma.data.config import DatasetConfig
 from stma.data.dataset import ClipDataset, DataConfig, clip_batches
 from stma.data.pictures import save_clip
@@ -94,6 +95,53 @@ def test_a_limit_shows_the_first_samples_again_and_again(mixed: DataConfig) -> N
     limited = ClipDataset(dataclasses.replace(mixed, limit=2), 48, seed=7)
     whole = ClipDataset(mixed, 48, seed=7)
     assert all(equal(limited.sample(n), whole.sample(n % 2)) for n in range(6))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_clip_with_a_faulty_file_is_left_out_and_counted(
+    mixed: DataConfig, num_workers: int, tmp_path: Path, caplog
+) -> None:
+    whole = [clip.name for clip in map(ClipDataset(mixed, 240, seed=0).sample, range(240))]
+    path = tmp_path / "JPEGImages" / "b" / "00003.jpg"
+    path.write_bytes(b"")
+    allowed = dataclasses.replace(mixed, max_bad_clips=1)
+    clips, numbers = ClipDataset(allowed, 240, seed=0), BatchNumbers(0, 60, 4)
+    batches = list(clip_batches(clips, numbers, num_workers))
+    assert list(clips.left_out) == ["disk: b"]
+    assert caplog.text.count(f"left out: disk: b: {path}") == 1
+    # Whoever finds the fault, and when, the clips are the same, and all but those that meet it are
+    # as they were.
+    names = [name for batch in batches for name in batch.names]
+    alone = ClipDataset(allowed, 240, seed=0)
+    assert names == [alone.sample(number).name for number in range(240)]
+    replaced = [name for name, other in zip(names, whole, strict=True) if name != other]
+    assert 0 < len(replaced) == sum("b (" in name and "00003" in name for name in whole)
+    assert {name.split(" (")[0] for name in replaced} == {"disk: c"}
+
+    (tmp_path / "JPEGImages" / "c" / "00000.jpg").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"max_bad_clips is 1, and 2 clips .*disk: [bc], disk: [bc]"
+    ):
+        list(clip_batches(ClipDataset(allowed, 240, seed=0), numbers, num_workers))
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(
+    mixed: DataConfig, monkeypatch
+) -> None:
+    clips = ClipDataset(mixed, 24, seed=0)
+    expected = [clips.sample(number) for number in range(24)]
+    failures, opened = [], images.open_image
+
+    def failing(path: Path):
+        failures.append(path)
+        if len(failures) % 5 == 1:
+            raise OSError(116, "Stale file handle")
+        return opened(path)
+
+    monkeypatch.setattr(images, "open_image", failing)
+    clips.pauses = (0, 0, 0)
+    assert all(equal(clips.sample(number), expected[number]) for number in range(24))
+    assert failures
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import procedural_data
 from safetensors.torch import save_file
+from test_sources import video
 from test_trainer import config, equal_weights
 
 from stma.data.config import DatasetConfig
 from stma.data.dataset import DataConfig
+from stma.data.pictures import save_clip
 from stma.errors import InputError
 from stma.model.weights import load_model, read_weights
 from stma.runtime.outputs import holding
@@ -220,6 +222,27 @@ def test_weights_to_start_from_may_move_but_not_change(tmp_path, monkeypatch) ->
     with pytest.raises(Preempted):
         go_on(moved)
     go_on(moved)
+
+
+def test_a_run_goes_on_without_a_clip_that_has_become_unreadable(tmp_path, caplog) -> None:
+    for name in "abc":
+        save_clip(tmp_path / "data", name, *video(3), ".png")
+    block = DatasetConfig(root=str(tmp_path / "data"))
+    data = dataclasses.replace(procedural_data(32, 48, 3), sources={"mine": block})
+    strict = config(tmp_path / "run", iterations=4, save_every=1, data=data)
+    bad = tmp_path / "data" / "JPEGImages" / "b" / "00001.png"
+    bad.write_bytes(b"")
+    with pytest.raises(InputError, match=f"{bad}: cannot be read"):
+        train(strict)
+    tolerant = dataclasses.replace(data, max_bad_clips=1)
+    train(config(tmp_path / "run", iterations=4, save_every=1, data=tolerant))
+    assert "1 clips left out, with faulty files: mine: b" in caplog.text
+    # Longer, and with the clip excluded.
+    excluding = dataclasses.replace(
+        data, sources={"mine": dataclasses.replace(block, exclude=["b"])}
+    )
+    train(config(tmp_path / "run", iterations=8, data=excluding))
+    assert read_weights(tmp_path / "run")[1]["iterations"] == 8
 
 
 def test_a_refused_command_changes_nothing(tmp_path) -> None:

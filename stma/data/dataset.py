@@ -1,9 +1,12 @@
 """Training clips from any mix of sources: each a function of (seed, stage, epoch, index) alone."""
 
+import logging
 import signal
+import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,12 @@ from stma.errors import InputError
 from stma.runtime.config import check_ranges, check_types
 from stma.runtime.workers import one_thread
 from stma.structures import Clip, ClipBatch
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+PAUSES = (1.0, 10.0)  # seconds before a file that could not be read is read again
+REDRAWN = 100  # attempts at a clip of an endless source
 
 
 @dataclass
@@ -32,6 +41,8 @@ class DataConfig:
         reverse: probability that a clip runs backwards.
         num_references: past frames drawn as references for every frame (2 in the paper).
         limit: train on the first ``limit`` samples only, over and over; null for no limit.
+        max_bad_clips: how many clips may have faulty files before training stops; the next clip of
+            the dataset takes the place of each sample that meets one.
     """
 
     sources: dict[str, DatasetConfig] = field(default_factory=dict)
@@ -44,6 +55,7 @@ class DataConfig:
     reverse: float = 0.5
     num_references: int = 2
     limit: int | None = None
+    max_bad_clips: int = 0
 
     def __post_init__(self) -> None:
         check_types(self, "data.")
@@ -55,6 +67,7 @@ class DataConfig:
             num_frames=2,
             max_objects=(1, 255),
             limit=1,
+            max_bad_clips=0,
             num_references=1,
             reverse=(0, 1),
         )
@@ -70,7 +83,7 @@ class DataConfig:
             raise InputError(f"data.max_gap_starts is {starts}; it must rise from 0 to less than 1")
 
 
-class ClipDataset(Dataset["Clip | InputError"]):
+class ClipDataset(Dataset[Clip]):
     """The samples of a stage, numbered from 0 to its end, over all epochs.
 
     The number of a sample determines its epoch and its place there; all chance comes from the seed,
@@ -81,6 +94,9 @@ class ClipDataset(Dataset["Clip | InputError"]):
     Args:
         length: samples of the whole stage.
         stage: its name, so that a stage does not repeat the clips of the one before.
+
+    Attributes:
+        left_out: clips with faulty files, and what is wrong with them.
 
     Raises:
         InputError: a source is faulty; the message names it.
@@ -108,15 +124,19 @@ class ClipDataset(Dataset["Clip | InputError"]):
             for source, block in zip(self.sources, blocks.values(), strict=True)
         ]
         self.epochs = Epochs(shares, list(blocks), self.seed)
+        self.pauses = PAUSES
+        self.left_out: dict[str, str] = {}
+        self._found: dict[str, str] = {}  # faulty clips, in this process
 
     def __len__(self) -> int:
         return self.length
 
     def sample(self, number: int) -> Clip:
-        """The sample of this number.
+        """The sample of this number. If it meets a faulty file, the next clip of its source takes
+        its place, whichever process finds the fault, and when.
 
         Raises:
-            InputError: a file is faulty; the message names it.
+            InputError: a file is faulty, and no more clips may be left out; the message names it.
         """
         config = self.config
         if config.limit is not None:
@@ -130,16 +150,66 @@ class ClipDataset(Dataset["Clip | InputError"]):
             reverse=config.reverse,
             num_references=config.num_references,
         )
-        rng = np.random.default_rng((*self.seed, draw.epoch, draw.index))
-        return self.sources[draw.source].sample(draw.item, spec, rng)
+        source = self.sources[draw.source]
+        for attempt in range(source.size or REDRAWN):
+            item, words = draw.item, (*self.seed, draw.epoch, draw.index)
+            if attempt > 0:
+                words = (*words, attempt)
+                item += attempt
+            if source.size is not None:
+                item %= source.size
+            try:
+                return self._read(source, item, spec, words)
+            except InputError as error:
+                if config.max_bad_clips == 0:
+                    raise
+                name = str(error) if source.size is None else source.item_name(item)
+                self._found.setdefault(name, str(error))
+                self._check_count()
+        raise InputError(f"{source.name}: all of its clips have faulty files")
 
-    def __getitem__(self, number: int) -> "Clip | InputError":
-        """As :meth:`sample`, but a fault is returned: raised in a worker process, it would reach
-        the user wrapped in that process's traceback."""
+    def _read(self, source: Source, item: int, spec: ClipSpec, words: tuple[int, ...]) -> Clip:
+        """A clip; a file that cannot be read is tried again, since a disk on a network may fail for
+        a moment."""
+        for pause in self.pauses:
+            try:
+                return source.sample(item, spec, np.random.default_rng(words))
+            except InputError as error:
+                known = str(error) in {*self.left_out.values(), *self._found.values()}
+                if known or not isinstance(error.__cause__, OSError):
+                    raise
+                time.sleep(pause)
+        return source.sample(item, spec, np.random.default_rng(words))
+
+    def leave_out(self, found: Mapping[str, str]) -> None:
+        """Count clips with faulty files, and log those that are new.
+
+        Raises:
+            InputError: there are more than ``max_bad_clips``.
+        """
+        for name, fault in found.items():
+            if name not in self.left_out:
+                log.warning("left out: %s: %s", name, fault)
+                self.left_out[name] = fault
+                self._check_count()
+
+    def _check_count(self) -> None:
+        bad = {**self.left_out, **self._found}
+        if (most := self.config.max_bad_clips) < len(bad):
+            raise InputError(
+                f"{list(bad.values())[-1]}; data.max_bad_clips is {most}, and {len(bad)} clips "
+                f"have faulty files: {', '.join(bad)}"
+            )
+
+    def __getitems__(
+        self, numbers: Sequence[int]
+    ) -> "tuple[ClipBatch | InputError, dict[str, str]]":
+        """A batch, and the clips that have been found to be faulty. A fault is returned: raised in
+        a worker process, it would reach the user wrapped in that process's traceback."""
         try:
-            return self.sample(number)
+            return ClipBatch.collate([self.sample(number) for number in numbers]), self._found
         except InputError as error:
-            return error
+            return error, self._found
 
     def describe(self) -> str:
         """What an epoch holds, and what was left out, for the log."""
@@ -159,20 +229,21 @@ def clip_batches(
     program's exit would wait for them while anything, such as a traceback, holds the generator.
 
     Raises:
-        InputError: a file is faulty; the message names it, and no other clip takes its place.
+        InputError: a file is faulty, and no more clips may be left out; the message names it.
     """
     loader = DataLoader(
         clips,
         batch_sampler=numbers,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its draw must not disturb the generator of training
         pin_memory=pin_memory,
     )
-    for batch in loader:
+    for batch, found in loader:
         if isinstance(batch, InputError):
             raise batch
+        clips.leave_out(found)
         yield batch
 
 
@@ -184,8 +255,5 @@ def _start_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(clips: "list[Clip | InputError]") -> "ClipBatch | InputError":
-    for clip in clips:
-        if isinstance(clip, InputError):
-            return clip
-    return ClipBatch.collate([clip for clip in clips if isinstance(clip, Clip)])
+def _as_it_is(loaded: T) -> T:
+    return loaded

@@ -77,6 +77,10 @@ class DrawnSource:
         self.grounds = grounds or self.cut_from
         self.notes = [note for source in (*self.cut_from, *self.grounds) for note in source.notes]
 
+    def item_name(self, item: int) -> str:
+        """For messages."""
+        return f"{self.name}: clip {item}"
+
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
         """A clip.
 
@@ -93,7 +97,7 @@ class DrawnSource:
 
         frames, masks, count = draw_clip(new_scene, times)
         ids = np.arange(1, count + 1)
-        return _clip(f"{self.name}: clip {item}", frames, masks, ids, spec, rng)
+        return _clip(self.item_name(item), frames, masks, ids, spec, rng)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,10 @@ class FileSource:
         self.size: int | None = len(self.videos)
         self.notes += self._void_note()
 
+    def item_name(self, item: int) -> str:
+        """For messages."""
+        return f"{self.name}: {self.videos[item].name}"
+
     def sample(self, item: int, spec: ClipSpec, rng: np.random.Generator) -> Clip:
         """As :meth:`DrawnSource.sample`."""
         video = self.videos[item]
@@ -159,7 +167,7 @@ class FileSource:
             frame = warp.of_reduced(reduce).image(image)
             warped.append(apply_colours(frame, tone, draw_colour(config.frame_colour, rng)))
         numbers = ", ".join(video.frame(i).stem for i in dict.fromkeys(drawn.indices))
-        name = f"{self.name}: {video.name} ({numbers})"
+        name = f"{self.item_name(item)} ({numbers})"
         return _clip(name, np.stack(warped), drawn.masks, drawn.ids, spec, rng)
 
     def pictures(

@@ -35,6 +35,7 @@ STATE = (*COUNTS, *OF_LEARNER, "shown", "settings", "generators")
 # change from one start of a run to the next.
 SETTINGS = ("seed", "precision", "ema", "strict_weights", "model")
 LENGTH = ("iterations", "max_minutes")  # of the stage; these may change as well
+FREE = ("root", "exclude", "max_bad_clips")  # of its data: so that faulty clips end no run
 OVER = "resume=false to start over"
 
 
@@ -186,14 +187,13 @@ class StageFolder:
         return self.checkpoints.load_newest(mapped=True)
 
     def check_settings(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-        """Check that a stage with other settings is the same one; datasets may have moved.
+        """Check that a stage with other settings is the same one; datasets may have moved, and
+        leave out other clips.
 
         Raises:
             InputError: names the settings that differ.
         """
-        if found := differences(
-            theirs, ours, ignored=("root", *(f"stage.{key}" for key in LENGTH))
-        ):
+        if found := differences(theirs, ours, ignored=(*FREE, *(f"stage.{key}" for key in LENGTH))):
             raise InputError(
                 f"{self.path}: holds another run's result; give another output, or {OVER}\n  "
                 + "\n  ".join(found)

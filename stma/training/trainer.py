@@ -217,6 +217,10 @@ class Trainer:
                 "start over with resume=false"
             )
         processes.together(self._finish)
+        if left_out := self.clips.left_out:
+            log.warning(
+                "%d clips left out, with faulty files: %s", len(left_out), ", ".join(left_out)
+            )
         skipped = f", {self.learner.skipped} of them skipped" if self.learner.skipped else ""
         log.info("%d iterations%s; weights: %s", self.iteration, skipped, self.weights_path)
         self.finished = True
@@ -351,6 +355,9 @@ class Trainer:
         if self.saved == self.iteration:
             return
         generators = self.processes.gather(rng_state(self.device))
+        left_out = self.processes.gather(self.clips.left_out)
+        everyones = {name: fault for theirs in left_out for name, fault in theirs.items()}
+        self.processes.together(lambda: self.clips.leave_out(everyones))
         self.processes.together(lambda: self._save(generators))
         self.saved, self._last_save = self.iteration, time.monotonic()
 
@@ -387,6 +394,7 @@ class Trainer:
         return {name: getattr(self, name) for name in COUNTS} | {
             **self.learner.state(),
             "shown": self.display.shown,
+            "left_out": self.clips.left_out,
             "settings": self._settings(),
             "generators": generators,
         }
@@ -414,6 +422,7 @@ class Trainer:
         for name in COUNTS:
             setattr(self, name, state[name])
         self.display.shown = state["shown"]
+        self.clips.left_out = dict(state.get("left_out", {}))
         generators = state["generators"]
         if len(generators) == self.processes.world_size:
             set_rng_state(generators[self.processes.rank], self.device)
