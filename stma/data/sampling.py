@@ -61,8 +61,9 @@ def learnable_objects(masks: np.ndarray, min_pixels: int, clear_pixels: int) -> 
     """IDs of the objects that show enough in the first frame to be followed.
 
     That is ``min_pixels``; one with fewer than ``clear_pixels`` counts only if it never exceeds
-    four times its first area, so that small objects count but slivers of large ones do not (as XMem
-    does for BL30K).
+    four times its first area, so that small objects count but slivers of large ones do not. (Ours.
+    XMem's rule for BL30K is absolute: more than 100 pixels, and if not more than 900, fewer than
+    400 in all later frames.)
 
     Args:
         masks: ``(T, H, W)`` uint8.
