@@ -403,6 +403,8 @@ def _carry_out(order: "Order", stopped: Callable[[], bool]) -> None:
     if not outcome.complete:
         raise KeyboardInterrupt
     print(f"{outcome.num_frames} frames: {', '.join(map(str, outcome.files))}")
+    for confidence, frame, object_id in outcome.doubts:
+        print(f"look at frame {frame}: object {object_id} is uncertain ({confidence:.2f})")
 
 
 def _mask(arguments: argparse.Namespace) -> None:

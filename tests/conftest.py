@@ -24,7 +24,11 @@ from stma.data.scene import SceneConfig
 from stma.model.factory import ModelConfig, build_model
 from stma.model.stma import STMA
 from stma.model.weights import save_weights
+from stma.runtime import device as device_module
 from stma.structures import ClipBatch
+
+# Equal on all machines: `precision=auto` is fp32 here, whatever the cores multiply.
+device_module.cpu_multiplies_bf16 = lambda: False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,7 +68,15 @@ def test_a_video_becomes_masks_and_an_overlay(segment, weights, capsys) -> None:
     out, err = capsys.readouterr()
     assert "8 frames: clip-segmented/masks, clip-segmented/overlay.mp4" in out
     assert "8/8" in err
-    assert sorted(os.listdir("clip-segmented")) == [".lock", "masks", "overlay.mp4", "run.json"]
+    assert sorted(os.listdir("clip-segmented")) == [
+        ".lock",
+        "masks",
+        "overlay.mp4",
+        "run.json",
+        "scores.csv",
+    ]
+    objects = len(np.unique(FIRST)) - 1
+    assert len(Path("clip-segmented/scores.csv").read_text().splitlines()) == 1 + 8 * objects
 
 
 def test_masks_come_with_later_frames_and_settings_count(segment, weights) -> None:
@@ -217,6 +225,7 @@ def test_interrupted_the_same_command_goes_on(segment, monkeypatch, capsys, back
     segment(*arguments, "-o", "out")
     assert 10**6 - counter.left == total  # nothing is segmented twice
     assert same(masks("out"), masks("whole"))
+    assert Path("out/scores.csv").read_text() == Path("whole/scores.csv").read_text()
     assert len(list(open_video("out/overlay.mp4").frames())) == 8
     assert not list(Path("out").glob("*.safetensors"))
 

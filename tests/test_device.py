@@ -36,7 +36,14 @@ def test_auto_takes_bf16_where_the_card_computes_in_it(
 
 def test_a_precision_that_is_given_is_taken() -> None:
     assert resolve_precision(torch.device("cuda"), "fp16") == "fp16"
-    assert resolve_precision(torch.device("cpu"), "auto") == "fp32"
+
+
+@pytest.mark.parametrize(("multiplies", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_bf16_where_the_cores_multiply_it(monkeypatch, multiplies, expected) -> None:
+    monkeypatch.setattr("stma.runtime.device.cpu_multiplies_bf16", lambda: multiplies)
+    resolve_precision.cache_clear()
+    assert resolve_precision(torch.device("cpu"), "auto") == expected
+    resolve_precision.cache_clear()
 
 
 @pytest.mark.skipif(

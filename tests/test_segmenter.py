@@ -13,7 +13,13 @@ from PIL import Image
 from stma.errors import InputError
 from stma.inference import segmenter as module
 from stma.inference.augmentation import AugmentConfig, AugmentedSegmenter
-from stma.inference.segmenter import Segmenter, SegmenterConfig, merge_given, network_size
+from stma.inference.segmenter import (
+    FrameResult,
+    Segmenter,
+    SegmenterConfig,
+    merge_given,
+    network_size,
+)
 from stma.model.factory import build_model
 from stma.model.stma import STMA
 from stma.model.streams import VARIANTS
@@ -778,3 +784,18 @@ def test_an_absent_object_must_be_known_and_not_in_the_mask(tiny_model: STMA) ->
     with pytest.raises(InputError, match="absent: object 7 is in the mask"):
         segmenter.step(frame, mask, absent={7})
     assert segmenter.num_frames == 1
+
+
+def test_confidence_is_the_mean_probability_where_an_object_is_the_most_probable() -> None:
+    probabilities = torch.tensor([[0.1, 0.3, 0.6], [0.9, 0.5, 0.3], [0.0, 0.2, 0.1]])[:, None]
+    result = FrameResult(np.array([[7, 7, 0]], np.uint8), probabilities, [7, 3])
+    assert result.confidence == pytest.approx({7: 0.7, 3: 0.2})  # object 3 is nowhere
+
+
+def test_given_objects_have_a_confidence_of_one(tiny_model: STMA) -> None:
+    frame, mask = random_frame(np.random.default_rng(0), 32, 48), np.zeros((32, 48), np.uint8)
+    mask[4:20, 4:20] = 5
+    segmenter = Segmenter(tiny_model.float())
+    assert segmenter.step(frame, mask).confidence == {5: 1.0}
+    assert 0 < segmenter.step(frame).confidence[5] < 1
+    assert segmenter.step(frame, absent={5}).confidence == {5: 0.0}

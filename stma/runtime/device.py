@@ -101,9 +101,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @lru_cache
 def resolve_precision(device: torch.device, precision: str) -> str:
-    """``auto`` is bf16 on CUDA cards that support it, and fp32 elsewhere."""
+    """``auto`` is bf16 on CUDA cards and CPUs that multiply it, and fp32 elsewhere."""
     if precision != "auto":
         return precision
+    if device.type == "cpu":
+        return "bf16" if cpu_multiplies_bf16() else "fp32"
     if device.type != "cuda":
         return "fp32"
     with torch.cuda.device(device):
@@ -114,6 +116,12 @@ def resolve_precision(device: torch.device, precision: str) -> str:
         device_name(device),
     )
     return "fp32"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the cores have AMX or AVX-512 BF16; others would convert every number."""
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def uses_fp16(precision: str) -> bool:

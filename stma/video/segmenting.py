@@ -34,6 +34,7 @@ from stma.runtime.resume import (
 from stma.runtime.threads import read_ahead
 from stma.video.given import GivenMask
 from stma.video.reading import Video, VideoFrameAt
+from stma.video.scores import SCORES, Doubt, Scores
 from stma.video.writing import OUTPUTS, Background, Writer, mask_writer
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ MASKS = "masks"
 STATE, BACKWARD_STATE = "state.safetensors", "backward.safetensors"
 ADAPTED = "adapted.safetensors"  # the network that has learned from the masks
 OVER = "--overwrite to start over"
-OURS = (MASKS, STATE, BACKWARD_STATE, ADAPTED, *(name for name, _ in OUTPUTS.values()))
+OURS = (MASKS, SCORES, STATE, BACKWARD_STATE, ADAPTED, *(name for name, _ in OUTPUTS.values()))
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class Outcome:
         complete: False if it was stopped before the last frame.
         num_frames: that now have a mask.
         files: what was written for the user.
+        doubts: the frames to look at.
     """
 
     complete: bool
     num_frames: int
     files: list[Path]
+    doubts: list[Doubt] = field(default_factory=list)
 
 
 def segment_video(
@@ -191,6 +194,7 @@ class _Run:
         self._stopped, self._on_frame = stopped, on_frame
         self._first = min(order.masks)
         self._palette = order.masks[self._first].read()[1]
+        self._scores = Scores(self._output)
         self._saved_at = time.monotonic()
 
     def run(self, done: int | None) -> Outcome:
@@ -201,7 +205,7 @@ class _Run:
         asked = [OUTPUTS[kind] for kind in self._order.save if kind != "masks"]
         files = [self._output / MASKS, *(self._output / name for name, _ in asked)]
         if done is not None and all(file.exists() for file in files):
-            return Outcome(True, done, files)
+            return Outcome(True, done, files, self._scores.doubts())
         segmenter = None
         if done is None:
             try:
@@ -213,7 +217,8 @@ class _Run:
                 return Outcome(False, 0, files[:1])
         writers = [make(self._output / name, self._video) for name, make in asked]
         complete, count = self._forward(segmenter, writers)
-        return Outcome(complete, count, files)
+        self._scores.write()
+        return Outcome(complete, count, files, self._scores.doubts())
 
     def _backward(self, saved: "dict[str, Segmenter]") -> bool:
         """Segment the frames before the first mask, last to first; False if stopped."""
@@ -296,7 +301,9 @@ class _Run:
         """The mask of the next frame, given what the user has said about it."""
         given = self._given(frame.number)
         absent = self._order.absent.get(frame.number, set())
-        return segmenter.step(frame.image, given, absent=absent, last=last).mask
+        result = segmenter.step(frame.image, given, absent=absent, last=last)
+        self._scores.add(self._video.name(frame.number), result.confidence)
+        return result.mask
 
     @cached_property
     def _model(self) -> "STMA":
@@ -378,6 +385,7 @@ class _Run:
         stopped = self._stopped()
         if stopped or time.monotonic() - self._saved_at > SAVE_EVERY:
             masks.flush()  # first, since the state says that they exist
+            self._scores.write()
             segmenter.save(self._output / state)
             self._saved_at = time.monotonic()
         return stopped
