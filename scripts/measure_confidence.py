@@ -45,10 +45,9 @@ def main() -> None:
     ranks = [values.argsort().argsort() for values in (confidences, ious)]
     low, bad = confidences < DOUBTFUL, ious < 0.5
     print(f"{len(pairs)} masks, Spearman {np.corrcoef(ranks)[0, 1]:.2f}")
-    print(
-        f"confidence below {DOUBTFUL}: {low.mean():.0%} of all, {low[bad].mean():.0%} of those with "
-        f"an IoU below 0.5; mean IoU {ious[low].mean():.2f}, of the rest {ious[~low].mean():.2f}"
-    )
+    found = f"{low.mean():.0%} of all, {low[bad].mean():.0%} of those with an IoU below 0.5"
+    print(f"confidence below {DOUBTFUL}: {found}")
+    print(f"mean IoU {ious[low].mean():.2f}, of the rest {ious[~low].mean():.2f}")
 
 
 if __name__ == "__main__":

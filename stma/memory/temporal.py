@@ -5,9 +5,11 @@ the least frequently used elements. Without one, as in training, it grows and pa
 """
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -378,8 +380,8 @@ class TemporalMemory:
 
 def _write_rows(target: Tensor, index: Tensor, rows: Tensor) -> None:
     """``target[b, index[b, i]] = rows[b, i]``, in place."""
-    index = index.view(*index.shape, *(1,) * (rows.ndim - 2)).expand_as(rows)
-    target.scatter_(1, index, rows.to(target.dtype))
+    batch = torch.arange(index.shape[0], device=index.device)[:, None]
+    target.index_put_((batch, index), rows.to(target.dtype))  # scatter_ would copy all of a target
 
 
 def _pad(x: Tensor, dim: int, size: int, value: float = 0.0) -> Tensor:
@@ -387,5 +389,12 @@ def _pad(x: Tensor, dim: int, size: int, value: float = 0.0) -> Tensor:
     if x.shape[dim] >= size:
         return x
     shape = list(x.shape)
-    shape[dim] = size - shape[dim]
-    return torch.cat([x, x.new_full(shape, value)], dim=dim)
+    shape[dim] = size
+    if value == 0.0 and x.device.type == "cpu":
+        # NumPy's zeros take memory only once they are written to, PyTorch's at once.
+        zeros = np.zeros(math.prod(shape) * x.element_size(), np.uint8)
+        padded = torch.from_numpy(zeros).view(x.dtype).view(shape)
+    else:
+        padded = x.new_full(shape, value)
+    padded.narrow(dim, 0, x.shape[dim]).copy_(x)
+    return padded
