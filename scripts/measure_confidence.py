@@ -11,9 +11,8 @@ import argparse
 import numpy as np
 
 from stma.data.images import read_image
-from stma.data.video_folder import find_videos
 from stma.errors import input_errors_end_the_program
-from stma.evaluation.benchmarks import EvalClip
+from stma.evaluation.benchmarks import scored_clips
 from stma.inference.segmenter import Segmenter
 from stma.model.weights import load_model
 from stma.video.scores import DOUBTFUL
@@ -30,8 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.weights)
     pairs: list[tuple[float, float]] = []
-    for video in find_videos(arguments.root, arguments.split, None):
-        clip, segmenter = EvalClip(video), Segmenter(model)
+    for clip in scored_clips(arguments.root, arguments.split):
+        segmenter = Segmenter(model)
         for number, path in enumerate(clip.frames):
             truth, _ = clip.read_given(path.stem)
             assert truth is not None
@@ -40,7 +39,7 @@ def main() -> None:
                 found, there = result.mask == identity, truth == identity
                 if there.any():
                     pairs.append((confidence, (found & there).sum() / (found | there).sum()))
-        print(f"{video.name}: {len(segmenter.ids)} objects", flush=True)
+        print(f"{clip.name}: {len(segmenter.ids)} objects", flush=True)
     confidences, ious = np.array(pairs).T
     ranks = [values.argsort().argsort() for values in (confidences, ious)]
     low, bad = confidences < DOUBTFUL, ious < 0.5

@@ -229,24 +229,18 @@ def test_merging_gives_an_object_its_mask_and_its_losses_to_the_background() -> 
     assert torch.allclose(corrected[:, 0], torch.tensor([[1.0, 0, 0.7], [0, 1, 0], [0, 0, 0.3]]))
 
 
-def test_many_objects_are_resized_a_few_at_a_time(monkeypatch) -> None:
-    """The mask is that of all probabilities together, ties included."""
-    monkeypatch.setattr(module, "AT_ONCE", 3)
-    largest = []
-    resize = module._resize
-
-    def counting(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        largest.append(len(x))
-        return resize(x, size)
-
-    monkeypatch.setattr(module, "_resize", counting)
+@pytest.mark.parametrize("size", [None, (30, 40), (6, 9), (30, 8)])
+def test_a_mask_takes_the_most_probable_object_and_the_first_of_equals(size) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 4, (11, 12, 16), generator=generator).float()  # many ties
     ids = [7, 3, 200, *range(20, 27)]
-    together = resize(scores, (30, 40)).argmax(dim=0).numpy()
-    found = module.index_mask(scores, ids, (30, 40))
-    assert np.array_equal(found, np.array([0, *ids], np.uint8)[together])
-    assert max(largest) == 3
+    found = module.index_mask(scores, ids, size)
+    resized = module._resize(scores, size or (12, 16))
+    rows = torch.from_numpy(np.searchsorted(np.sort([0, *ids]), found))
+    rows = torch.tensor(np.argsort([0, *ids]))[rows]
+    assert torch.allclose(resized.gather(0, rows[None])[0], resized.amax(dim=0))
+    if size is None:
+        assert torch.equal(rows, scores.argmax(dim=0))
 
 
 def test_merging_many_objects_leaves_what_it_is_given(monkeypatch) -> None:

@@ -23,13 +23,14 @@ from stma.data.images import natural_order
 from stma.data.masks import count_ids, read_mask
 from stma.data.pictures import save_mask
 from stma.errors import InputError
-from stma.inference.segmenter import FrameResult, Segmenter, SegmenterConfig
+from stma.inference.segmenter import Segmenter, SegmenterConfig
 from stma.model.stma import STMA
 from stma.runtime.device import out_of_memory_explained
 from stma.runtime.outputs import full_disks_told, remove_partials, replacing
 from stma.runtime.threads import read_ahead
 from stma.video.given import find_masks
 from stma.video.reading import Video, VideoFrameAt, open_video
+from stma.video.scores import DOUBTFUL
 from stma.video.writing import OUTPUTS, Writer
 
 RECORD = "video.json"
@@ -37,7 +38,6 @@ STATES = 12  # of the segmenter, kept along the video to continue from; at most 
 UNDOS = 100
 SHOWN_BYTES = 100_000_000  # of frames that were shown, kept decoded
 SEEK = 12  # frames further on, it is quicker to seek than to decode all
-DOUBTFUL = 0.8  # confidence below which a frame is worth a look
 DOWNLOADS = ("masks", *OUTPUTS)
 
 
@@ -602,7 +602,8 @@ class Session:
                 return False
             save_mask(self._mask_path(number), result.mask)
             self._known.add(number)
-            self._confidence[number] = confidence(result)
+            seen = [result.confidence[i] for i in _ids(result.mask)]
+            self._confidence[number] = min(seen, default=1.0)
             work = self._work
             if backward:
                 work.begin = min(work.begin, number)
@@ -775,13 +776,6 @@ class Session:
 
     def _state_path(self, number: int) -> Path:
         return self.folder / "states" / f"{number}.state"
-
-
-def confidence(result: FrameResult) -> float:
-    """How sure the network is of its least certain object: the mean probability in its mask."""
-    rows = zip(result.ids, result.probabilities[1:].cpu().numpy(), strict=True)
-    sure = [float(p[result.mask == i].mean()) for i, p in rows if (result.mask == i).any()]
-    return min(sure, default=1.0)
 
 
 def without(mask: np.ndarray, ids: Collection[int]) -> np.ndarray:

@@ -390,7 +390,7 @@ def _pad(x: Tensor, dim: int, size: int, value: float = 0.0) -> Tensor:
         return x
     shape = list(x.shape)
     shape[dim] = size
-    if value == 0.0 and x.device.type == "cpu":
+    if value == 0.0 and x.device.type == "cpu" and math.prod(shape):
         # NumPy's zeros take memory only once they are written to, PyTorch's at once.
         zeros = np.zeros(math.prod(shape) * x.element_size(), np.uint8)
         padded = torch.from_numpy(zeros).view(x.dtype).view(shape)

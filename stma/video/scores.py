@@ -13,7 +13,7 @@ from stma.runtime.outputs import replacing
 log = logging.getLogger(__name__)
 
 SCORES = "scores.csv"
-DOUBTFUL = 0.85  # measured, docs/own_video.md
+DOUBTFUL = 0.85  # measured (docs/own_video.md)
 MAX_DOUBTS = 5
 
 
