@@ -5,7 +5,6 @@ the least frequently used elements. Without one, as in training, it grows and pa
 """
 
 import logging
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -390,9 +389,10 @@ def _pad(x: Tensor, dim: int, size: int, value: float = 0.0) -> Tensor:
         return x
     shape = list(x.shape)
     shape[dim] = size
-    if value == 0.0 and x.device.type == "cpu" and math.prod(shape):
+    count = int(np.prod(shape))
+    if value == 0.0 and x.device.type == "cpu" and count:
         # NumPy's zeros take memory only once they are written to, PyTorch's at once.
-        zeros = np.zeros(math.prod(shape) * x.element_size(), np.uint8)
+        zeros = np.zeros(count * x.element_size(), np.uint8)
         padded = torch.from_numpy(zeros).view(x.dtype).view(shape)
     else:
         padded = x.new_full(shape, value)
