@@ -46,6 +46,13 @@ def test_each_stage_starts_from_the_last_ones_weights(tmp_path) -> None:
     assert equal_weights(load_model(train(alone)), load_model(final))
 
 
+def test_how_cuda_computes_is_a_setting(tmp_path) -> None:
+    for on in (True, False):
+        train(config(tmp_path / str(on), iterations=1, tf32=on, cudnn_benchmark=on))
+        assert torch.backends.cuda.matmul.allow_tf32 == on
+        assert torch.backends.cudnn.benchmark == on
+
+
 def test_finished_stages_are_skipped_even_if_their_data_are_gone(tmp_path, monkeypatch) -> None:
     """The run is asked to stop in its second stage; by then the first one's set is deleted."""
     step = Trainer.step

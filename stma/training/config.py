@@ -92,8 +92,11 @@ class TrainConfig:
         strict_weights: every tensor of ``weights`` must fit; false loads those that do, and logs
             the names of the others.
         num_workers: processes that make clips, per training process; 0 makes them between steps.
-        precision: ``auto`` (bf16 on CUDA cards that support it, fp32 elsewhere), ``fp32``,
-            ``bf16`` or ``fp16``.
+        precision: ``auto`` (bf16 on devices that multiply it, fp32 elsewhere), ``fp32``, ``bf16``
+            or ``fp16``.
+        tf32: what is left in fp32 on CUDA may multiply matrices in TF32.
+        cudnn_benchmark: cuDNN tries its algorithms for each new size and takes the fastest, which
+            may differ from run to run.
         accumulate: parts that a process splits its share of a batch into, to save memory.
         checkpoint_blocks: recompute the activations of the STML blocks in the backward pass, to
             save memory.
@@ -122,6 +125,8 @@ class TrainConfig:
     num_workers: int = 4
     device: str = "auto"
     precision: str = "auto"
+    tf32: bool = False
+    cudnn_benchmark: bool = False
     accumulate: int = 1
     checkpoint_blocks: bool = False
     compile: bool = False

@@ -55,6 +55,8 @@ def train(
         full_disks_told(Path(config.output)),
         ExitStack() as until_the_end,
     ):
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
+        torch.backends.cudnn.benchmark = config.cudnn_benchmark
         given = config.weights
         if given in shipped_weights() or (given and Path(given).is_dir()):
             config = replace(config, weights=str(find_weights(given)))
