@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stma.errors import InputError
-from stma.training.checkpoint import Checkpoints
+from stma.training.checkpoint import Checkpoints, pack
 from stma.training.learner import rng_state, set_rng_state
 
 
@@ -13,7 +13,7 @@ def test_the_newest_stay_and_the_last_is_read(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     assert checkpoints.load_newest() is None
     for iteration in (5, 10, 200):
-        checkpoints.save(iteration, {"iteration": iteration, "x": torch.ones(2)})
+        checkpoints.save(iteration, pack({"iteration": iteration, "x": torch.ones(2)}))
     assert [path.name for path in checkpoints.paths()] == ["00000010.pt", "00000200.pt"]
     state = checkpoints.load_newest()
     assert state is not None
@@ -25,8 +25,8 @@ def test_the_newest_stay_and_the_last_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "no checkpoint", "changed"])
 def test_a_damaged_file_is_passed_over_with_a_warning(tmp_path: Path, caplog, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
-    checkpoints.save(1, {"iteration": 1})
-    path = checkpoints.save(2, {"iteration": 2, "x": torch.ones(1000)})
+    checkpoints.save(1, pack({"iteration": 1}))
+    path = checkpoints.save(2, pack({"iteration": 2, "x": torch.ones(1000)}))
     content = path.read_bytes()
     at = content.index(torch.ones(1000).numpy().tobytes()) + 2000
     changed = content[:at] + b"\x01" + content[at + 1 :]
@@ -50,7 +50,7 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path: Path, monkeypatch) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
-    last = checkpoints.save(1, {"iteration": 1})
+    last = checkpoints.save(1, pack({"iteration": 1}))
 
     def full(self: Path, data: bytes) -> None:
         self.touch()
@@ -58,7 +58,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path: Path, monke
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"00000002\.pt: .*No space left.*00000001\.pt"):
-        checkpoints.save(2, {"iteration": 2})
+        checkpoints.save(2, pack({"iteration": 2}))
     assert [path for path in tmp_path.iterdir()] == [last]
     assert checkpoints.load_newest() == {"iteration": 1}
 

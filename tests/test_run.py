@@ -243,7 +243,7 @@ def test_a_run_goes_on_without_a_clip_that_has_become_unreadable(tmp_path, caplo
         train(strict)
     tolerant = dataclasses.replace(data, max_bad_clips=1)
     train(config(tmp_path / "run", iterations=4, save_every=1, data=tolerant))
-    assert "1 clips left out, with faulty files: mine: b" in caplog.text
+    assert "1 clip left out, with faulty files: mine: b" in caplog.text
     # Longer, and with the clip excluded.
     excluding = dataclasses.replace(
         data, sources={"mine": dataclasses.replace(block, exclude=["b"])}

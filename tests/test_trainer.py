@@ -1,9 +1,11 @@
+import copy
 import dataclasses
 import itertools
 import json
 import os
 import signal
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from stma.model.stma import STMA
 from stma.model.weights import load_model, read_weights
 from stma.runtime import outputs
 from stma.runtime.config import parse_config
+from stma.runtime.distributed import Processes
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.optimizer import OptimizerConfig
 from stma.training.preemption import Preempted, stop_signals
@@ -188,10 +191,11 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_whole(tmp_path, mon
     trainer = trainer_of(config(tmp_path, iterations=6, save_every=2))
     save = trainer.save
 
-    def full_at_four() -> None:
+    def full_at_four(**how: bool) -> None:
+        trainer._wait_for_writing()
         if trainer.iteration == 4:
             monkeypatch.setattr(Path, "write_bytes", no_space)
-        save()
+        save(**how)
 
     def no_space(self: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
@@ -203,6 +207,50 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_whole(tmp_path, mon
     whole = trained(config(tmp_path / "whole", iterations=6)).learner.model
     again = trained(config(tmp_path, iterations=6, save_every=2))
     assert equal_weights(again.learner.model, whole)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch) -> None:
+    """What is written is as at the time of the save."""
+    trainer = trainer_of(config(tmp_path, iterations=4, save_every=2, keep_checkpoints=9, ema=0.9))
+    step, write_bytes, stepped, at_two = trainer.step, Path.write_bytes, Event(), {}
+
+    def blocked(self: Path, data: bytes) -> int:
+        assert stepped.wait(60), "the third step waits for the checkpoint"
+        return write_bytes(self, data)
+
+    def step_and_tell(*arguments) -> None:
+        if trainer.iteration == 2:
+            at_two.update(copy.deepcopy(trainer.learner.state()), generator=torch.get_rng_state())
+        step(*arguments)
+        if trainer.iteration == 3:
+            assert not trainer.weights_path.exists()
+            stepped.set()
+
+    trainer.step = step_and_tell  # type: ignore[method-assign]
+    monkeypatch.setattr(Path, "write_bytes", blocked)
+    trainer.run()
+    state = torch.load(tmp_path / "only" / "checkpoints" / "00000002.pt")
+    assert state["iteration"] == 2
+    assert torch.equal(state["generators"][0]["cpu"], at_two.pop("generator"))
+    torch.testing.assert_close({name: state[name] for name in at_two}, at_two, rtol=0, atol=0)
+    moved = trainer.learner.model.state_dict()
+    assert not all(torch.equal(moved[name], tensor) for name, tensor in state["model"].items())
+
+
+def test_a_save_before_too_many_faulty_clips_end_the_run(tmp_path) -> None:
+    class Two(Processes):
+        """As if there were a second one."""
+
+        def gather(self, value):
+            return [value, {"b": "b: faulty", "c": "c: faulty"}] if value == {} else [value]
+
+    data = dataclasses.replace(procedural_data(32, 48, 3), max_bad_clips=1)
+    settings = config(tmp_path, iterations=4, save_every=2, data=data)
+    trainer = Trainer(settings, "only", torch.device("cpu"), Two())
+    with pytest.raises(InputError, match=r"max_bad_clips is 1, and 2 clips .*: b, c"):
+        trainer.run()
+    assert torch.load(tmp_path / "only" / "checkpoints" / "00000002.pt")["iteration"] == 2
+    assert trained(settings).iteration == 4
 
 
 def test_an_average_goes_on_after_a_stop(tmp_path) -> None:
@@ -267,7 +315,7 @@ def test_ctrl_c_saves_too_and_a_second_one_leaves_at_once(tmp_path, capfd) -> No
 
 def test_a_run_saves_after_minutes_too(tmp_path, monkeypatch) -> None:
     saved = []
-    monkeypatch.setattr(Trainer, "_save", lambda self, generators: saved.append(self.iteration))
+    monkeypatch.setattr(Trainer, "_save", lambda self, *state: saved.append(self.iteration))
     trainer_of(config(tmp_path, iterations=3, save_minutes=1e-9)).run()
     trainer_of(config(tmp_path, iterations=3, save_minutes=60.0)).run()
     assert saved == [1, 2, 3, 3]

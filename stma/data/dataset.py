@@ -187,11 +187,12 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             InputError: there are more than ``max_bad_clips``.
         """
-        for name, fault in found.items():
-            if name not in self.left_out:
-                log.warning("left out: %s: %s", name, fault)
-                self.left_out[name] = fault
-                self._check_count()
+        new = {name: fault for name, fault in found.items() if name not in self.left_out}
+        for name, fault in new.items():
+            log.warning("left out: %s: %s", name, fault)
+        self.left_out |= new
+        if new:
+            self._check_count()
 
     def _check_count(self) -> None:
         bad = {**self.left_out, **self._found}

@@ -70,12 +70,25 @@ def save_weights(
 ) -> None:
     """Write atomically: to a file beside it, flushed, then renamed.
 
+    Args: see :func:`pack_weights`.
+    """
+    write_weights(Path(path), pack_weights(model, config, provenance))
+
+
+def write_weights(path: Path, content: bytes) -> None:
+    """Write what :func:`pack_weights` returned; see :func:`save_weights`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def pack_weights(model: STMA, config: ModelConfig, provenance: Mapping[str, Any]) -> bytes:
+    """A copy of the weights, as their file holds them.
+
     Args:
         model: its ``segmenter_settings`` are written too.
         provenance: anything JSON can hold: the run's configuration, iterations, versions.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": FORMAT,
         "model": json.dumps(asdict(config)),
@@ -83,8 +96,7 @@ def save_weights(
         "provenance": json.dumps(dict(provenance)),
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as partial:
-        partial.write_bytes(save(tensors, metadata))
+    return save(tensors, metadata)
 
 
 def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:

@@ -58,8 +58,11 @@ class Checkpoints:
             return []
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
-    def save(self, iteration: int, state: dict[str, Any]) -> Path:
+    def save(self, iteration: int, state: bytes) -> Path:
         """Write the training state after this many iterations.
+
+        Args:
+            state: see :func:`pack`.
 
         Raises:
             InputError: it cannot be written (for example, the disk is full); the message names the
@@ -71,13 +74,11 @@ class Checkpoints:
             old.unlink()
         return path
 
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        buffer = BytesIO()
-        torch.save(state, buffer)
+    def _write(self, path: Path, state: bytes) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
-                partial.write_bytes(buffer.getbuffer())
+                partial.write_bytes(state)
         except OSError as error:
             last = next(reversed(self.paths()), None)
             raise InputError(
@@ -85,8 +86,8 @@ class Checkpoints:
                 f"{last or 'none'}. Make room and run the same command again to resume from it"
             ) from error
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Path of the best one: beside the newest, and not counted among them."""
+    def save_best(self, state: bytes) -> None:
+        """Write the best one: beside the newest, and not counted among them."""
         self._write(self.folder / BEST, state)
 
     def load_newest(self, *, mapped: bool = False) -> dict[str, Any] | None:
@@ -131,6 +132,13 @@ class Checkpoints:
         (self.folder / BEST).unlink(missing_ok=True)
         for path in self.paths():
             path.unlink()
+
+
+def pack(state: dict[str, Any]) -> bytes:
+    """A copy of a training state, as its file holds it; later steps do not change it."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def stage_settings(config: TrainConfig, name: str, weights: str | None) -> dict[str, Any]:

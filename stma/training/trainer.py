@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import islice
@@ -18,14 +19,21 @@ from stma.errors import InputError
 from stma.model.factory import build_backbone, build_model
 from stma.model.pretrained import TIMM, load_pretrained
 from stma.model.stma import STMA
-from stma.model.weights import check_fits, save_weights
+from stma.model.weights import check_fits, pack_weights, write_weights
 from stma.runtime.device import resolve_precision
 from stma.runtime.distributed import Processes
 from stma.runtime.outputs import full_disks_told
 from stma.runtime.provenance import versions
 from stma.runtime.resume import file_digest
 from stma.structures import ClipBatch
-from stma.training.checkpoint import COUNTS, LENGTH, StageFolder, new_length, stage_settings
+from stma.training.checkpoint import (
+    COUNTS,
+    LENGTH,
+    StageFolder,
+    new_length,
+    pack,
+    stage_settings,
+)
 from stma.training.config import StageConfig, TrainConfig
 from stma.training.display import Display
 from stma.training.learner import (
@@ -130,6 +138,7 @@ class Trainer:
         self.weights: str | None = None  # digest of those the stage starts from
         self.display = Display(config, name, self.output if self.processes.is_main else None)
         self._since = self._last_save = time.monotonic()
+        self._writing: Future[None] | None = None  # of the last save
         self.finished = False
         if config.resume and (theirs := self.folder.finished_settings()) is not None:
             self.finished = not new_length(theirs, self._settings())
@@ -218,9 +227,8 @@ class Trainer:
             )
         processes.together(self._finish)
         if left_out := self.clips.left_out:
-            log.warning(
-                "%d clips left out, with faulty files: %s", len(left_out), ", ".join(left_out)
-            )
+            clips = "1 clip" if len(left_out) == 1 else f"{len(left_out)} clips"
+            log.warning("%s left out, with faulty files: %s", clips, ", ".join(left_out))
         skipped = f", {self.learner.skipped} of them skipped" if self.learner.skipped else ""
         log.info("%d iterations%s; weights: %s", self.iteration, skipped, self.weights_path)
         self.finished = True
@@ -258,11 +266,12 @@ class Trainer:
         release_memory(self.device)
 
     def _loop(self) -> None:
-        with closing(self.batches()) as batches:
-            self._train(Feed(batches, self.config.accumulate, self.device))
-        self.save()
-        if self.validated != self.iteration:
-            self.validate()
+        with ThreadPoolExecutor(1) as self._writer:  # its end waits for what is being written
+            with closing(self.batches()) as batches:
+                self._train(Feed(batches, self.config.accumulate, self.device))
+            self.save()
+            if self.validated != self.iteration:
+                self.validate()
         self.display.advance(1)
 
     def _train(self, feed: Feed) -> None:
@@ -274,7 +283,7 @@ class Trainer:
         while self.iteration < self.stage.iterations and self.progress < 1:
             self.step(feed)
             if self.due or self.iteration % self.config.save_every == 0:
-                self.save()
+                self.save(wait=False)
             self._between_steps()
 
     def step(self, feed: Feed) -> None:
@@ -343,32 +352,53 @@ class Trainer:
         self.display.show_validation(score, self.iteration)
         if self.best is None or score > self.best:
             self.best = score
-            self.checkpoints.save_best(self._state(generators))
-            self._save_weights(self.folder.best_weights)
+            self.checkpoints.save_best(pack(self._state(generators)))
+            self._write_weights(self.folder.best_weights, self._weights())
 
-    def save(self) -> None:
+    def save(self, *, wait: bool = True) -> None:
         """Write a checkpoint and the weights, with their provenance, unless already done.
 
+        Args:
+            wait: until they are on disk; otherwise they are written while training goes on, and
+                the next save raises what went wrong.
+
         Raises:
-            InputError: they cannot be written; the message names the last complete checkpoint.
+            InputError: they cannot be written (the message names the last complete checkpoint); or
+                the processes together have found too many faulty clips.
         """
-        if self.saved == self.iteration:
-            return
-        generators = self.processes.gather(rng_state(self.device))
-        left_out = self.processes.gather(self.clips.left_out)
-        everyones = {name: fault for theirs in left_out for name, fault in theirs.items()}
-        self.processes.together(lambda: self.clips.leave_out(everyones))
-        self.processes.together(lambda: self._save(generators))
-        self.saved, self._last_save = self.iteration, time.monotonic()
+        if self.saved != self.iteration:
+            generators = self.processes.gather(rng_state(self.device))
+            left_out = self.processes.gather(self.clips.left_out)
+            everyones = {name: fault for theirs in left_out for name, fault in theirs.items()}
+            self.processes.together(lambda: self._save(generators, everyones))
+            self.saved, self._last_save = self.iteration, time.monotonic()
+        if wait:
+            self.processes.together(self._wait_for_writing)
 
-    def _save(self, generators: list[dict[str, Tensor]]) -> None:
-        if self.processes.is_main:
-            self.checkpoints.save(self.iteration, self._state(generators))
-            self._save_weights(self.weights_path)
-
-    def _save_weights(self, path: Path) -> None:
+    def _save(self, generators: list[dict[str, Tensor]], left_out: dict[str, str]) -> None:
+        """Copy the state, and let it be written once the save before is."""
+        self._wait_for_writing()
         try:
-            save_weights(path, self.learner.result, self.config.model, self._provenance())
+            self.clips.leave_out(left_out)
+        finally:  # if those are too many, the steps so far are safe
+            if self.processes.is_main:
+                state, weights = pack(self._state(generators)), self._weights()
+                self._writing = self._writer.submit(self._write, self.iteration, state, weights)
+
+    def _wait_for_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, iteration: int, state: bytes, weights: bytes) -> None:
+        self.checkpoints.save(iteration, state)
+        self._write_weights(self.weights_path, weights)
+
+    def _weights(self) -> bytes:
+        return pack_weights(self.learner.result, self.config.model, self._provenance())
+
+    def _write_weights(self, path: Path, content: bytes) -> None:
+        try:
+            write_weights(path, content)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be written ({error}); the checkpoint is complete. Make room and "
