@@ -1,12 +1,14 @@
 """Put a trained network into the package: ship_weights.py RUN NAME [KEY=VALUE ...]
 
-Writes stma/weights/NAME.safetensors in half precision (inference converts to fp32). With
---average-with OTHER, it holds the mean of both runs' weights, as if they were one. Segmenter
-settings given here, such as short_side=288, are stored with the weights and replace those there.
-Describe the network in docs/model_card.md.
+Writes stma/weights/NAME.safetensors, or the file NAME if it ends in .safetensors, in half precision
+(inference converts to fp32). With --average-with OTHER ..., it holds the mean of all weights, as if
+they were one; each may be a checkpoint (.pt), with --raw without its average. Segmenter settings
+given here, such as short_side=288, are stored with the weights and replace those there. Describe
+the network in docs/model_card.md.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,26 +28,34 @@ from stma.runtime.config import parse_config
 
 
 def ship(
-    weights: str | Path, path: Path, settings: list[str], other: str | Path | None = None
+    weights: str | Path,
+    path: Path,
+    settings: list[str],
+    others: Sequence[str | Path] = (),
+    raw: bool = False,
 ) -> None:
     """Write weights in half precision, with their settings and where they come from.
 
     Args:
         settings: for the segmenter, each ``key=value``.
-        other: weights to average with; the two runs should have parted late.
+        others: weights to average with; their runs should have parted late.
+        raw: of checkpoints, not their average over iterations.
 
     Raises:
         InputError: no such setting, another architecture, or a weight does not fit into half
             precision.
     """
-    config, provenance, _ = read_weights(weights)
-    model = load_model(weights, "cpu")
-    if other is not None:
-        other_config, other_provenance, _ = read_weights(other)
+    config, provenance, _ = read_weights(weights, raw=raw)
+    model = load_model(weights, "cpu", raw=raw)
+    averaged = []
+    for count, other in enumerate(others, start=1):
+        other_config, other_provenance, _ = read_weights(other, raw=raw)
         check_same_architecture(other_config, config, other)
-        own, theirs = model.state_dict(), load_model(other, "cpu").state_dict()
-        model.load_state_dict({name: (own[name] + theirs[name]) / 2 for name in own})
-        provenance = {**provenance, "averaged_with": other_provenance}
+        own, theirs = model.state_dict(), load_model(other, "cpu", raw=raw).state_dict()
+        model.load_state_dict({k: own[k] + (theirs[k] - own[k]) / (count + 1) for k in own})
+        averaged.append(other_provenance)
+    if averaged:
+        provenance["averaged_with"] = averaged
     given = OmegaConf.from_dotlist(settings)
     parse_config(SegmenterConfig, given)
     model.segmenter_settings |= {str(name): given[name] for name in given}
@@ -60,13 +70,15 @@ def ship(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a weights file, or a folder of train.py")
-    parser.add_argument("name", help="its name for load_model and eval.py")
+    parser.add_argument("name", help="its name for load_model and eval.py, or FILE.safetensors")
     parser.add_argument("settings", nargs="*", help="for the segmenter: short_side=288 ...")
-    parser.add_argument("--average-with", metavar="OTHER", help="weights of another run")
+    parser.add_argument("--average-with", metavar="OTHER", nargs="+", default=[], help="weights")
+    parser.add_argument("--raw", action="store_true", help="of checkpoints, not their average")
     arguments = parser.parse_intermixed_args()
-    path = SHIPPED / f"{arguments.name}.safetensors"
-    other = arguments.average_with and find_weights(arguments.average_with)
-    ship(find_weights(arguments.weights), path, arguments.settings, other)
+    named = SHIPPED / f"{arguments.name}.safetensors"
+    path = Path(arguments.name) if arguments.name.endswith(".safetensors") else named
+    others = [find_weights(other) for other in arguments.average_with]
+    ship(find_weights(arguments.weights), path, arguments.settings, others, arguments.raw)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

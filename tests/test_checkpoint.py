@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_trainer import config, trained
 
 from stma.errors import InputError
+from stma.model.weights import find_weights, load_model, read_segmenter_settings, read_weights
 from stma.training.checkpoint import Checkpoints, pack
 from stma.training.learner import rng_state, set_rng_state
 
@@ -68,3 +70,32 @@ def test_generators_go_on_where_they_were() -> None:
     first = torch.rand(3)
     set_rng_state(state, torch.device("cpu"))
     assert torch.equal(first, torch.rand(3))
+
+
+def test_a_checkpoint_is_weights_too(tmp_path: Path) -> None:
+    """With ``ema`` the average, as saved beside it, or the weights as trained."""
+    learner = trained(config(tmp_path, ema=0.9, segmenter={"short_side": 64})).learner
+    path = find_weights(tmp_path / "only" / "checkpoints" / "00000003.pt")
+    for raw, expected in ((False, learner.result), (True, learner.model)):
+        model = load_model(path, "cpu", raw=raw)
+        assert model.segmenter_settings == read_segmenter_settings(path) == {"short_side": 64}
+        torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    settings, provenance, tensors = read_weights(path)
+    saved = read_weights(tmp_path / "only")
+    assert (settings, provenance) == (saved[0], saved[1] | {"raw": False})
+    assert tensors.keys() == saved[2].keys()
+    plain = trained(config(tmp_path / "again", weights=str(path), iterations=1))
+    again = load_model(plain.checkpoints.paths()[-1], "cpu").state_dict()
+    torch.testing.assert_close(again, plain.learner.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "no dict", "cut", "empty", "text"])
+def test_another_pt_file_is_no_checkpoint(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({"model": {"x": torch.ones(9)}} if kind != "no dict" else torch.ones(9), path)
+    if kind in ("cut", "empty", "text"):
+        content = path.read_bytes()
+        path.write_bytes({"cut": content[:-50], "empty": b"", "text": b"hello"}[kind])
+    for read in (read_weights, read_segmenter_settings):
+        with pytest.raises(InputError, match=r"other\.pt: .*not a complete checkpoint"):
+            read(path)

@@ -73,24 +73,25 @@ def test_half_precision_takes_half_the_disk_and_computes_in_full(
         torch.testing.assert_close(half[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-def test_shipped_weights_may_be_the_mean_of_two_runs(
+def test_shipped_weights_may_be_the_mean_of_many_runs(
     tmp_path, weights, tiny_model, tiny_config, monkeypatch
 ) -> None:
-    with torch.no_grad():
-        for parameter in tiny_model.parameters():
-            parameter += 0.5
-    other = tmp_path / "other.safetensors"
-    save_weights(other, tiny_model, tiny_config, {"git": "abc"})
+    other, third = tmp_path / "other.safetensors", tmp_path / "third.safetensors"
+    for path, git in ((other, "abc"), (third, "def")):
+        with torch.no_grad():
+            for parameter in tiny_model.parameters():
+                parameter += 0.5
+        save_weights(path, tiny_model, tiny_config, {"git": git})
     monkeypatch.setattr("stma.model.weights.SHIPPED", tmp_path / "package")
-    arguments = ["ship_weights.py", str(weights), "both", "--average-with", str(other), "scale=2"]
-    monkeypatch.setattr("sys.argv", arguments)
+    of = ["--average-with", str(other), str(third)]
+    monkeypatch.setattr("sys.argv", ["ship_weights.py", str(weights), "both", "scale=2", *of])
     runpy.run_path(str(ROOT / "scripts" / "ship_weights.py"), run_name="__main__")
     _, provenance, _ = read_weights(find_weights("both"))
-    assert provenance["averaged_with"] == {"git": "abc"}
+    assert provenance["averaged_with"] == [{"git": "abc"}, {"git": "def"}]
     both, first = load_model("both"), load_model(weights)
     assert both.segmenter_settings["scale"] == 2
     for (name, mean), one in zip(both.named_parameters(), first.parameters(), strict=True):
-        torch.testing.assert_close(mean, one + 0.25, rtol=1e-3, atol=1e-3, msg=name)
+        torch.testing.assert_close(mean, one + 0.5, rtol=1e-3, atol=1e-3, msg=name)
 
     misfit = dataclasses.replace(tiny_config, enhanced_keys=not tiny_config.enhanced_keys)
     save_weights(other, build_model(misfit), misfit, {})

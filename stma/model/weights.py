@@ -1,11 +1,13 @@
 """Weights on disk: one safetensors file that is enough to build the model.
 
 Its metadata holds the model's configuration, the segmenter settings that suit it and where the
-weights come from. Nothing is ever unpickled.
+weights come from. A checkpoint of train.py holds the same, and is read in its place; of pickles
+only tensors and plain values are read.
 """
 
 import json
 import logging
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +32,11 @@ FORMAT = "stma-weights-1"
 # Settings of the model that concern training alone: weights made with any of them fit all others.
 OF_TRAINING = ("drop_path", "train_top_k", "train_kernel")
 RETIRED = {"key_dim": None}  # settings that older files hold; this value of them is no longer said
+CHECKPOINT = ".pt"  # suffix
+NO_CHECKPOINT = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),  # of torch.load
+    *(LookupError, TypeError, ValueError, AttributeError),  # of what is in it
+)
 SHIPPED = Path(__file__).parent.parent / "weights"  # in the package, by name
 
 
@@ -42,7 +49,8 @@ def find_weights(weights: str | Path) -> Path:
     """The file that the user means.
 
     Args:
-        weights: a file; a folder that train.py wrote to; or the name of shipped ones (``small``).
+        weights: a file, or a checkpoint (``.pt``); a folder that train.py wrote to; or the name of
+            shipped ones (``small``).
 
     Raises:
         InputError: there is none; the message says which weights are shipped.
@@ -99,15 +107,20 @@ def pack_weights(model: STMA, config: ModelConfig, provenance: Mapping[str, Any]
     return save(tensors, metadata)
 
 
-def read_weights(path: str | Path) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
+def read_weights(
+    path: str | Path, *, raw: bool = False
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
     """The model's configuration, the provenance and the tensors (on the CPU).
 
+    Args:
+        raw: of a checkpoint with ``ema``, the weights as trained instead of their average.
+
     Raises:
-        InputError: there is no such file, it is a pickle, damaged or not this project's, or a
+        InputError: there is no such file, it is another pickle, damaged or not this project's, or a
             tensor holds NaN or infinity.
     """
     path = find_weights(path)
-    metadata, tensors = _read(path, True)
+    metadata, tensors = _read(path, True, raw)
     try:
         settings = json.loads(metadata["model"])
         if isinstance(settings, dict):
@@ -139,8 +152,12 @@ def read_segmenter_settings(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: damaged metadata ({error!r})") from error
 
 
-def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(
+    path: Path, with_tensors: bool, raw: bool = False
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and, if asked for, all tensors."""
+    if path.suffix == CHECKPOINT:
+        return _read_checkpoint(path, raw)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -150,8 +167,8 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, Ten
         if is_pickle(path):
             raise InputError(
                 f"{path}: a PyTorch pickle, which can run any code when loaded; "
-                "give a .safetensors file that train.py wrote (a public backbone: train.py "
-                "pretrained=FILE)"
+                "give a .safetensors file or a checkpoint (.pt) that train.py wrote (a public "
+                "backbone: train.py pretrained=FILE)"
             ) from error
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
@@ -160,6 +177,31 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, str], dict[str, Ten
             "give one that train.py wrote"
         )
     return metadata, tensors
+
+
+def _read_checkpoint(path: Path, raw: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """As of the weights that were saved with it, or without the average; see
+    :mod:`stma.training.checkpoint`. Tensors stay on disk until they are used."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        run = json.loads(state["provenance"])
+        metadata = {
+            "model": json.dumps(state["settings"]["model"]),
+            "segmenter": json.dumps(run["config"]["segmenter"]),
+            "provenance": json.dumps(run | {"raw": raw}),
+        }
+        if raw or state["average"] is None:
+            return metadata, state["model"]
+        average = state["average"].items()  # of an AveragedModel
+        return metadata, {k.removeprefix("module."): v for k, v in average if k != "n_averaged"}
+    except NO_CHECKPOINT as error:
+        reason = str(error).partition("\n")[0][:200]  # torch's own tells how to load it unsafely
+        raise InputError(
+            f"{path}: not a complete checkpoint of this version's train.py "
+            f"({type(error).__name__}: {reason}); a public backbone: train.py pretrained=FILE"
+        ) from error
 
 
 def is_pickle(path: Path) -> bool:
@@ -232,19 +274,22 @@ def load_state(
     model.load_state_dict(fitting, strict=False)  # what is missing has been reported
 
 
-def load_model(path: str | Path = "small", device: torch.device | str = "auto") -> STMA:
+def load_model(
+    path: str | Path = "small", device: torch.device | str = "auto", *, raw: bool = False
+) -> STMA:
     """Build the network that a weights file describes, ready for inference.
 
     Args:
         path: a file, a folder of train.py, or a name; see :func:`find_weights`. Half-precision
             weights are converted to fp32.
         device: ``auto`` takes a GPU if there is one, as the commands do.
+        raw: see :func:`read_weights`.
 
     Raises:
         InputError: see :func:`read_weights` and :func:`load_state`; or there is no such device.
     """
     device = resolve_device(str(device))
-    config, _, tensors = read_weights(path)
+    config, _, tensors = read_weights(path, raw=raw)
     model = build_model(config)
     load_state(model, tensors, path)
     model.segmenter_settings = read_segmenter_settings(path)

@@ -1,5 +1,6 @@
 """One training stage, in one process or many, that can be killed at any moment and resumed."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -427,6 +428,7 @@ class Trainer:
             "left_out": self.clips.left_out,
             "settings": self._settings(),
             "generators": generators,
+            "provenance": json.dumps(self._provenance()),
         }
 
     def resume(self, state: dict[str, Any], weights: str | Path | None = None) -> None:
