@@ -126,11 +126,6 @@ def assert_holds(backbone: Backbone, expected: dict[str, Tensor]) -> None:
         assert torch.equal(state[name], tensor), name
 
 
-def test_the_recorded_names_are_as_many_as_in_public_checkpoints() -> None:
-    sizes = [len(expanded(x)) for x in (CONVMAE, CONVMAE_DECODER, VIT, DECODER, MOCO, DINOV2)]
-    assert sizes == [205, 108, 150, 104, 342, 176]
-
-
 @pytest.mark.parametrize("decoder", [[], CONVMAE_DECODER], ids=["encoder", "decoder"])
 def test_convmae(tmp_path, decoder: list[str], caplog) -> None:
     state = checkpoint([*CONVMAE, *decoder], CONVVIT_MODEL)

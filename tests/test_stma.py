@@ -78,22 +78,6 @@ def test_the_references_that_a_clip_names_are_the_ones_read(tiny_model: STMA) ->
     assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-6)
 
 
-def test_references_and_objects_do_not_depend_on_the_test_frame(tiny_model: STMA) -> None:
-    memory, frames = memory_of_one_frame(tiny_model)
-    with torch.no_grad():
-        tiny_model.encode(frames[1], memory)
-        prepared = memory.prepared
-        tiny_model.encode(frames[2], memory)
-    assert prepared is not None
-    assert memory.prepared is prepared  # reused: nothing was written in between
-    memory.prepared = None
-    with torch.no_grad():
-        tiny_model.encode(frames[2], memory)
-    for old, new in zip(prepared.keys, memory.prepared.keys, strict=True):
-        assert torch.equal(old.key, new.key)
-        assert torch.equal(old.value, new.value)
-
-
 def memory_of_one_frame(
     model: STMA, clip: ClipBatch | None = None
 ) -> tuple[VideoMemory, list[FrameEmbedding]]:
@@ -175,17 +159,3 @@ def test_top_k_and_kernel_of_training_are_for_training_alone(tiny_model: STMA) -
     tiny_model.train_reading = Reading(kernel=0.1)
     assert not torch.allclose(tiny_model(clip).logits, everything, atol=1e-6)
     assert torch.equal(tiny_model.eval()(clip).logits, everything)
-
-
-def test_every_parameter_gets_a_gradient(tiny_model: STMA) -> None:
-    tiny_model.train()
-    tiny_model(make_batch(num_frames=3)).logits.sum().backward()
-    without = [name for name, p in tiny_model.named_parameters() if p.grad is None]
-    assert without == []
-
-
-def test_the_network_keeps_nothing_of_a_video(tiny_model: STMA) -> None:
-    clip = make_batch()
-    first = tiny_model(clip).logits
-    tiny_model(make_batch(seed=5))
-    assert torch.equal(tiny_model(clip).logits, first)
