@@ -36,7 +36,8 @@ class Video:
         full, memory, settings = frame.shape[:2], self.memory, self.settings
         scale = settings["scale"] * min(1, (settings["short_side"] or min(full)) / min(full))
         size = max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
-        image = resize(np.float32(frame).transpose(2, 0, 1) / 255, size)
+        picture = Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR)
+        image = np.float32(np.asarray(picture)).transpose(2, 0, 1) / 255
         mean, std = (np.float32(self.about[x])[:, None, None] for x in ("mean", "std"))
         image = self.pad((image - mean) / std)
         features, stride8, stride4, tokens = self.run("encode", image, *self.cache)

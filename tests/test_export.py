@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import TINY, box, perturbed, procedural_data, random_frame, write_clip
+from conftest import TINY, box, perturbed, procedural_data, write_clip
 
 from stma.cli import main
 from stma.data.dataset import ClipDataset
@@ -24,15 +24,16 @@ from stma.inference.export import (
     positions_of_any_grid,
 )
 from stma.inference.segmenter import Segmenter, SegmenterConfig
-from stma.model.backbone import PRETRAINING_GRID, resample_positions, tokens_to_map
+from stma.model.backbone import PRETRAINING_GRID, resample_positions
 from stma.model.factory import ModelConfig, build_model
-from stma.model.weights import load_model, read_weights, save_weights
+from stma.model.weights import load_model, save_weights
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "segment_onnx.py"
-VIT = replace(
+STEM = replace(
     TINY,
     backbone="vit",
-    depths=[0, 0, 2],
+    depths=[1, 1, 2],
+    conv_stem=True,
     similarity="l2",
     class_token=True,
     enhanced_keys=True,
@@ -48,7 +49,7 @@ def save(path: Path, config: ModelConfig, **settings) -> Path:
     return path
 
 
-@pytest.mark.parametrize("new", [1, 6, 14, 30])
+@pytest.mark.parametrize("new", [6, 30])
 def test_bicubic_is_pytorchs(new: int) -> None:
     embedding = torch.randn(1, 14 * 14, 8)
     expected = resample_positions(embedding, (new, 20))
@@ -58,7 +59,7 @@ def test_bicubic_is_pytorchs(new: int) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [TINY, VIT], ids=["convvit", "vit"])
+@pytest.mark.parametrize("config", [TINY, STEM], ids=["convvit", "stem"])
 def test_positions_are_put_back(config: ModelConfig) -> None:
     model = build_model(config).eval()
     image = torch.randn(1, 3, 64, 96)
@@ -84,38 +85,14 @@ def test_an_output_that_is_a_file(weights: Path) -> None:
         export(weights, weights)
 
 
-def test_top_k_and_kernel_are_in_the_readout() -> None:
-    """Against the network's own association, which gathers."""
-    model = perturbed(build_model(TINY)).eval()
-    settings = SegmenterConfig(memory_interval=1, top_k=5, kernel=0.3)
-    segmenter = Segmenter(model, settings)
-    rng = np.random.default_rng(0)
-    segmenter.step(random_frame(rng, 40, 56), box(4, 4, 20, 30))
-    memory = segmenter.memory.temporal
-    features = torch.randn(1, 12, 16)
-    by_name = {part.name: part.module for part in parts(model, settings, Sizes())}
-    with torch.inference_mode():
-        expected = model.association(features, memory, (3, 4), settings.reading)
-        query = tokens_to_map(features, (3, 4))
-        found, _ = by_name["readout"](query, memory.keys, memory.values)
-    assert torch.allclose(found, expected, atol=1e-5)
-
-
-@pytest.fixture(scope="module", params=["shipped", "vit"])
+@pytest.fixture(scope="module", params=["convvit", "stem"])
 def onnx(request, tmp_path_factory) -> tuple[Path, Path]:
-    """Weights, and their parts. The shipped network gets settings that make it scale and evict."""
+    """Weights, and their parts, with settings that make the network scale and evict."""
     folder = tmp_path_factory.mktemp(request.param)
-    weights = folder / "w.safetensors"
-    settings = {"memory_interval": 2, "capacity": 40, "short_side": 48, "kernel": 0.2}
-    if request.param == "shipped":
-        config, _, state = read_weights("small")
-        model = build_model(config)
-        model.load_state_dict(state)
-        model.segmenter_settings = settings
-        save_weights(weights, model, config, {})
-    else:
-        save(weights, VIT, **settings, top_k=20)
-    export(weights, folder / "parts")
+    config, settings = (TINY, {}) if request.param == "convvit" else (STEM, {"top_k": 20})
+    settings |= {"memory_interval": 2, "capacity": 40, "short_side": 48, "kernel": 0.2}
+    weights = save(folder / "w.safetensors", config, **settings)
+    main(["export", f"--weights={weights}", f"--output={folder / 'parts'}"])
     return weights, folder / "parts"
 
 
@@ -123,6 +100,8 @@ def onnx(request, tmp_path_factory) -> tuple[Path, Path]:
 def test_onnx_at_another_size(onnx: tuple[Path, Path]) -> None:
     """Every part gives what it gives in PyTorch, relative to its largest value."""
     weights, exported = onnx
+    about = json.loads((exported / "stma.json").read_text())
+    assert {path.name for path in exported.iterdir()} == {*about["parts"], "stma.json"}
     model = load_model(weights)
     settings = SegmenterConfig(**model.segmenter_settings)
     sizes = Sizes(height=4, width=7, objects=2, frames=6, references=1)
@@ -143,18 +122,21 @@ def test_onnx_at_another_size(onnx: tuple[Path, Path]) -> None:
 def test_example_is_the_segmenter(onnx: tuple[Path, Path], monkeypatch) -> None:
     """Through evictions and scaling."""
     weights, exported = onnx
-    torch.manual_seed(0)
+    model = load_model(weights)
     clip = ClipDataset(procedural_data(60, 92, 14, max_objects=2), 1, seed=3).sample(0)
     monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
-    video = runpy.run_path(str(SCRIPT))["Video"](exported)
-    segmenter = Segmenter(load_model(weights))
-    for t, frame in enumerate(clip.frames):
-        mask = clip.masks[0] if t == 0 else None
-        expected = segmenter.step(frame, mask).probabilities.numpy()
-        found = video.step(frame, mask)
-        assert np.abs(found - expected).max() < 1e-4, t
-    assert video.ids == segmenter.ids
-    assert len(video.memory["age"]) == len(segmenter.memory.temporal)
+    script = runpy.run_path(str(SCRIPT))
+    # Rounded otherwise by Pillow than by PyTorch, bytes that are resized differ by 1.
+    for short_side, tolerance in ((None, 1e-4), (48, 0.02)):
+        video, segmenter = script["Video"](exported), Segmenter(model, short_side=short_side)
+        video.settings["short_side"] = short_side
+        for t, frame in enumerate(clip.frames):
+            mask = clip.masks[0] if t == 0 else None
+            expected = segmenter.step(frame, mask).probabilities.numpy()
+            found = video.step(frame, mask)
+            assert np.abs(found - expected).max() < tolerance, (short_side, t)
+        assert video.ids == segmenter.ids
+        assert len(video.memory["age"]) == len(segmenter.memory.temporal)
 
 
 def test_example_takes_frames_in_order_and_davis_colours(tmp_path: Path) -> None:
@@ -188,14 +170,3 @@ def test_example_as_a_program(onnx: tuple[Path, Path], tmp_path: Path, monkeypat
     first, _ = read_mask(tmp_path / "masks" / "00000.png")
     assert np.array_equal(first, box(4, 4, 20, 30, value=3))
     assert len(list((tmp_path / "masks").glob("*.png"))) == 3
-
-
-@pytest.mark.slow
-def test_the_command(tmp_path: Path, capsys) -> None:
-    weights = save(tmp_path / "w.safetensors", TINY, short_side=64)
-    folder = tmp_path / "parts"
-    main(["export", f"--weights={weights}", f"--output={folder}"])
-    about = json.loads((folder / "stma.json").read_text())
-    assert len(about["parts"]) == 5
-    assert {path.name for path in folder.iterdir()} == {*about["parts"], "stma.json"}
-    assert str(folder / "encode.onnx") in capsys.readouterr().out
