@@ -144,14 +144,6 @@ def test_on_an_old_frame_only_what_changes_is_given(
     check(session, expected(clip, model, given, {5: {2}}))
 
 
-def test_stop_and_go_on(session: Session, clip: Path, model: STMA) -> None:
-    session.draw(0, object_mask())
-    run(session, model, until=11)
-    assert session.end == 12
-    assert run(session, model) == list(range(12, FRAMES))
-    check(session, expected(clip, model, {0: object_mask()}))
-
-
 @pytest.mark.parametrize("stopped", [11, 29])
 def test_another_day(session: Session, clip: Path, folder: Path, model: STMA, stopped: int) -> None:
     """A session opened again goes on as if it had never been closed."""
@@ -464,17 +456,6 @@ def test_deleting(session: Session, model: STMA, folder: Path, clip: Path) -> No
             call()
 
 
-def test_sessions_do_not_mix(session: Session, clip: Path, folder: Path, model: STMA) -> None:
-    other = Session.create(clip, folder)
-    session.draw(0, object_mask(1))
-    other.draw(0, object_mask(2, top=20))
-    for _ in zip(session.run(model, config=CONFIG), other.run(model, config=CONFIG), strict=True):
-        pass
-    check(other, expected(clip, model, {0: object_mask(2, top=20)}))
-    other.delete()
-    check(session, expected(clip, model, {0: object_mask(1)}))
-
-
 def test_limits(clip: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clip.mp4: 30 frames, and the limit is 20; cut it"):
         Session.create(clip, folder, Limits(frames=20))
@@ -492,7 +473,3 @@ def test_no_video(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read as a video"):
         Session.create(text, folder)
     assert text.exists()
-    with pytest.raises(InputError, match=r"^notes.mp4: cannot be read as a video"):
-        Session.create(text, folder, owned=True)
-    assert list(folder.iterdir()) == []
-    assert not text.exists()

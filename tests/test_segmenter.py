@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from conftest import TINY, make_batch, perturbed, random_frame
+from conftest import TINY, perturbed, random_frame
 from PIL import Image
 
 from stma.errors import InputError
@@ -32,27 +32,6 @@ def blob_mask(height: int, width: int, ids: list[int]) -> np.ndarray:
     for index, columns in enumerate(np.array_split(np.arange(width), len(ids))):
         mask[height // 4 : max(height // 4 + 1, 3 * height // 4), columns] = ids[index]
     return mask
-
-
-@pytest.mark.parametrize("size", [64, 50])
-def test_equal_to_the_unroll_of_training(tiny_model: STMA, size: int) -> None:
-    """What is trained is what is run: the same clip, the same references, fp32."""
-    model = tiny_model.float()
-    clip = make_batch(num_frames=6, size=size)
-    references = clip.references.clone()
-    for t in range(2, 6):
-        references[:, t] = torch.tensor([0, t - 1])  # the pinned frame and the newest
-    clip = type(clip)(clip.names, clip.frames, clip.masks, clip.valid_objects, references)
-    with torch.no_grad():
-        expected = model(clip).probabilities[0]
-
-    config = SegmenterConfig(memory_interval=1, queue_size=1, capacity=10_000)
-    segmenter = Segmenter(model, config)
-    frames = clip.frames[0].permute(0, 2, 3, 1).numpy()
-    segmenter.step(frames[0], clip.masks[0, 0].numpy())
-    for t in range(1, 6):
-        result = segmenter.step(frames[t])
-        assert torch.allclose(result.probabilities, expected[t - 1], atol=1e-4)
 
 
 class Recomputing(Segmenter):
@@ -98,7 +77,7 @@ def test_references_are_encoded_once_per_update(tiny_model: STMA, monkeypatch) -
 
 @pytest.mark.parametrize(
     ("height", "width", "num_objects"),
-    [(17, 33, 1), (33, 17, 2), (16, 16, 3), (100, 75, 12), (129, 240, 5), (500, 900, 2)],
+    [(17, 33, 1), (33, 17, 2), (16, 16, 3), (100, 75, 12), (129, 240, 5)],
 )
 def test_every_size_comes_back(tiny_model: STMA, height: int, width: int, num_objects: int) -> None:
     rng = np.random.default_rng(0)
@@ -114,20 +93,6 @@ def test_every_size_comes_back(tiny_model: STMA, height: int, width: int, num_ob
         assert result.probabilities.shape == (num_objects + 1, height, width)
         assert torch.allclose(result.probabilities.sum(0), torch.ones(height, width), atol=1e-4)
         assert set(np.unique(result.mask)) <= {0, *ids}
-
-
-@pytest.mark.slow
-def test_many_sizes_and_object_counts_come_back(tiny_model: STMA) -> None:
-    rng = np.random.default_rng(1)
-    model = tiny_model.float()
-    for count in range(1, 13):
-        height, width = int(rng.integers(17, 501)), int(rng.integers(33, 901))
-        segmenter = Segmenter(model, SegmenterConfig(short_side=None))
-        segmenter.step(
-            random_frame(rng, height, width), blob_mask(height, width, list(range(1, count + 1)))
-        )
-        result = segmenter.step(random_frame(rng, height, width))
-        assert result.probabilities.shape == (count + 1, height, width)
 
 
 def test_ids_are_kept_and_late_objects_join(tiny_model: STMA) -> None:
@@ -394,7 +359,10 @@ def test_what_cuda_replays_equals_eager(tiny_model: STMA) -> None:
         torch.testing.assert_close(replayed, eager, rtol=0, atol=1e-3)
 
 
-def test_bf16_runs_with_late_objects_and_eviction_and_stays_close(tiny_model: STMA) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_with_late_objects_and_eviction_stays_close(
+    tiny_model: STMA, precision: str
+) -> None:
     """On the CPU, so that dtypes are checked where there is no GPU."""
 
     def run(precision: str) -> torch.Tensor:
@@ -406,18 +374,19 @@ def test_bf16_runs_with_late_objects_and_eviction_and_stays_close(tiny_model: ST
             result = segmenter.step(random_frame(rng, 32, 48), mask)
         return result.probabilities
 
-    half = run("bf16")
+    half = run(precision)
     assert half.dtype == torch.float32
     assert torch.allclose(half.sum(0), torch.ones(32, 48), atol=1e-4)
-    assert (half - run("fp32")).abs().mean() < 0.05
+    assert 0 < (half - run("fp32")).abs().mean() < 0.05
 
 
 def segmented(segmenter: Segmenter, frames: list[np.ndarray]) -> list[torch.Tensor]:
     return [segmenter.step(frame).probabilities for frame in frames]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("capacity", [8, None])
+@pytest.mark.parametrize(
+    ("variant", "capacity"), [*((variant, 8) for variant in VARIANTS), ("full", None)]
+)
 def test_a_saved_video_goes_on_to_the_bit(tmp_path, variant: str, capacity: int | None) -> None:
     """Saved between two memory updates, after evictions, with an object that entered late."""
     torch.manual_seed(0)
@@ -480,8 +449,10 @@ def cost(segmenter: Segmenter) -> tuple[int, ...]:
     return len(segmenter.ids), len(temporal), len(spatial), pinned, values
 
 
-@pytest.mark.parametrize("variant", ["full", "no_spatial_memory", "no_temporal_memory"])
-@pytest.mark.parametrize("capacity", [None, 40])
+@pytest.mark.parametrize(
+    ("variant", "capacity"),
+    [("full", None), ("full", 40), ("no_spatial_memory", 40), ("no_temporal_memory", None)],
+)
 def test_a_removed_object_costs_nothing(variant: str, capacity: int | None) -> None:
     """As much is held as if the object had never been given, whichever it is."""
     torch.manual_seed(0)
@@ -548,21 +519,6 @@ def test_reset_begins_another_video(tiny_model: STMA) -> None:
         a, b = segmenter.step(other, mask), fresh.step(other, mask)
         assert torch.equal(a.probabilities, b.probabilities)
     assert segmenter.num_frames == 2
-
-
-def test_fp16_segments_as_fp32_does(tiny_model: STMA) -> None:
-    model = tiny_model.float()
-    rng = np.random.default_rng(0)
-    frames = [random_frame(rng, 64, 80) for _ in range(6)]
-    mask = blob_mask(64, 80, [1, 2])
-    results = {}
-    for precision in ("fp32", "fp16"):
-        config = SegmenterConfig(precision=precision, memory_interval=1)
-        segmenter = Segmenter(model, config)
-        segmenter.step(frames[0], mask)
-        results[precision] = [segmenter.step(frame).probabilities for frame in frames[1:]]
-    for half, full in zip(results["fp16"], results["fp32"], strict=True):
-        assert 0 < (half - full).abs().max() < 0.05
 
 
 def test_single_settings_keep_the_others_that_suit_the_weights(tiny_model: STMA) -> None:
@@ -707,10 +663,7 @@ def test_what_is_no_model_and_no_settings_is_refused(tiny_model: STMA) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "max_pinned"), [("full", None), ("no_temporal_memory", 1)])
-def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
-    monkeypatch, variant: str, max_pinned: int | None
-) -> None:
+def test_a_compiled_frame_is_one_graph_until_something_new_is_known(monkeypatch) -> None:
     """60 frames, an object that enters late, and two more updates, the first of which brings the
     second reference, and the second evicts; then the first objects are removed, and another update
     follows. A graph for two objects, one for three, one for the one that is left."""
@@ -718,13 +671,8 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
     monkeypatch.setattr(module, "BACKEND", counter)
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = perturbed(build_model(replace(TINY, variant=variant))).eval()
-    settings = SegmenterConfig(
-        memory_interval=25,
-        capacity=14,  # 4 elements to a frame
-        max_pinned=max_pinned,
-        kernel=0.3,
-    )
+    model = perturbed(build_model(TINY)).eval()
+    settings = SegmenterConfig(memory_interval=25, capacity=14, kernel=0.3)  # 4 elements to a frame
     runs = [Segmenter(model, replace(settings, compile=mode)) for mode in (None, "default")]
     rng = np.random.default_rng(0)
     graphs = []
@@ -739,8 +687,6 @@ def test_a_compiled_frame_is_one_graph_until_something_new_is_known(
                 segmenter.remove(object_id)
     assert [graphs[t] for t in (0, 1, 35, 36, 60, 61, 79)] == [0, 1, 1, 2, 2, 3, 3]
     assert torch._dynamo.config.cache_size_limit == module.MAX_GRAPHS  # beyond, it would fail
-    if variant == "no_temporal_memory":
-        return
     usage = [segmenter.memory.temporal._usage for segmenter in runs]
     torch.testing.assert_close(*usage, rtol=0, atol=1e-3)
 
