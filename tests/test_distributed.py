@@ -1,5 +1,6 @@
 """Several processes on the CPU, through torchrun and gloo."""
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from test_trainer import config, trained, trainer_of
 from stma.data.sampling import BatchNumbers
 from stma.errors import InputError
 from stma.model.weights import read_weights
+from stma.runtime import distributed
 from stma.runtime.distributed import Processes, join_processes
 from stma.training.preemption import EXIT_PREEMPTED
 from stma.training.run import train
@@ -200,6 +202,30 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_loads(tmp_path
     with pytest.raises(InputError, match=r"batch_size is 6.*multiple of 4"):
         trainer_of(settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("again", [{"TORCHELASTIC_RESTART_COUNT": "1"}, {}])
+def test_a_group_never_finds_the_keys_of_an_earlier_one(monkeypatch, again) -> None:
+    """Neither of a sweep's earlier job, nor of the processes that torchrun has started again; the
+    store is torchrun's and outlives both."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(distributed, "_meeting_place", lambda rank, world_size: store)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.Processes, "wait", lambda self: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def leave_a_key(backend, store, **settings) -> None:
+        assert not store.check(["here"])
+        store.set("here", "")
+
+    monkeypatch.setattr(distributed.dist, "init_process_group", leave_a_key)
+    for environment in ({}, again):
+        if again:  # new processes count from 0
+            monkeypatch.setattr(distributed, "_joined", itertools.count())
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with join_processes("cpu"):
+            pass
 
 
 def test_alone_nothing_is_exchanged(monkeypatch) -> None:

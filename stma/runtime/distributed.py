@@ -135,10 +135,13 @@ def join_processes(
         logging.disable(logging.ERROR)
     backend = backend or ("nccl" if chosen.type == "cuda" else "gloo")
     on_device = backend == "nccl"
+    # The store is torchrun's, and outlives the processes that it starts again.
+    start = _given("TORCHELASTIC_RESTART_COUNT", 0)
+    prefix = f"stma/{start}/{next(_joined)}"
     dist.init_process_group(
         backend,
         timeout=DEVICE_TIMEOUT if on_device else TIMEOUT,
-        store=dist.PrefixStore(f"stma/{next(_joined)}", _meeting_place(rank, world_size)),
+        store=dist.PrefixStore(prefix, _meeting_place(rank, world_size)),
         rank=rank,
         world_size=world_size,
         device_id=chosen if on_device else None,
