@@ -306,6 +306,7 @@ class Tab:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", self._check)
         self.page.goto(address)
+        self.wait("Object.keys(state.limits).length")  # it has asked what there is
         self.wait("state.videos.length == 0 || (frame && frame.number == wanted)")
 
     def _check(self, request) -> None:

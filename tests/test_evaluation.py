@@ -305,6 +305,7 @@ def test_many_processes_give_the_masks_of_one(root, weights, tmp_path) -> None:
         start_program(
             *command,
             "device=cpu",
+            "segmenter.precision=fp32",  # as in this process, see conftest.py
             environment=shared | {"RANK": rank, "LOCAL_RANK": rank},
             printed=tmp_path / rank,
         )

@@ -24,7 +24,6 @@ from stma.model.stma import STMA, prepare_compiler
 from stma.model.weights import load_model
 from stma.runtime.config import check_types
 from stma.runtime.device import autocast, check_precision, upload
-from stma.runtime.opencv import cv2
 
 log = logging.getLogger(__name__)
 
@@ -670,6 +669,8 @@ def index_mask(
 def _best_rows(probabilities: Tensor, size: tuple[int, int]) -> np.ndarray:
     """The row of the largest value of every pixel, one row at a time by OpenCV, in a fifth of the
     time that PyTorch's resizing and maximum take on a CPU."""
+    from stma.runtime.opencv import cv2  # a server may have PyTorch and no libGL
+
     rows = np.zeros(size, np.uint8)
     best: np.ndarray | None = None
     for row, values in enumerate(probabilities):
