@@ -239,7 +239,7 @@ class _Run:
                 if self._saved(segmenter, BACKWARD_STATE, masks):
                     return False
         segmenter.reset()
-        segmenter.save(self._output / STATE)
+        self._save(segmenter, STATE)
         (self._output / BACKWARD_STATE).unlink(missing_ok=True)
         return True
 
@@ -284,7 +284,7 @@ class _Run:
                     stopped = self._stopped()
         frames.close()
         if damage is not None and segmenter is not None:
-            segmenter.save(self._output / STATE)
+            self._save(segmenter, STATE)
         if count:
             for writer in writers:
                 writer.close(complete=not stopped)
@@ -385,10 +385,14 @@ class _Run:
         stopped = self._stopped()
         if stopped or time.monotonic() - self._saved_at > SAVE_EVERY:
             masks.flush()  # first, since the state says that they exist
-            self._scores.write()
-            segmenter.save(self._output / state)
+            self._save(segmenter, state)
             self._saved_at = time.monotonic()
         return stopped
+
+    def _save(self, segmenter: "Segmenter", state: str) -> None:
+        """The state of the video, and the scores that will not be computed again after it."""
+        self._scores.write()
+        segmenter.save(self._output / state)
 
     def _mask_writer(self) -> Writer:
         return mask_writer(self._output / MASKS, self._video, self._palette)
